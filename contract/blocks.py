@@ -1,0 +1,88 @@
+"""Token ids to block hashes: the name under which a piece of KV cache is known to the router.
+
+A block hash is a chain over full blocks of token ids: the hash of a block covers its tokens and everything before it, so
+equal hashes mean equal prefixes and a dictionary from hash to holders is a prefix tree. The chain starts at a root that is
+salted by what makes equal tokens yield different KV values: the base model, the LoRA adapter and the caller's `cache_salt`.
+
+XXH64 with the parent as its seed: 64 bits, 25 us per 1,000 tokens. It is not cryptographic, and need not be: a collision
+sends one request to a worker that does not hold its prefix, where the engine (which hashes for itself) recomputes it.
+Nothing here depends on PYTHONHASHSEED or on the engine's own hash function.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+
+from xxhash import xxh64_intdigest
+
+assert sys.byteorder == "little", "block hashes are packed little-endian by copying memory"
+assert array("I").itemsize == 4
+assert array("Q").itemsize == 8
+
+TEXT_CHARS_PER_TOKEN = 4
+"""Where no tokenizer can be had: how many UTF-8 bytes stand for one token (text chains only)."""
+
+_SEPARATOR = b"\x1f"
+
+
+def root_hash(model: str, *, lora: str = "", cache_salt: str = "") -> int:
+    """The parent of a prompt's first block.
+
+    model: name of the base model as the engine serves it first; lora: adapter name, "" for none.
+    Returns an unsigned 64-bit integer.
+    """
+    return xxh64_intdigest(_SEPARATOR.join(part.encode() for part in ("tokens", model, lora, cache_salt)))
+
+
+def text_root_hash(model: str, *, lora: str = "", cache_salt: str = "") -> int:
+    """The root of a text chain: its hashes never equal those of a token chain."""
+    return xxh64_intdigest(_SEPARATOR.join(part.encode() for part in ("text", model, lora, cache_salt)))
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Token ids as flat little-endian uint32, the form that `chain` reads. OverflowError: an id outside 32 bits."""
+    return array("I", token_ids).tobytes()
+
+
+def chain(tokens: bytes | memoryview, block_size: int, parent: int) -> array[int]:
+    """Block hashes of every full block.
+
+    tokens: flat uint32 token ids, 4 bytes each (a trailing partial block is ignored); block_size: tokens a block;
+    parent: `root_hash(...)`, or the hash of the block before.
+    Returns array('Q'), one hash a full block; `.tobytes()` is the wire form.
+    """
+    step = 4 * block_size
+    view = memoryview(tokens)
+    hashes = array("Q")
+    append = hashes.append
+    for start in range(0, len(view) - step + 1, step):
+        parent = xxh64_intdigest(view[start : start + step], parent)
+        append(parent)
+    return hashes
+
+
+def extend(parent: int, tokens: bytes | memoryview, extra: bytes = b"") -> int:
+    """The hash of one block after `parent`. extra: what else tells this block apart (multimodal keys), b"" for none."""
+    if extra:
+        return xxh64_intdigest(bytes(tokens) + _SEPARATOR + extra, parent)
+    return xxh64_intdigest(tokens, parent)
+
+
+def text_chain(text: bytes, block_size: int, parent: int) -> array[int]:
+    """Block hashes of full text chunks of `block_size * TEXT_CHARS_PER_TOKEN` bytes; parent: `text_root_hash(...)`."""
+    step = block_size * TEXT_CHARS_PER_TOKEN
+    view = memoryview(text)
+    hashes = array("Q")
+    for start in range(0, len(view) - step + 1, step):
+        parent = xxh64_intdigest(view[start : start + step], parent)
+        hashes.append(parent)
+    return hashes
+
+
+def unpack_hashes(packed: bytes) -> array[int]:
+    """The wire form back to array('Q'). ValueError: not a multiple of 8 bytes."""
+    hashes = array("Q")
+    hashes.frombytes(packed)
+    return hashes

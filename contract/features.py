@@ -1,0 +1,31 @@
+"""The TTFT feature row: what was known of one candidate when a decision was made.
+
+One definition serves both sides: the control plane fills a row per candidate at decision time and stores the chosen one with
+the outcome; the trainer reads those rows back. Rows are plain float lists in the order of FEATURES. Any change of names,
+order or units raises VERSION: a model trained on another version is refused.
+"""
+
+from __future__ import annotations
+
+VERSION = 1
+
+FEATURES: tuple[str, ...] = (
+    "input_tokens",  # prompt length
+    "matched_tokens",  # of which this endpoint is believed to hold in its KV cache
+    "uncached_tokens",  # input - matched
+    "active",  # requests the router has at this endpoint, this one not included
+    "no_first_byte",  # of those, still without a first token
+    "prefill_tokens",  # uncached prompt tokens of those without a first token
+    "context_tokens",  # prompt tokens of all active requests
+    "running",  # the engine's report
+    "waiting",  # the engine's report
+    "kv_usage",  # the engine's report, 0..1
+    "report_age_s",  # how old the three above are
+    "max_tokens",  # the caller's bound on output, 0 where none
+    "prefill_tokens_per_s",  # learned from this endpoint's own first bytes, 0 until known
+    "decode_itl_s",  # learned mean gap between tokens at this endpoint, 0 until known
+    "ttft_ewma_s",  # recent first tokens at this endpoint, 0 until known
+    "cache_tokens",  # KV capacity of the endpoint
+)
+
+INDEX: dict[str, int] = {name: position for position, name in enumerate(FEATURES)}

@@ -1,0 +1,8 @@
+"""How a process lives: everything that is not about routing.
+
+settings   one frozen dataclass per process, from flags and environment, self-checking
+log        one readable line an event, or JSON
+service    signals, orderly start and end of an asyncio process
+clock      time as an argument
+rng        named random streams from one seed
+"""

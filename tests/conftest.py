@@ -1,0 +1,70 @@
+"""Parts that many tests stand on: a real Redis, free ports, a short directory for sockets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from headway.embedded_redis import RedisServer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory whose path is short enough for Unix sockets (108 bytes)."""
+    path = Path(tempfile.mkdtemp(prefix="hw-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _redis_server() -> Iterator[RedisServer]:
+    path = Path(tempfile.mkdtemp(prefix="hw-"))
+    server = RedisServer(path)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_url(_redis_server: RedisServer) -> str:
+    """URL of a real, empty Redis, shared by the tests of a run one after the other."""
+    with redis.Redis.from_url(_redis_server.url) as client:
+        client.flushall()
+    return _redis_server.url
+
+
+@pytest.fixture
+def own_redis(short_dir: Path) -> Iterator[RedisServer]:
+    """A real Redis of this test's own, to kill and to start again."""
+    server = RedisServer(short_dir)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of captures and traces beside the checkout; tests that want it skip where it is absent."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip("no shared/ folder beside the checkout")
+    return path
