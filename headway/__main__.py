@@ -1,0 +1,74 @@
+"""`headway COMMAND ...`: finds the command's module, turns every expected error into one line and an exit code.
+
+Exit codes: 0 done; 1 it ran and something failed; 2 the command line or its surroundings are wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+
+class UsageError(Exception):
+    """One sentence for whoever typed the command."""
+
+
+# name -> (module with add_arguments(parser) and run(args) -> int, what it does)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("headway.up", "start a whole stack on this machine: Redis, control plane, data plane, emulated workers"),
+    "down": ("headway.down", "end the stack that `up` started here"),
+    "workers": ("headway.workers", "the fleet as the control plane sees it"),
+    "policy": ("headway.policy", "show or switch the routing policy"),
+    "drain": ("headway.drain", "no new requests for a worker (--undo: again)"),
+    "explain": ("headway.explain", "why a request went where it went"),
+    "replay": ("headway.replay", "send a recorded workload through the proxy, open loop"),
+    "simulate": ("headway.simulate", "compare policies on a trace in virtual time"),
+    "demo": ("headway.demo", "a tour: up, two conversations, what went where and why, down"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (try: {self.prog} --help)")
+
+
+def _overview() -> str:
+    lines = ["usage: headway COMMAND [options]", "", "commands:"]
+    lines += [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join([*lines, "", "headway COMMAND --help says more."])
+
+
+def dispatch(argv: list[str]) -> int:
+    """Runs one command. UsageError: no such command, or arguments that do not fit."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+    module_name, text = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    parser = _Parser(prog=f"headway {name}", description=text, allow_abbrev=False)
+    module.add_arguments(parser)
+    result: int = module.run(parser.parse_args(argv[1:]))
+    return result
+
+
+def main() -> None:
+    try:
+        code = dispatch(sys.argv[1:])
+    except UsageError as error:
+        print(f"headway: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `headway workers | head`
+        sys.stderr.close()
+        code = 0
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`headway explain [DECISION]`: why a request went where it went, every candidate with its features and scores."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from headway.__main__ import UsageError
+from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from proto import routing_pb2, routing_pb2_grpc
+
+# Those that differ between candidates and decide; --all shows every one.
+_FEATURES = ("matched_tokens", "uncached_tokens", "active", "prefill_tokens", "running", "waiting", "kv_usage", "report_age_s")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_control_argument(parser)
+    parser.add_argument(
+        "decision", nargs="?", default="", help="the x-headway-decision header of the response (default: the latest decision)"
+    )
+    parser.add_argument("--all", action="store_true", help="every feature")
+
+
+def run(args: argparse.Namespace) -> int:
+    request = routing_pb2.ExplainRequest(decision_id=_decision_id(args.decision))
+    explanation = call(args, lambda channel: routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S))
+    Console().print(render(explanation, every_feature=args.all))
+    return 0
+
+
+def _decision_id(text: str) -> int:
+    """0: the latest. UsageError: not 16 hexadecimal digits."""
+    try:
+        return int(text, 16) if text else 0
+    except ValueError:
+        raise UsageError(f"{text!r} is not a decision id (16 hexadecimal digits, from the x-headway-decision header)") from None
+
+
+def render(explanation: routing_pb2.Explanation, *, every_feature: bool = False) -> Group:
+    at = time.strftime("%H:%M:%S", time.localtime(explanation.decided_at))
+    head = Text(f"decision {explanation.decision_id:016x} at {at}: {explanation.model}, {explanation.input_tokens:,} tokens")
+    why = Text(f"policy {explanation.policy}: {explanation.reason}", style="bold")
+    if explanation.HasField("shed"):
+        reason = routing_pb2.Shed.Reason.Name(explanation.shed.reason)
+        why = Text(f"refused ({reason}): {explanation.shed.message}", style="bold red")
+    return Group(head, why, _table(explanation, every_feature), _outcome(explanation))
+
+
+def _table(explanation: routing_pb2.Explanation, every_feature: bool) -> Table:
+    present = [name for candidate in explanation.candidates for name in candidate.features]
+    features = list(dict.fromkeys(present)) if every_feature else [name for name in _FEATURES if name in present]
+    scorers = list(dict.fromkeys(name for candidate in explanation.candidates for name in candidate.scores))
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("")
+    table.add_column("worker")
+    for name in [*features, *(f"score: {name}" for name in scorers), "total"]:
+        table.add_column(name, justify="right")
+    for candidate in sorted(explanation.candidates, key=lambda c: (not c.chosen, bool(c.rejected_by), -c.total)):
+        style = "green" if candidate.chosen else "dim" if candidate.rejected_by else ""
+        cells = [_number(candidate.features[name]) if name in candidate.features else "-" for name in features]
+        cells += [f"{candidate.scores[name]:.3f}" if name in candidate.scores else "-" for name in scorers]
+        total = candidate.rejected_by and f"out: {candidate.rejected_by}" or f"{candidate.total:.3f}"
+        table.add_row("->" if candidate.chosen else "", candidate.worker, *cells, total, style=style)
+    return table
+
+
+def _outcome(explanation: routing_pb2.Explanation) -> Text:
+    if not explanation.HasField("outcome"):
+        return Text("not ended yet" if not explanation.HasField("shed") else "", style="dim")
+    outcome = explanation.outcome
+    parts = [f"ended {routing_pb2.End.Name(outcome.end)} after {outcome.e2e_s:.3f} s, status {outcome.http_status}"]
+    if outcome.HasField("ttft_s"):
+        parts.append(f"TTFT {outcome.ttft_s * 1000:.0f} ms")
+    if outcome.HasField("cached_tokens"):
+        parts.append(f"the engine found {outcome.cached_tokens:,} tokens in its cache")
+    parts.append(f"{outcome.output_tokens:,} tokens out")
+    return Text(", ".join(parts), style="dim")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3f}"

@@ -1,0 +1,129 @@
+"""Which processes a stack is made of, in the order in which they start. Pure: no process is started here."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headway import embedded_redis
+
+PRESETS = ("llama3-8b-h100", "llama2-13b-a100-40gb", "tiny-cpu")
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What `headway up` was asked for."""
+
+    workers: int = 4
+    preset: str = "llama3-8b-h100"
+    model: str = ""  # empty: the preset's
+    policy: str = "lmetric"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 50051
+    metrics_port: int = 9101
+    worker_port: int = 9001  # the first; the others follow
+    processes: int = 1
+    speed: float = 1.0
+    redis_url: str = ""  # empty: a server of our own
+    engine_faults: bool = False  # the emulators take orders to misbehave: for tests
+
+    def ports(self) -> dict[str, int]:
+        """Every TCP port the stack listens on, by the flag that moves it."""
+        named = {"--port": self.port, "--grpc-port": self.grpc_port, "--metrics-port": self.metrics_port}
+        named |= {f"--worker-port (worker {i + 1})": self.worker_port + i for i in range(self.workers)}
+        return {flag: port for flag, port in named.items() if port}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One child: how it starts, and how it says that it is up."""
+
+    name: str
+    command: list[str]
+    health: str  # "redis:URL", "grpc:TARGET", "http:URL", "worker:NAME" (known to the control plane) or "" for none
+    environment: dict[str, str] = field(default_factory=dict)
+    stage: int = 0  # processes of one stage start together, once the stage before is healthy
+    stop_grace_s: float = 5.0
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def stack(options: StackOptions, run_dir: Path) -> list[Process]:
+    """The processes of one stack. run_dir: short path for sockets."""
+    redis_url = options.redis_url or f"unix://{run_dir / 'redis.sock'}"
+    control_socket = f"unix:{run_dir / 'control.sock'}"
+    processes = []
+    if not options.redis_url:
+        processes.append(Process("redis", embedded_redis.command(run_dir), f"redis:{redis_url}", stage=0))
+    processes.append(
+        Process(
+            "controlplane",
+            python(
+                "controlplane",
+                *("--listen", f"{options.host}:{options.grpc_port},{control_socket}"),
+                *("--redis-url", redis_url),
+                *("--metrics-port", str(options.metrics_port)),
+            ),
+            f"grpc:{control_socket}",
+            # The policy at start; the environment, so that a switch made later is not undone by a look at the command line.
+            environment={"ROUTING_STRATEGY": options.policy},
+            stage=1,
+        )
+    )
+    for number in range(1, options.workers + 1):
+        url = f"http://127.0.0.1:{options.worker_port + number - 1}"
+        engine = python(
+            "emulator",
+            *("--port", str(options.worker_port + number - 1)),
+            *("--preset", options.preset),
+            *("--speed", str(options.speed)),
+            *(("--model", options.model) if options.model else ()),
+            *(("--faults",) if options.engine_faults else ()),
+        )
+        agent = python(
+            "worker_agent",
+            *("--worker", f"worker-{number}"),
+            *("--engine-url", url),
+            *("--redis-url", redis_url),
+            *("--tokenizer", "headway-8k"),
+            *("--accelerator", f"emulated-{options.preset}"),
+        )
+        processes.append(Process(f"engine-{number}", engine, f"http:{url}/health", stage=1))
+        processes.append(Process(f"agent-{number}", agent, f"worker:worker-{number}", stage=2))
+    processes.append(
+        Process(
+            "dataplane",
+            python(
+                "dataplane",
+                *("--host", options.host),
+                *("--port", str(options.port)),
+                *("--control", control_socket),
+                *("--processes", str(options.processes)),
+            ),
+            f"http:http://{options.host}:{options.port}/ready",
+            stage=2,
+            stop_grace_s=10.0,
+        )
+    )
+    return processes
+
+
+def taken_port(options: StackOptions) -> tuple[str, int] | None:
+    """The first flag whose port is not free, with the port."""
+    seen: dict[int, str] = {}
+    for flag, port in options.ports().items():
+        if port in seen:
+            return flag, port
+        seen[port] = flag
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((options.host, port))
+            except OSError:
+                return flag, port
+    return None

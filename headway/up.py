@@ -1,0 +1,240 @@
+"""`headway up`: the whole stack on one machine.
+
+Starts Redis, then the control plane and the engines, then the agents and the data plane, each stage once the one before is
+healthy; prints where everything is and a curl line that streams; keeps every process alive; Ctrl-C (or SIGTERM, or `headway
+down`) ends them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from headway import health, runfile
+from headway.__main__ import UsageError
+from headway.embedded_redis import RedisUnavailable
+from headway.plan import PRESETS, Process, StackOptions, stack, taken_port
+from headway.supervisor import Child, describe_exit
+
+START_TIMEOUT_S = 90.0
+"""For one stage: a cold machine imports slowly."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = StackOptions()
+    parser.add_argument("--workers", type=int, default=default.workers, help="emulated workers (default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESETS, default=default.preset, help="what they emulate (default: %(default)s)")
+    parser.add_argument("--model", default="", help="model name they serve (default: the preset's)")
+    parser.add_argument("--policy", default=default.policy, help="routing policy at start (default: %(default)s)")
+    parser.add_argument("--host", default=default.host, help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=default.port, help="OpenAI API (default: %(default)s)")
+    parser.add_argument("--grpc-port", type=int, default=default.grpc_port, help="control plane (default: %(default)s)")
+    parser.add_argument(
+        "--metrics-port", type=int, default=default.metrics_port, help="control plane's /metrics (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--worker-port", type=int, default=default.worker_port, help="first engine; the others follow (default: %(default)s)"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="data-plane processes on one port (default: 1)")
+    parser.add_argument("--speed", type=float, default=1.0, help="emulated time runs this many times faster (default: 1)")
+    parser.add_argument("--redis-url", default="", help="an existing Redis (default: an embedded one)")
+    parser.add_argument("--engine-faults", action="store_true", help="emulators take orders to misbehave")
+    parser.add_argument("--log", default="", help="log file (default: .headway/up.log)")
+    parser.add_argument("--verbose", action="store_true", help="every process's log on the terminal, too")
+
+
+def options_of(args: argparse.Namespace) -> StackOptions:
+    """UsageError: values that make no sense."""
+    if not 1 <= args.workers <= 64:
+        raise UsageError(f"--workers: {args.workers} is not between 1 and 64")
+    if args.speed <= 0:
+        raise UsageError(f"--speed: {args.speed} must be above 0")
+    if args.processes < 1:
+        raise UsageError(f"--processes: {args.processes} must be at least 1")
+    names = StackOptions.__dataclass_fields__
+    options = StackOptions(**{name: getattr(args, name) for name in names})
+    for flag, port in options.ports().items():
+        if not 1 <= port <= 65_535:
+            raise UsageError(f"{flag}: {port} is not a TCP port")
+    return options
+
+
+def run(args: argparse.Namespace) -> int:
+    options = options_of(args)
+    taken = taken_port(options)
+    if taken is not None:
+        flag, port = taken
+        raise UsageError(f"port {port} is taken by another process; choose another with {flag.split()[0]}")
+    run_dir = Path(tempfile.mkdtemp(prefix="headway-"))  # short: a Unix socket's path has room for 107 bytes
+    log_path = Path(args.log or runfile.directory() / "up.log")
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        processes = stack(options, run_dir)
+        with log_path.open("w", encoding="utf-8") as log:
+            return asyncio.run(Stack(options, processes, run_dir, log, log_path, verbose=args.verbose).run())
+    except RedisUnavailable as error:
+        raise UsageError(str(error)) from error
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@dataclass
+class _Terminal:
+    """What the person sees: one line a step, redrawn in place where the output is a terminal."""
+
+    out: TextIO
+    verbose: bool
+
+    def say(self, text: str = "") -> None:
+        print(text, file=self.out, flush=True)
+
+    def on_line(self, name: str, line: str) -> None:
+        if self.verbose or " E " in line[:24] or "; starting again in " in line or "Traceback" in line:
+            self.say(f"{name:<13}| {line}")
+
+
+class Stack:
+    """One stack's life, from the first process to the last."""
+
+    def __init__(
+        self, options: StackOptions, processes: list[Process], run_dir: Path, log: TextIO, log_path: Path, *, verbose: bool
+    ) -> None:
+        self._options = options
+        self._run_dir = run_dir
+        self._log_path = log_path
+        self._terminal = _Terminal(sys.stdout, verbose)
+        self._control = f"unix:{run_dir / 'control.sock'}"
+        self._children = [Child(process, log, self._terminal.on_line) for process in processes]
+        self._ending = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._ending.set)
+        try:
+            if not await self._start():
+                return 0 if self._ending.is_set() else 1
+            self._announce()
+            await self._ending.wait()
+            return 0
+        finally:
+            await self._stop()
+
+    async def _start(self) -> bool:
+        """False: a process did not come up, or we were told to end meanwhile."""
+        for stage in sorted({child.process.stage for child in self._children}):
+            children = [child for child in self._children if child.process.stage == stage]
+            for child in children:
+                child.start()
+            for child in children:
+                if not await self._wait_up(child):
+                    return False
+        return True
+
+    async def _wait_up(self, child: Child) -> bool:
+        started = time.monotonic()
+        ending = asyncio.create_task(self._ending.wait())
+        broken = asyncio.create_task(_ended(child))
+        healthy = asyncio.create_task(health.wait_healthy(child.process.health, self._control, START_TIMEOUT_S))
+        tasks = {ending, broken, healthy}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if ending.done() and not ending.cancelled():
+            return False
+        if healthy.done() and not healthy.cancelled() and healthy.result():
+            self._terminal.say(f"  {child.process.name:<13} up after {time.monotonic() - started:.1f} s")
+            return True
+        why = describe_exit(child.exit_code) if not broken.cancelled() else f"no sign of health within {START_TIMEOUT_S:.0f} s"
+        self._terminal.say(f"headway up: {child.process.name} did not come up ({why}). Its last words:")
+        for line in _last_lines(self._log_path, child.process.name):
+            self._terminal.say(f"  {line}")
+        return False
+
+    def _announce(self) -> None:
+        options = self._options
+        model = _served_model(f"http://{options.host}:{options.port}") or options.model or options.preset
+        runfile.write(
+            pid=os.getpid(),
+            url=f"http://{options.host}:{options.port}",
+            control=f"{options.host}:{options.grpc_port}",
+            model=model,
+            log=str(self._log_path),
+            pids={child.process.name: child.pid for child in self._children},
+            sockets=str(self._run_dir),
+        )
+        body = json.dumps(
+            {
+                "model": model,
+                "stream": True,
+                "max_tokens": 40,
+                "messages": [
+                    {"role": "system", "content": "You are a friendly guide to the railways of Europe."},
+                    {"role": "user", "content": "How do I get from Lisbon to Tallinn?"},
+                ],
+            }
+        )
+        say = self._terminal.say
+        say()
+        say(f"Headway is up: {options.workers} emulated workers ({options.preset}), policy {options.policy}.")
+        say()
+        say(f"  OpenAI API   http://{options.host}:{options.port}/v1")
+        say(f"  gRPC         {options.host}:{options.grpc_port}   (reflection is on)")
+        say(
+            f"  metrics      http://{options.host}:{options.port}/metrics   http://{options.host}:{options.metrics_port}/metrics"
+        )
+        say(f"  log          {self._log_path}")
+        say()
+        say("Stream a chat; the x-headway-* headers say which worker served it:")
+        say()
+        url = f"http://{options.host}:{options.port}/v1/chat/completions"
+        say(f"curl -sS -N -i {url} -H 'content-type: application/json' -d '{body}'")
+        say()
+        command = Path(sys.argv[0]).name if shutil.which("headway") else os.path.relpath(sys.argv[0])
+        say(f"Then: {command} explain    {command} workers    {command} policy prefix    {command} replay")
+        say("Ctrl-C ends everything.")
+
+    async def _stop(self) -> None:
+        self._terminal.say("ending ...")
+        # Reverse order: callers before what they call, so that streams can end well.
+        for stage in sorted({child.process.stage for child in self._children}, reverse=True):
+            await asyncio.gather(*(child.stop() for child in self._children if child.process.stage == stage))
+        runfile.remove(os.getpid())
+        self._terminal.say("ended.")
+
+
+async def _ended(child: Child) -> None:
+    """Returns when the child has ended: during start that is a failure, not a reason to try again."""
+    while True:
+        await child.changed.wait()
+        child.changed.clear()
+        if child.exit_code is not None:
+            return
+
+
+def _last_lines(path: Path, name: str, count: int = 12) -> list[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.startswith(f"{name:<13}|")][-count:]
+
+
+def _served_model(url: str) -> str:
+    """The first model of the fleet, as a caller sees it; "" where it cannot be asked."""
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as reply:
+            models = json.load(reply)["data"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return str(models[0]["id"]) if models else ""
