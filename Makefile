@@ -1,5 +1,5 @@
 # make help      what there is
-# Every target sets up what it needs: a virtual environment in .venv, from requirements.lock.
+# Every target sets up what it needs: a virtual environment in .venv, from requirements-dev.lock.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -11,7 +11,7 @@ ARGS ?=
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements-dev.lock pyproject.toml
 	@deploy/make-venv "$(VENV)"
 	@touch $@
 
@@ -38,6 +38,9 @@ format: $(READY)  ## write the code as `make check` wants it
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix --quiet .
 
+lock: $(READY)  ## resolve the dependencies again
+	@deploy/lock
+
 proto: $(READY)  ## generate the gRPC stubs
 	@deploy/generate-stubs
 
@@ -56,4 +59,4 @@ test-compose: $(READY)  ## docker compose: up, a chat, a worker killed, down
 test-vllm: $(READY)  ## against two real vLLM servers on the CPU
 	@tests/vllm/run
 
-.PHONY: help setup up down test check format demo proto bench sim test-compose test-vllm
+.PHONY: help setup up down test check format lock demo proto bench sim test-compose test-vllm

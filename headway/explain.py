@@ -63,7 +63,7 @@ def _table(explanation: routing_pb2.Explanation, every_feature: bool) -> Table:
         style = "green" if candidate.chosen else "dim" if candidate.rejected_by else ""
         cells = [_number(candidate.features[name]) if name in candidate.features else "-" for name in features]
         cells += [f"{candidate.scores[name]:.3f}" if name in candidate.scores else "-" for name in scorers]
-        total = candidate.rejected_by and f"out: {candidate.rejected_by}" or f"{candidate.total:.3f}"
+        total = (candidate.rejected_by and f"out: {candidate.rejected_by}") or f"{candidate.total:.3f}"
         table.add_row("->" if candidate.chosen else "", candidate.worker, *cells, total, style=style)
     return table
 

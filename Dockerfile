@@ -1,0 +1,26 @@
+# One image for every process: `python -m controlplane`, `dataplane`, `worker_agent`, `emulator`.
+FROM python:3.11-slim
+
+# LightGBM's wheels want the OpenMP runtime.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /app
+COPY requirements.lock ./
+RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.lock
+
+COPY pyproject.toml README.md ./
+COPY proto ./proto
+COPY contract ./contract
+COPY runtime ./runtime
+COPY dataplane ./dataplane
+COPY controlplane ./controlplane
+COPY worker_agent ./worker_agent
+COPY trainer ./trainer
+COPY emulator ./emulator
+COPY loadgen ./loadgen
+COPY headway ./headway
+RUN pip install --no-cache-dir --root-user-action=ignore --no-deps . && python -m compileall -q /app && useradd --system --home /app headway
+
+USER headway
+ENV PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
+CMD ["headway", "--help"]
