@@ -1,0 +1,275 @@
+"""Which worker holds how much of a prompt's beginning."""
+
+from __future__ import annotations
+
+import gc
+from array import array
+from collections.abc import Iterable
+from typing import Protocol
+
+from controlplane.dict_table import DictTable
+from controlplane.index_state import IndexState
+from controlplane.speculation import SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Guesses
+
+SWEEP_ROWS = 65_536
+"""Rows of the table that one call of `sweep` looks at: well under a millisecond."""
+EXPIRE_BLOCKS = 4_096
+"""Guesses that one call of `expire` forgets at most, over all workers."""
+
+_CREDITED = (IndexState.EXACT,)
+
+
+class Table(Protocol):
+    """Block hash to the set of lanes that hold it. A lane is one rank of one endpoint, in one life."""
+
+    def __len__(self) -> int:
+        """Distinct blocks (those of retired lanes leave the count as they are swept)."""
+
+    def add(self, lane: int, hashes: array[int]) -> int:
+        """Returns how many of them the lane did not hold."""
+
+    def discard(self, lane: int, hashes: array[int]) -> int:
+        """Returns how many of them the lane held."""
+
+    def retire(self, lane: int) -> None:
+        """Forget everything the lane holds, a slice per `sweep`; the lane must not be used before sweep returned it."""
+
+    def sweep(self, rows_max: int) -> list[int]:
+        """Goes on with retired lanes; returns those that are free again."""
+
+    def prefixes(self, hashes: array[int], lanes: int) -> Iterable[tuple[int, int]]:
+        """(bit set of lanes, length): how far each of `lanes` holds the chain without a hole. Lengths above 0 only."""
+
+    def run(self, lane: int, hashes: array[int], start: int) -> int:
+        """The first position at or after `start` that the lane does not hold."""
+
+    def memory_bytes(self) -> int: ...
+
+
+class _Slot:
+    """What the index keeps of one endpoint."""
+
+    __slots__ = ("blocks", "exact", "guesses", "lanes", "state", "withheld")
+
+    def __init__(self, guesses: Guesses, exact: bool) -> None:
+        self.exact = exact
+        self.guesses = guesses
+        self.lanes: dict[int, int] = {}  # rank -> lane
+        self.blocks = 0
+        self.state = IndexState.CATCHING_UP if exact else IndexState.SPECULATIVE
+        self.withheld = False
+
+
+def _bits(mask: int) -> Iterable[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+class PrefixIndex:
+    """Exact and guessed blocks of every endpoint. Pure: no clock, no I/O; not thread-safe."""
+
+    def __init__(self, table: Table | None = None) -> None:
+        self._table: Table = DictTable() if table is None else table
+        self._slots: dict[int, _Slot] = {}
+        self._slot_of_lane: list[int] = []  # -1: retired or free
+        self._free_lanes: list[int] = []
+        self._credited = 0  # lanes whose announced blocks count
+        self._guessing: dict[int, Guesses] = {}  # slots with guesses that may count
+
+    # -------------------------------------------------------------------------------------------------- membership
+
+    def attach(self, slot: int, *, capacity_blocks: int, exact: bool) -> None:
+        """A new endpoint. exact False: it sends no events. A slot that is in use starts afresh."""
+        if slot in self._slots:
+            self.detach(slot)
+        guesses = Guesses(SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S) if exact else Guesses(capacity_blocks, None)
+        self._slots[slot] = _Slot(guesses, exact)
+        self._refresh(slot)
+
+    def detach(self, slot: int) -> None:
+        """Forget an endpoint; at once for `match`, by slices for memory (see `sweep`). Unknown slots are ignored."""
+        entry = self._slots.pop(slot, None)
+        if entry is not None:
+            self._retire(entry)
+            self._guessing.pop(slot, None)
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._slots
+
+    def set_state(self, slot: int, state: IndexState) -> None:
+        """What the follower of the worker's events says. KeyError: not attached."""
+        self._slots[slot].state = state
+        self._refresh(slot)
+
+    def withhold(self, slot: int, withheld: bool) -> None:
+        """The self-check's verdict, kept apart from the follower's: while withheld, the slot is DEGRADED. KeyError."""
+        self._slots[slot].withheld = withheld
+        self._refresh(slot)
+
+    def state(self, slot: int) -> IndexState:
+        """UNSPECIFIED: not attached."""
+        entry = self._slots.get(slot)
+        if entry is None:
+            return IndexState.UNSPECIFIED
+        return IndexState.DEGRADED if entry.withheld else entry.state
+
+    # ------------------------------------------------------------------------------------------------------ question
+
+    def match(self, hashes: array[int], live_mask: int | None = None) -> dict[int, int]:
+        """How much of a chain every endpoint holds from its first block on, without a hole.
+
+        hashes: the prompt's block hashes, first block first; live_mask: bit per slot, None for all.
+        Returns slot -> blocks, only those above 0.
+        """
+        found: dict[int, int] = {}
+        if not hashes:
+            return found
+        slot_of_lane = self._slot_of_lane
+        if self._credited:
+            for lanes, length in self._table.prefixes(hashes, self._credited):
+                for lane in _bits(lanes):
+                    slot = slot_of_lane[lane]
+                    if found.get(slot, 0) < length:
+                        found[slot] = length
+        for slot, guesses in self._guessing.items():
+            start = found.get(slot, 0)
+            if start < len(hashes) and hashes[start] in guesses:
+                found[slot] = self._extend(self._slots[slot], hashes, start)
+        if live_mask is not None:
+            return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
+        return found
+
+    def _extend(self, entry: _Slot, hashes: array[int], start: int) -> int:
+        """Guessed blocks from `start` on, with announced ones between them."""
+        position = start
+        while True:
+            guessed = entry.guesses.run(hashes, position)
+            announced = guessed
+            if entry.state in _CREDITED:
+                for lane in entry.lanes.values():
+                    announced = max(announced, self._table.run(lane, hashes, guessed))
+            if announced == position:
+                return position
+            position = announced
+
+    # -------------------------------------------------------------------------------------------------------- events
+
+    def store(self, slot: int, hashes: array[int], rank: int = 0) -> None:
+        """The worker announced these blocks. KeyError: not attached."""
+        entry = self._slots[slot]
+        entry.blocks += self._table.add(self._lane(slot, entry, rank), hashes)
+        if entry.guesses:
+            entry.guesses.discard(hashes)
+
+    def remove(self, slot: int, hashes: array[int], rank: int = 0) -> None:
+        """The worker removed these blocks. KeyError: not attached."""
+        entry = self._slots[slot]
+        lane = entry.lanes.get(rank)
+        if lane is not None:
+            entry.blocks -= self._table.discard(lane, hashes)
+        if entry.guesses:
+            entry.guesses.discard(hashes)
+
+    def clear(self, slot: int) -> None:
+        """The worker holds nothing. KeyError: not attached."""
+        entry = self._slots[slot]
+        self._retire(entry)
+        entry.guesses.clear()
+
+    def replace(self, slot: int, hashes: array[int]) -> None:
+        """The worker holds exactly these (rank 0). KeyError: not attached."""
+        self.clear(slot)
+        self.store(slot, hashes)
+
+    def speculate(self, slot: int, hashes: array[int], now: float) -> None:
+        """A prompt was dispatched to this endpoint: it will hold these blocks soon. Unknown slots are ignored."""
+        entry = self._slots.get(slot)
+        if entry is None:
+            return
+        start = 0
+        if entry.state in _CREDITED:
+            for lane in entry.lanes.values():
+                start = max(start, self._table.run(lane, hashes, 0))
+        entry.guesses.add(hashes[start:], now)
+
+    # ------------------------------------------------------------------------------------------------------- upkeep
+
+    def expire(self, now: float) -> None:
+        """Forgets old guesses and goes on with the sweep: bounded work, meant for every few milliseconds."""
+        budget = EXPIRE_BLOCKS
+        for guesses in self._guessing.values():
+            budget -= guesses.expire(now, budget)
+            if budget <= 0:
+                break
+        self.sweep()
+
+    def sweep(self, rows_max: int = SWEEP_ROWS) -> None:
+        """Frees what detached and cleared endpoints held, at most `rows_max` rows of the table a call."""
+        self._free_lanes.extend(self._table.sweep(rows_max))
+
+    def blocks(self, slot: int) -> int:
+        """Blocks the worker announced (guesses not counted; those of several ranks count each). 0: not attached."""
+        entry = self._slots.get(slot)
+        return 0 if entry is None else entry.blocks
+
+    def guesses(self, slot: int) -> int:
+        entry = self._slots.get(slot)
+        return 0 if entry is None else len(entry.guesses)
+
+    def __len__(self) -> int:
+        """Distinct announced blocks."""
+        return len(self._table)
+
+    def memory_bytes(self) -> int:
+        """An estimate: the table, and 150 bytes a guess."""
+        return self._table.memory_bytes() + 150 * sum(len(guesses) for guesses in self._guessing.values())
+
+    # ------------------------------------------------------------------------------------------------------- lanes
+
+    def _lane(self, slot: int, entry: _Slot, rank: int) -> int:
+        lane = entry.lanes.get(rank)
+        if lane is None:
+            lane = self._free_lanes.pop() if self._free_lanes else self._new_lane()
+            entry.lanes[rank] = lane
+            self._slot_of_lane[lane] = slot
+            self._refresh(slot)
+        return lane
+
+    def _new_lane(self) -> int:
+        self._slot_of_lane.append(-1)
+        return len(self._slot_of_lane) - 1
+
+    def _retire(self, entry: _Slot) -> None:
+        for lane in entry.lanes.values():
+            self._credited &= ~(1 << lane)
+            self._slot_of_lane[lane] = -1
+            self._table.retire(lane)
+        entry.lanes = {}
+        entry.blocks = 0
+
+    def _refresh(self, slot: int) -> None:
+        """After a change of state or lanes: what counts."""
+        entry = self._slots[slot]
+        state = self.state(slot)
+        for lane in entry.lanes.values():
+            if state in _CREDITED:
+                self._credited |= 1 << lane
+            else:
+                self._credited &= ~(1 << lane)
+        if state is IndexState.DEGRADED:
+            self._guessing.pop(slot, None)
+        else:
+            self._guessing[slot] = entry.guesses
+
+
+def tune_gc() -> None:
+    """Call once, when the process has loaded its code and before it serves.
+
+    A full collection walks every container that is alive; freezing moves what exists now out of its sight, and the raised
+    thresholds make the rest rare.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
