@@ -1,0 +1,15 @@
+"""One stack serves all tests of this folder that do not break it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.stack import RunningStack, running_stack
+
+
+@pytest.fixture(scope="package")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("home"), "--speed", "4", workers=3) as running:
+        yield running

@@ -1,0 +1,193 @@
+"""A whole stack for a test: `headway up` as a person starts it, on free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from proto import fleet_pb2, fleet_pb2_grpc
+
+START_S_MAX = 90.0
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` neighbouring ports that were free a moment ago."""
+    for _ in range(50):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = int(probe.getsockname()[1])
+        if first + count < 65_000 and all(_is_free(first + offset) for offset in range(count)):
+            return first
+    raise AssertionError(f"no {count} neighbouring free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_until(condition: Callable[[], Any], *, seconds_max: float, what: str) -> Any:
+    """The first truthy value of `condition`; AssertionError naming `what` when the time is over.
+
+    It asks other processes, which have no event to wait for: a poll with a bound.
+    """
+    deadline = time.monotonic() + seconds_max
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds_max} s: {what}"
+        threading.Event().wait(0.05)
+
+
+@dataclass
+class RunningStack:
+    """What a test may ask of a stack that is up."""
+
+    process: subprocess.Popen[str]
+    home: Path
+    url: str
+    control: str
+    workers: int
+    output: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        return dict(json.loads((self.home / "run.json").read_text()))
+
+    def list_workers(self) -> fleet_pb2.WorkerList:
+        with grpc.insecure_channel(self.control) as channel:
+            return fleet_pb2_grpc.FleetStub(channel).ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=5)
+
+    def alive_workers(self) -> set[str]:
+        """Empty, too, while the control plane does not answer."""
+        try:
+            return {status.worker for status in self.list_workers().workers if status.alive}
+        except grpc.RpcError:
+            return set()
+
+    def set_policy(self, name: str) -> None:
+        with grpc.insecure_channel(self.control) as channel:
+            fleet_pb2_grpc.FleetStub(channel).SetPolicy(fleet_pb2.SetPolicyRequest(name=name), timeout=5)
+
+    def child_pids(self) -> dict[str, list[int]]:
+        """Processes of the stack right now, by a name made of module and its arguments' worker number."""
+        found: dict[str, list[int]] = {}
+        for pid in descendants(self.process.pid):
+            command = command_line(pid)
+            found.setdefault(_name_of(command), []).append(pid)
+        return found
+
+    def kill(self, name: str) -> int:
+        """SIGKILL to the one process of that name; its pid."""
+        pids = self.child_pids().get(name, [])
+        assert len(pids) == 1, f"{name}: {pids}"
+        os.kill(pids[0], signal.SIGKILL)
+        return pids[0]
+
+    def log(self) -> str:
+        return (self.home / "up.log").read_text(errors="replace")
+
+
+def _name_of(command: list[str]) -> str:
+    if any("redis-server" in part for part in command[:1]):
+        return "redis"
+    if "-m" in command:
+        module = command[command.index("-m") + 1]
+        if "--worker" in command:
+            return "agent-" + command[command.index("--worker") + 1].rpartition("-")[2]
+        if module == "emulator":
+            return "engine@" + command[command.index("--port") + 1]
+        return module
+    return " ".join(command[:2])
+
+
+def command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Direct children of a process, alive (no zombies)."""
+    pids = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            pids.append(int(stat.parent.name))
+    return pids
+
+
+@contextmanager
+def running_stack(home: Path, *arguments: str, workers: int = 2) -> Iterator[RunningStack]:
+    """`headway up` with these arguments; ended, and checked to have left nothing behind, at the end."""
+    first = free_ports(3 + workers)
+    command = [
+        *(sys.executable, "-m", "headway", "up"),
+        *("--workers", str(workers)),
+        *("--port", str(first), "--grpc-port", str(first + 1), "--metrics-port", str(first + 2)),
+        *("--worker-port", str(first + 3)),
+        *arguments,
+    ]
+    environment = {**os.environ, "HEADWAY_HOME": str(home)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+    stack = RunningStack(process, home, f"http://127.0.0.1:{first}", f"127.0.0.1:{first + 1}", workers)
+    up = threading.Event()
+    reader = threading.Thread(target=_read, args=(process, stack.output, up), daemon=True)
+    reader.start()
+    children: list[int] = []
+    try:
+        assert up.wait(START_S_MAX), "did not come up:\n" + "".join(stack.output)
+        assert process.poll() is None, "ended at start:\n" + "".join(stack.output)
+        yield stack
+        children = descendants(process.pid)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=45)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise AssertionError("did not end within 45 s of Ctrl-C:\n" + "".join(stack.output[-30:])) from None
+        reader.join(timeout=5)
+    left = [pid for pid in children if command_line(pid)]
+    assert not left, f"left behind: {[command_line(pid) for pid in left]}"
+
+
+def _read(process: subprocess.Popen[str], lines: list[str], up: threading.Event) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if "Ctrl-C ends everything" in line:
+            up.set()
+    up.set()
+
+
+def curl_line(output: list[str]) -> str:
+    """The command that `headway up` printed for pasting."""
+    (line,) = [line for line in output if re.match(r"\s*curl ", line)]
+    return line.strip()
