@@ -1,0 +1,119 @@
+"""Engines worth imitating: their memory, their limits, their speed.
+
+`tiny-cpu`: the 32 M parameter Llama of the CPU recordings (vLLM 0.32, one thread, block 32, 700 blocks, max_num_seqs 8, chunks of
+2,048). The six numbers are a least-squares fit (relative error) to the recorded medians on an idle server: cold TTFT of 16 to
+3,900 tokens (13 ms to 1,216 ms), cached TTFT of the same prompts (13 to 33 ms), and inter-token time by running requests
+(5.1 ms for 1, 8.2 ms for 8). The fit is within 8 % of every cold median and, above 2,048 tokens of
+context excepted (19 %), 5 % of every cached one.
+
+`llama3-8b-h100`: Llama-3.1-8B in BF16 on one H100 80 GB: 27,200 blocks of 16 tokens (435k tokens, 131,072 bytes each), about 22,000
+prefill tokens/s in chunks of 8,192. Attention: 32 layers x the flash-attention-3 kernel timings of vLLM 0.24 on an H100 SXM, 0.264 ms
+for 4,096 x 4,096 tokens of 32 heads and 8 KV heads (1.0e-9 s a pair), and 0.689 ms for 32 sequences of 16,384 tokens of context when
+decoding (4.2e-8 s a token). A step's base is 16 GB of weights at 3.35 TB/s plus 1.7 ms of launches, in line with the 7.2 ms median
+cycle of decode-only steps that were recorded for a 34B model on two H100s.
+
+`llama2-13b-a100-40gb`: 40 layers x 40 heads x 128 in FP16: 819,200 bytes of KV a token, 16-token blocks of 13,107,200 bytes; what 26 GB of
+weights leave of 40 GB at 0.9 utilisation holds 924 of them. Not measured; derived from the device: 26 GB at 1.3 TB/s achieved for a
+step's base and 0.63 us a context token, 26 GFLOP a token at 170 TFLOP/s achieved for prefill, 819 kFLOP a pair at 120 TFLOP/s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from emulator.latency import BatchingLatency, FormulaLatency, Latency
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One engine. bytes_per_token: KV bytes of a token over all layers."""
+
+    model: str
+    block_size: int
+    num_blocks: int
+    bytes_per_token: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    batching: BatchingLatency
+    formula: FormulaLatency
+    accelerator: str
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_size * self.bytes_per_token
+
+    def latency(self, kind: str) -> Latency:
+        """kind: `batching` or `formula`. ValueError: another word."""
+        if kind == "batching":
+            return self.batching
+        if kind == "formula":
+            return self.formula
+        raise ValueError(f"latency model {kind!r} is not one of batching, formula")
+
+
+TINY_CPU = Preset(
+    model="tiny",
+    block_size=32,
+    num_blocks=700,
+    bytes_per_token=8_192,
+    max_model_len=4_096,
+    max_num_seqs=8,
+    max_num_batched_tokens=2_048,
+    batching=BatchingLatency(
+        step_s_base=4.6e-3,
+        prefill_s_base=7.3e-3,
+        prefill_s_per_token=1.07e-4,
+        attention_s_per_pair=1.08e-7,
+        decode_s_per_sequence=4.5e-4,
+        context_s_per_token=1.1e-7,
+    ),
+    formula=FormulaLatency(block_size=32, prefill_s_base=10e-3, prefill_s_per_block=32 * 0.16e-3, decode_s_per_token=5.1e-3),
+    accelerator="cpu",
+)
+
+LLAMA3_8B_H100 = Preset(
+    model="llama-3.1-8b",
+    block_size=16,
+    num_blocks=27_200,
+    bytes_per_token=131_072,
+    max_model_len=131_072,
+    max_num_seqs=256,
+    max_num_batched_tokens=8_192,
+    batching=BatchingLatency(
+        step_s_base=6.5e-3,
+        prefill_s_base=3e-3,
+        prefill_s_per_token=4.0e-5,
+        attention_s_per_pair=1.0e-9,
+        decode_s_per_sequence=1.5e-5,
+        context_s_per_token=4.2e-8,
+    ),
+    formula=FormulaLatency(block_size=16, prefill_s_base=9.5e-3, prefill_s_per_block=16 / 22_000, decode_s_per_token=6.6e-3),
+    accelerator="h100-80gb",
+)
+
+LLAMA2_13B_A100 = Preset(
+    model="llama-2-13b",
+    block_size=16,
+    num_blocks=924,
+    bytes_per_token=2 * 40 * 40 * 128 * 2,
+    max_model_len=4_096,
+    max_num_seqs=256,
+    max_num_batched_tokens=2_048,
+    batching=BatchingLatency(
+        step_s_base=21.5e-3,
+        prefill_s_base=4e-3,
+        prefill_s_per_token=1.53e-4,
+        attention_s_per_pair=6.8e-9,
+        decode_s_per_sequence=4e-5,
+        context_s_per_token=6.3e-7,
+    ),
+    formula=FormulaLatency(block_size=16, prefill_s_base=25e-3, prefill_s_per_block=16 * 1.53e-4, decode_s_per_token=21.5e-3),
+    accelerator="a100-40gb",
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {"tiny-cpu": TINY_CPU, "llama3-8b-h100": LLAMA3_8B_H100, "llama2-13b-a100-40gb": LLAMA2_13B_A100}
+)
