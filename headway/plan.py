@@ -29,11 +29,14 @@ class StackOptions:
     speed: float = 1.0
     redis_url: str = ""  # empty: a server of our own
     engine_faults: bool = False  # the emulators take orders to misbehave: for tests
+    engines: tuple[str, ...] = ()  # base URLs of running vLLM servers, instead of emulated workers
+    tokenizer: str = ""  # of these engines; empty: the model path that they report
 
     def ports(self) -> dict[str, int]:
         """Every TCP port the stack listens on, by the flag that moves it."""
         named = {"--port": self.port, "--grpc-port": self.grpc_port, "--metrics-port": self.metrics_port}
-        named |= {f"--worker-port (worker {i + 1})": self.worker_port + i for i in range(self.workers)}
+        if not self.engines:
+            named |= {f"--worker-port (worker {i + 1})": self.worker_port + i for i in range(self.workers)}
         return {flag: port for flag, port in named.items() if port}
 
 
@@ -75,26 +78,13 @@ def stack(options: StackOptions, run_dir: Path) -> list[Process]:
             stage=1,
         )
     )
-    for number in range(1, options.workers + 1):
-        url = f"http://127.0.0.1:{options.worker_port + number - 1}"
-        engine = python(
-            "emulator",
-            *("--port", str(options.worker_port + number - 1)),
-            *("--preset", options.preset),
-            *("--speed", str(options.speed)),
-            *(("--model", options.model) if options.model else ()),
-            *(("--faults",) if options.engine_faults else ()),
-        )
-        agent = python(
-            "worker_agent",
-            *("--worker", f"worker-{number}"),
-            *("--engine-url", url),
-            *("--redis-url", redis_url),
-            *("--tokenizer", "headway-8k"),
-            *("--accelerator", f"emulated-{options.preset}"),
-        )
-        processes.append(Process(f"engine-{number}", engine, f"http:{url}/health", stage=1))
-        processes.append(Process(f"agent-{number}", agent, f"worker:worker-{number}", stage=2))
+    for number, url in enumerate(options.engines, start=1):
+        processes.append(_agent(number, url, redis_url, options.tokenizer, "", stage=2))
+    if not options.engines:
+        for number in range(1, options.workers + 1):
+            url = f"http://127.0.0.1:{options.worker_port + number - 1}"
+            processes.append(Process(f"engine-{number}", _emulator(options, number), f"http:{url}/health", stage=1))
+            processes.append(_agent(number, url, redis_url, "headway-8k", f"emulated-{options.preset}", stage=2))
     processes.append(
         Process(
             "dataplane",
@@ -111,6 +101,30 @@ def stack(options: StackOptions, run_dir: Path) -> list[Process]:
         )
     )
     return processes
+
+
+def _emulator(options: StackOptions, number: int) -> list[str]:
+    return python(
+        "emulator",
+        *("--port", str(options.worker_port + number - 1)),
+        *("--preset", options.preset),
+        *("--speed", str(options.speed)),
+        *(("--model", options.model) if options.model else ()),
+        *(("--faults",) if options.engine_faults else ()),
+    )
+
+
+def _agent(number: int, url: str, redis_url: str, tokenizer: str, accelerator: str, *, stage: int) -> Process:
+    name = f"worker-{number}"
+    command = python(
+        "worker_agent",
+        *("--worker", name),
+        *("--engine-url", url),
+        *("--redis-url", redis_url),
+        *(("--tokenizer", tokenizer) if tokenizer else ()),
+        *(("--accelerator", accelerator) if accelerator else ()),
+    )
+    return Process(f"agent-{number}", command, f"worker:{name}", stage=stage)
 
 
 def taken_port(options: StackOptions) -> tuple[str, int] | None:

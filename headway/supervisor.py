@@ -129,8 +129,7 @@ class Child:
             if self.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await self._task
 
 
 def describe_exit(code: int | None) -> str:

@@ -47,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, default=1, help="data-plane processes on one port (default: 1)")
     parser.add_argument("--speed", type=float, default=1.0, help="emulated time runs this many times faster (default: 1)")
+    parser.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a running vLLM server, instead of emulated workers (repeat)",
+    )
+    parser.add_argument("--tokenizer", default="", help="path or hub name, for --engine (default: the model path they report)")
     parser.add_argument("--redis-url", default="", help="an existing Redis (default: an embedded one)")
     parser.add_argument("--engine-faults", action="store_true", help="emulators take orders to misbehave")
     parser.add_argument("--log", default="", help="log file (default: .headway/up.log)")
@@ -61,8 +69,11 @@ def options_of(args: argparse.Namespace) -> StackOptions:
         raise UsageError(f"--speed: {args.speed} must be above 0")
     if args.processes < 1:
         raise UsageError(f"--processes: {args.processes} must be at least 1")
-    names = StackOptions.__dataclass_fields__
-    options = StackOptions(**{name: getattr(args, name) for name in names})
+    for url in args.engine:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"--engine: {url!r} is not a base URL such as http://127.0.0.1:8001")
+    given = {name: getattr(args, name) for name in StackOptions.__dataclass_fields__ if name != "engines"}
+    options = StackOptions(**given, engines=tuple(url.rstrip("/") for url in args.engine))
     for flag, port in options.ports().items():
         if not 1 <= port <= 65_535:
             raise UsageError(f"{flag}: {port} is not a TCP port")
@@ -187,7 +198,10 @@ class Stack:
         )
         say = self._terminal.say
         say()
-        say(f"Headway is up: {options.workers} emulated workers ({options.preset}), policy {options.policy}.")
+        fleet = (
+            f"{len(options.engines)} engines" if options.engines else f"{options.workers} emulated workers ({options.preset})"
+        )
+        say(f"Headway is up: {fleet}, policy {options.policy}.")
         say()
         say(f"  OpenAI API   http://{options.host}:{options.port}/v1")
         say(f"  gRPC         {options.host}:{options.grpc_port}   (reflection is on)")

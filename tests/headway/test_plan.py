@@ -1,0 +1,51 @@
+"""The plan of a stack: which processes, in which order, on which ports."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from headway.plan import StackOptions, stack, taken_port
+
+RUN_DIR = Path("/tmp/x")
+
+
+def names(options: StackOptions) -> list[str]:
+    return [process.name for process in stack(options, RUN_DIR)]
+
+
+def test_an_emulated_worker_is_an_engine_and_an_agent() -> None:
+    assert names(StackOptions(workers=2)) == [
+        "redis",
+        "controlplane",
+        "engine-1",
+        "agent-1",
+        "engine-2",
+        "agent-2",
+        "dataplane",
+    ]
+
+
+def test_real_engines_get_agents_and_no_emulator() -> None:
+    options = StackOptions(engines=("http://10.0.0.1:8000", "http://10.0.0.2:8000"), redis_url="redis://r:6379")
+    assert names(options) == ["controlplane", "agent-1", "agent-2", "dataplane"]
+    assert not [flag for flag in options.ports() if "worker" in flag]
+
+
+def test_whoever_is_called_starts_before_its_callers() -> None:
+    stage = {process.name: process.stage for process in stack(StackOptions(workers=1), RUN_DIR)}
+    assert stage["redis"] < stage["controlplane"] < stage["agent-1"]
+    assert stage["engine-1"] < stage["agent-1"]
+    assert stage["controlplane"] < stage["dataplane"]
+
+
+def test_a_taken_port_is_named_with_the_flag_that_moves_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert taken_port(StackOptions(port=port, workers=1)) == ("--port", port)
+
+
+def test_two_flags_with_one_port_are_a_mistake() -> None:
+    assert taken_port(StackOptions(port=18123, grpc_port=18123, workers=1)) == ("--grpc-port", 18123)
