@@ -1,0 +1,98 @@
+"""Real vLLM servers for a test: started by the recipe, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.e2e.stack import command_line, free_ports, wait_until
+
+RECIPE = Path(__file__).resolve().parents[3] / "shared" / "vllm_real" / "start_tiny_vllm.sh"
+START_S_MAX = 240.0
+
+
+class Engine:
+    """One `vllm serve`: HTTP on `port`, KV events on port + 1000, replay on port + 2000."""
+
+    def __init__(self, port: int, *arguments: str) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns at once; `wait_up` says when it serves."""
+        self._process = subprocess.Popen(
+            [str(RECIPE), "--port", str(self.port), *self._arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "PYTHON": os.environ.get("PYTHON", "python3.11")},
+        )
+
+    def is_up(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url + "/health", timeout=2) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    def wait_up(self) -> None:
+        wait_until(self.is_up, seconds_max=START_S_MAX, what=f"vLLM on port {self.port}")
+
+    def kill(self) -> None:
+        """SIGKILL to every process of it."""
+        assert self._process is not None
+        for pid in self._session():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self._process.wait()
+        wait_until(lambda: not self._session(), seconds_max=20, what="vLLM's processes gone")
+
+    def _session(self) -> list[int]:
+        """Its processes: the API server, the engine core and the worker share a session."""
+        assert self._process is not None
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            pid = int(entry.name)
+            try:
+                if os.getsid(pid) == self._process.pid and command_line(pid):
+                    found.append(pid)
+            except ProcessLookupError:
+                continue
+        return found
+
+
+@contextmanager
+def two_engines() -> Iterator[list[Engine]]:
+    """Block size 32 (the CPU's), 400 blocks each: small enough that a few hundred turns evict."""
+    engines = [Engine(_port(), "--blocks", "400") for _ in range(2)]
+    try:
+        for engine in engines:
+            engine.start()
+        for engine in engines:
+            engine.wait_up()
+        yield engines
+    finally:
+        for engine in engines:
+            engine.kill()
+
+
+def _port() -> int:
+    """HTTP, event and replay ports must all be free."""
+    for _ in range(50):
+        port = free_ports(1)
+        if port < 60_000 and port not in _taken:
+            _taken.add(port)
+            return port
+    raise AssertionError("no free ports")
+
+
+_taken: set[int] = set()

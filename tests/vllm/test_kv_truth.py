@@ -1,0 +1,155 @@
+"""The router's view of two real vLLM caches, against what the engines themselves say was cached.
+
+Multi-turn chats with and without tools go through the proxy; every response carries the engine's `cached_tokens`. The match
+that the control plane predicted (x-headway-matched-tokens) must equal it, to the block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.stack import RunningStack, running_stack, wait_until
+from tests.vllm.engines import Engine, two_engines
+
+REQUESTS = 500
+CONVERSATIONS_AT_ONCE = 4
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": f"Looks up the {name.replace('_', ' ')} of a place.",
+            "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+        },
+    }
+    for name in ("weather", "population", "train_times")
+]
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[list[Engine]]:
+    with two_engines() as engines:
+        yield engines
+
+
+@pytest.fixture(scope="module")
+def stack(engines: list[Engine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    home = tmp_path_factory.mktemp("home")
+    flags = [part for engine in engines for part in ("--engine", engine.url)]
+    with running_stack(home, *flags, "--policy", "prefix", workers=2) as running:
+        yield running
+
+
+class Chat:
+    """One conversation that grows by what the engine answered."""
+
+    def __init__(self, number: int, rng: random.Random) -> None:
+        self._rng = rng
+        self._tools = TOOLS if number % 3 == 0 else None
+        subject = rng.choice(["rivers", "bridges", "ferries", "night trains"])
+        self.messages: list[dict[str, Any]] = [
+            {"role": "system", "content": f"You answer questions about {subject}. " + "Be brief and exact. " * rng.randrange(8)}
+        ]
+        self.turns = rng.randrange(3, 9)
+
+    def body(self, model: str) -> dict[str, Any]:
+        words = " ".join(self._rng.choice(["old", "new", "long", "short", "north", "south", "blue"]) for _ in range(20))
+        self.messages.append({"role": "user", "content": f"And which one is {words}?"})
+        body: dict[str, Any] = {"model": model, "messages": self.messages, "max_tokens": self._rng.randrange(4, 24)}
+        if self._tools:
+            body["tools"] = self._tools
+        return body
+
+    def answered(self, message: dict[str, Any]) -> None:
+        self.messages.append({"role": "assistant", "content": message.get("content") or "..."})
+
+
+async def converse(stack: RunningStack, requests: int, seed: int, at_once: int) -> list[tuple[int, int, str]]:
+    """(predicted, cached, worker) of each request."""
+    rng = random.Random(seed)
+    results: list[tuple[int, int, str]] = []
+    timeout = aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with session.get(stack.url + "/v1/models") as reply:
+            model = (await reply.json())["data"][0]["id"]
+
+        async def caller(number: int) -> None:
+            conversation = 0
+            while len(results) < requests:
+                conversation += 1
+                chat = Chat(number * 1000 + conversation, rng)
+                for _ in range(chat.turns):
+                    async with session.post(stack.url + "/v1/chat/completions", json=chat.body(model)) as reply:
+                        answer = await reply.json()
+                        assert reply.status == 200, answer
+                    cached = (answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+                    results.append((int(reply.headers["x-headway-matched-tokens"]), cached, reply.headers["x-headway-worker"]))
+                    chat.answered(answer["choices"][0]["message"])
+
+        await asyncio.gather(*(caller(number) for number in range(at_once)))
+    return results
+
+
+def mismatches(results: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    return [result for result in results if result[0] != result[1]]
+
+
+async def test_predicted_match_is_what_the_engine_found(stack: RunningStack) -> None:
+    results = await converse(stack, REQUESTS, seed=1, at_once=CONVERSATIONS_AT_ONCE)
+    wrong = mismatches(results)
+    cached = sum(actual for _, actual, _ in results)
+    print(
+        f"\n{len(results)} requests, {len(results) - len(wrong)} predicted to the block "
+        f"({1 - len(wrong) / len(results):.2%}), {cached:,} tokens cached, workers {Counter(w for *_, w in results)}"
+    )
+    print("mismatches (predicted, cached, worker):", wrong[:20])
+    assert cached > 20 * len(results), "the conversations hardly shared anything: this run proves nothing"
+    assert len(wrong) <= 0.01 * len(results)
+
+
+async def test_no_stale_block_is_credited_after_an_engine_was_killed(stack: RunningStack, engines: list[Engine]) -> None:
+    before = await converse(stack, 40, seed=2, at_once=2)
+    assert any(actual for _, actual, _ in before)
+    engines[0].kill()
+    await asyncio.to_thread(
+        wait_until, lambda: stack.alive_workers() == {"worker-2"}, seconds_max=15, what="worker-1 left the candidates"
+    )
+    engines[0].start()
+    await asyncio.to_thread(engines[0].wait_up)
+    await asyncio.to_thread(wait_until, lambda: len(stack.alive_workers()) == 2, seconds_max=30, what="worker-1 is back")
+    stack.set_policy("round_robin")  # the restarted engine must be asked, too
+    after = await converse(stack, 40, seed=2, at_once=2)
+    stack.set_policy("prefix")
+    assert {worker for *_, worker in after} == {"worker-1", "worker-2"}
+    over = [result for result in after if result[0] > result[1]]
+    print(f"\n{len(after)} requests after the restart, {len(over)} credited more than was there: {json.dumps(over)}")
+    assert not over
+
+
+async def test_tokens_are_the_engines_own(stack: RunningStack, engines: list[Engine]) -> None:
+    """The data plane's token count is the engine's for every shape of prompt: see the parity suite for the ids."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(engines[0].url + "/v1/models") as reply:
+            model = (await reply.json())["data"][0]["id"]
+        for body in (
+            {"prompt": "Plain text, as it comes"},
+            {"prompt": list(range(100, 170))},
+            {"prompt": "x" * 1000},
+        ):
+            request = {"model": model, "max_tokens": 1, **body}
+            async with session.post(stack.url + "/v1/completions", json=request) as reply:
+                answer = await reply.json()
+            async with session.post(stack.url + "/v1/completions", json=request) as reply:
+                again = await reply.json()
+                matched = int(reply.headers["x-headway-matched-tokens"])
+            prompt_tokens = again["usage"]["prompt_tokens"]
+            assert answer["usage"]["prompt_tokens"] == prompt_tokens
+            assert matched == again["usage"]["prompt_tokens_details"]["cached_tokens"], body
