@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             fleet.SetPolicy(fleet_pb2.SetPolicyRequest(name=args.policy), timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise UsageError(str(error.details())) from error  # type: ignore[attr-defined]
+            raise UsageError(str(error.details())) from error
         console.print("Two callers share a system prompt and each has a conversation that grows turn by turn.\n")
         answers = _talk(facts["url"], facts["model"])
         console.print(_table(answers))
@@ -100,7 +100,8 @@ def _ask(url: str, model: str, caller: str, turn: int, messages: list[dict[str, 
         url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )
     started = time.monotonic()
-    ttft_s, text, usage = 0.0, "", {}
+    ttft_s, text = 0.0, ""
+    usage: dict[str, Any] = {}
     with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as reply:
         headers = reply.headers
         for event in _events(reply):
