@@ -302,6 +302,7 @@ class Decision(_message.Message):
     SNAPSHOT_AGE_S_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     DATA_PARALLEL_RANK_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     question_id: _builtins.int
     decision_id: _builtins.int
     """0 for a dry run"""
@@ -322,6 +323,8 @@ class Decision(_message.Message):
     candidates: _builtins.int
     """how many endpoints were left after the filters"""
     data_parallel_rank: _builtins.int
+    queued: _builtins.bool
+    """no answer yet: the question waits for room, its answer follows (see Hello.queue_notices)"""
     @_builtins.property
     def shed(self) -> Global___Shed:
         """set: refused, and nothing below is"""
@@ -342,10 +345,11 @@ class Decision(_message.Message):
         snapshot_age_s: _builtins.float = ...,
         candidates: _builtins.int = ...,
         data_parallel_rank: _builtins.int | None = ...,
+        queued: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank", "data_parallel_rank", b"data_parallel_rank", "shed", b"shed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank", "candidates", b"candidates", "data_parallel_rank", b"data_parallel_rank", "decision_id", b"decision_id", "endpoint", b"endpoint", "matched_tokens", b"matched_tokens", "policy", b"policy", "predicted_ttft_s", b"predicted_ttft_s", "question_id", b"question_id", "reason", b"reason", "shed", b"shed", "snapshot_age_s", b"snapshot_age_s", "url", b"url", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank", "candidates", b"candidates", "data_parallel_rank", b"data_parallel_rank", "decision_id", b"decision_id", "endpoint", b"endpoint", "matched_tokens", b"matched_tokens", "policy", b"policy", "predicted_ttft_s", b"predicted_ttft_s", "question_id", b"question_id", "queued", b"queued", "reason", b"reason", "shed", b"shed", "snapshot_age_s", b"snapshot_age_s", "url", b"url", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__data_parallel_rank: _TypeAlias = _typing.Literal["data_parallel_rank"]  # noqa: Y015
     _WhichOneofArgType__data_parallel_rank: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank"]  # noqa: Y015
@@ -438,8 +442,11 @@ class Hello(_message.Message):
 
     PROCESS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    QUEUE_NOTICES_FIELD_NUMBER: _builtins.int
     process: _builtins.str
     """unique per data-plane process and start"""
+    queue_notices: _builtins.bool
+    """tell this process with Decision.queued when a question has to wait"""
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Held]:
         """what this process is relaying right now: reservations to keep or to make again"""
@@ -449,10 +456,11 @@ class Hello(_message.Message):
         *,
         process: _builtins.str = ...,
         held: _abc.Iterable[Global___Held] | None = ...,
+        queue_notices: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "process", b"process"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "process", b"process", "queue_notices", b"queue_notices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
