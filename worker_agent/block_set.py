@@ -1,0 +1,341 @@
+"""What one engine holds in its KV cache, in block hashes: the agent's core.
+
+The engine names blocks by hashes of its own, whose function and seed differ by version. `BlockStored` carries the token ids
+and the parent, so the blocks are hashed again here with `contract.blocks`, as the data plane hashes prompts, and `names` keeps
+engine hash -> block hash for parents and removals. A name is a fact about content, so it outlives its block (the engine may
+copy a block to another tier after it left the first one) and is only dropped with the engine, or to bound the table.
+
+Copies are counted, not held in a set: vLLM may compute one block twice, announces each copy and removes each. Counts are pooled
+by block hash, per rank and tier. A count never exceeds what the engine holds: removals without a copy are ignored, and
+what was believed before a hole is void. So this set overcounts never, and undercounts only after a hole (`exact` is False).
+
+Changes are netted between two `take()`s: `added` and `removed` are disjoint whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from contract import blocks
+from contract.keyspace import Tier
+from worker_agent.block_identity import block_extras, first_block_salt, lora_of
+from worker_agent.kv_events import CLEARED, REMOVED, Batch, BlockRemoved, BlockStored, EngineHash
+
+FULL_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
+"""Kinds of KV group whose blocks cover the whole prefix; other groups (sliding window, mamba) are ignored."""
+NAMES_SLACK = 65_536
+"""Names kept beyond twice the blocks held."""
+
+_TIERS = {"GPU": Tier.GPU, "CPU": Tier.CPU, "CPU_PINNED": Tier.CPU, "HOST": Tier.CPU}
+
+
+@dataclass(slots=True)
+class Change:
+    """What happened on one rank and tier since the last `take()`. cleared: forget all before adding."""
+
+    rank: int
+    tier: Tier
+    at: float  # Unix time of the oldest event
+    cleared: bool
+    added: array[int]
+    removed: array[int]
+
+    @property
+    def blocks(self) -> int:
+        return len(self.added) + len(self.removed)
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """One rank and tier: copies by block hash, and what changed since the last take."""
+
+    copies: dict[int, int] = field(default_factory=dict)
+    added: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
+    total: int = 0  # copies of all blocks
+    cleared: bool = False
+    at: float = 0.0
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.added or self.removed or self.cleared)
+
+    def put(self, hashes: array[int] | list[int]) -> None:
+        copies, added, removed = self.copies, self.added, self.removed
+        self.total += len(hashes)
+        for block in hashes:
+            if block in copies:
+                copies[block] += 1
+            else:
+                copies[block] = 1
+                if block in removed:
+                    removed.discard(block)
+                else:
+                    added.add(block)
+
+    def drop(self, block: int) -> None:
+        count = self.copies.get(block, 0)
+        self.total -= count > 0
+        if count > 1:
+            self.copies[block] = count - 1
+        elif count == 1:
+            del self.copies[block]
+            if block in self.added:
+                self.added.discard(block)
+            else:
+                self.removed.add(block)
+
+    def clear(self) -> None:
+        self.copies.clear()
+        self.added.clear()
+        self.removed.clear()
+        self.total = 0
+        self.cleared = True
+
+
+@dataclass(slots=True)
+class _Rank:
+    names: dict[EngineHash, int] = field(default_factory=dict)
+    shelves: dict[Tier, _Shelf] = field(default_factory=dict)
+    group: int | None = None  # the full-attention group that is followed; None until the first store
+    exact: bool = False
+
+    def shelf(self, tier: Tier) -> _Shelf:
+        found = self.shelves.get(tier)
+        if found is None:
+            found = self.shelves[tier] = _Shelf()
+        return found
+
+    @property
+    def blocks(self) -> int:
+        return sum(len(shelf.copies) for shelf in self.shelves.values())
+
+
+class BlockSet:
+    """model: the base model as the engine serves it first; block_size: tokens; capacity: GPU blocks a rank, 0 not known."""
+
+    def __init__(self, model: str, block_size: int, capacity: int = 0) -> None:
+        self._model = model
+        self._block_size = block_size
+        self._capacity = capacity
+        self._ranks: dict[int, _Rank] = {}
+        self._plain_root = blocks.root_hash(model)
+        self.ignored: Counter[str] = Counter()
+        """Events that were not applied, by reason."""
+        self.foreign_block_size = 0
+        """The block size of the last store that did not have ours, 0 where none."""
+
+    # ---------------------------------------------------------------------------------------------------------- questions
+
+    @property
+    def exact(self) -> bool:
+        """Whether every block of every rank that was seen is known."""
+        return all(rank.exact for rank in self._ranks.values())
+
+    @property
+    def blocks(self) -> int:
+        return sum(rank.blocks for rank in self._ranks.values())
+
+    @property
+    def changed_blocks(self) -> int:
+        """How many blocks `take()` would return."""
+        return sum(len(shelf.added) + len(shelf.removed) for rank in self._ranks.values() for shelf in rank.shelves.values())
+
+    def held(self, rank: int = 0, tier: Tier = Tier.GPU) -> set[int]:
+        """Block hashes on one rank and tier."""
+        found = self._ranks.get(rank)
+        shelf = found.shelves.get(tier) if found is not None else None
+        return set(shelf.copies) if shelf is not None else set()
+
+    # ------------------------------------------------------------------------------------------------------------- events
+
+    def expect(self, rank: int) -> None:
+        """A rank that will be followed: not exact before `begin`."""
+        self._ranks.setdefault(rank, _Rank())
+
+    def begin(self, rank: int, at: float) -> None:
+        """The rank's cache is empty here and everything after will be seen."""
+        state = self._rank(rank)
+        state.names.clear()
+        state.group = None
+        state.exact = True
+        self._clear(state, at)
+
+    def hole(self, rank: int, at: float) -> None:
+        """Events of this rank were missed for good: what it held is no longer known."""
+        state = self._rank(rank)
+        state.exact = False
+        self._clear(state, at)
+
+    def emptied(self, at: float) -> None:
+        """The engine dropped its cache without an event of it (sleep)."""
+        for state in self._ranks.values():
+            self._clear(state, at)
+
+    def apply(self, rank: int, batch: Batch) -> None:
+        """Every event of a payload, in order."""
+        state = self._rank(rank)
+        for event in batch.events:
+            if isinstance(event, REMOVED):
+                self._removed(state, event, batch.ts)
+            elif isinstance(event, CLEARED):
+                # Said of the GPU's pool; lower tiers may go with it silently. Forgetting them costs credit, keeping them trust.
+                state.exact = True
+                self._clear(state, batch.ts)
+            else:
+                self._stored(state, event, batch.ts)
+
+    # ------------------------------------------------------------------------------------------------------------ results
+
+    def take(self) -> list[Change]:
+        """What changed since the last call, at most one change a rank and tier."""
+        changes = []
+        for number, state in sorted(self._ranks.items()):
+            for tier, shelf in sorted(state.shelves.items()):
+                if shelf.changed:
+                    changes.append(
+                        Change(number, tier, shelf.at, shelf.cleared, array("Q", shelf.added), array("Q", shelf.removed))
+                    )
+                    shelf.added.clear()
+                    shelf.removed.clear()
+                    shelf.cleared = False
+            self._bound_names(state)
+        return changes
+
+    def chunks(self, blocks_max: int) -> Iterator[tuple[int, Tier, array[int]]]:
+        """Everything held, in pieces of one rank and tier. Each is a copy; the set must not change between two pieces."""
+        for number, state in sorted(self._ranks.items()):
+            for tier, shelf in sorted(state.shelves.items()):
+                hashes = array("Q", shelf.copies)
+                for start in range(0, len(hashes), blocks_max):
+                    yield number, tier, hashes[start : start + blocks_max]
+
+    # ------------------------------------------------------------------------------------------------------------ details
+
+    def _rank(self, rank: int) -> _Rank:
+        found = self._ranks.get(rank)
+        if found is None:
+            found = self._ranks[rank] = _Rank()
+        return found
+
+    def _clear(self, state: _Rank, at: float) -> None:
+        state.shelf(Tier.GPU)
+        for shelf in state.shelves.values():
+            _stamp(shelf, at)
+            shelf.clear()
+
+    def _stored(self, state: _Rank, event: BlockStored, at: float) -> None:
+        if not self._is_followed(state, event):
+            self.ignored["other KV group"] += 1
+            return
+        shelf = state.shelf(_tier(event.medium))
+        _stamp(shelf, at)
+        if not event.token_ids:
+            self._stored_by_name(state, shelf, event)
+            return
+        hashes = self._rehash(state, event)
+        if hashes is None:
+            state.exact = False
+            return
+        state.names.update(zip(event.block_hashes, hashes, strict=True))
+        shelf.put(hashes)
+        if self._capacity and shelf.total > self._capacity and shelf is state.shelves.get(Tier.GPU):
+            self._too_many(state, at)
+
+    def _stored_by_name(self, state: _Rank, shelf: _Shelf, event: BlockStored) -> None:
+        """A copy to another tier names its blocks and does not say what is in them."""
+        known = [name for name in map(state.names.get, event.block_hashes) if name is not None]
+        shelf.put(known)
+        if len(known) < len(event.block_hashes):
+            self.ignored["unknown block copied"] += len(event.block_hashes) - len(known)
+            state.exact = False
+
+    def _removed(self, state: _Rank, event: BlockRemoved, at: float) -> None:
+        if event.group_idx is not None and state.group is not None and event.group_idx != state.group:
+            self.ignored["other KV group"] += 1
+            return
+        shelf = state.shelf(_tier(event.medium))
+        _stamp(shelf, at)
+        names = state.names
+        for engine_hash in event.block_hashes:
+            block = names.get(engine_hash)
+            if block is not None:
+                shelf.drop(block)
+
+    def _is_followed(self, state: _Rank, event: BlockStored) -> bool:
+        kind, group = event.kv_cache_spec_kind, event.group_idx
+        if kind is not None and kind not in FULL_ATTENTION:
+            return False
+        if group is None:
+            return True
+        if state.group is None and (kind is not None or group == 0):
+            state.group = group
+        return group == state.group
+
+    def _rehash(self, state: _Rank, event: BlockStored) -> array[int] | None:
+        """The block hashes of a store; None (counted) where they cannot be known."""
+        count, size = len(event.block_hashes), event.block_size
+        if size != self._block_size:
+            self.ignored["other block size"] += 1
+            self.foreign_block_size = size
+            return None
+        if len(event.token_ids) != count * size:
+            self.ignored["tokens missing"] += 1
+            return None
+        extra_keys: list[Any] = event.extra_keys if event.extra_keys is not None and any(event.extra_keys) else []
+        lora = lora_of(event)
+        if event.parent_block_hash is None:
+            parent = self._root(lora, first_block_salt(extra_keys, lora))
+        else:
+            known = state.names.get(event.parent_block_hash)
+            if known is None:
+                self.ignored["unknown parent"] += 1
+                return None
+            parent = known
+        try:
+            tokens = blocks.pack_tokens(event.token_ids)
+        except (OverflowError, TypeError):
+            self.ignored["bad token ids"] += 1
+            return None
+        extras = block_extras(extra_keys, lora, first=event.parent_block_hash is None)
+        if not any(extras):
+            return blocks.chain(tokens, size, parent)
+        return _chain_with_extras(tokens, size, parent, extras)
+
+    def _root(self, lora: str, salt: str) -> int:
+        return blocks.root_hash(self._model, lora=lora, cache_salt=salt) if lora or salt else self._plain_root
+
+    def _too_many(self, state: _Rank, at: float) -> None:
+        """More copies than the engine has room for: some announcements were no copies (vLLM repeats reused blocks where a
+        request asks for `kv_cache_report_mode: full`), so some blocks may be gone. Nothing believed here can be trusted."""
+        self.ignored["more copies than the engine has blocks"] += 1
+        state.exact = False
+        self._clear(state, at)
+
+    def _bound_names(self, state: _Rank) -> None:
+        if len(state.names) > 2 * state.blocks + NAMES_SLACK:
+            shelves = [shelf.copies for shelf in state.shelves.values()]
+            state.names = {name: block for name, block in state.names.items() if any(block in held for held in shelves)}
+
+
+def _stamp(shelf: _Shelf, at: float) -> None:
+    if not shelf.changed:
+        shelf.at = at
+
+
+def _tier(medium: str | None) -> Tier:
+    return Tier.GPU if medium is None or medium == "GPU" else _TIERS.get(medium.upper(), Tier.DISK)
+
+
+def _chain_with_extras(tokens: bytes, block_size: int, parent: int, extras: list[bytes]) -> array[int]:
+    step = 4 * block_size
+    hashes = array("Q")
+    for position, start in enumerate(range(0, len(tokens), step)):
+        extra = extras[position] if position < len(extras) else b""
+        parent = blocks.extend(parent, tokens[start : start + step], extra)
+        hashes.append(parent)
+    return hashes

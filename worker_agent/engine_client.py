@@ -1,0 +1,107 @@
+"""The HTTP shell: asks one engine over kept-alive connections, and says in three words what went wrong."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import aiohttp
+
+SCRAPE_TIMEOUT_S = 15.0
+"""A saturated API server answers /metrics in seconds (4.3 s seen): only well beyond that is it silent."""
+HEALTH_TIMEOUT_S = 3.0
+DISCOVERY_TIMEOUT_S = 10.0
+IDLE_CONNECTION_S_MAX = 4.0
+"""vLLM closes idle connections after 5 s."""
+CONNECT_TIMEOUT_S = 2.0
+BODY_BYTES_MAX = 16 * 1024 * 1024
+
+
+class EngineError(Exception):
+    """No answer from the engine."""
+
+
+class Refused(EngineError):
+    """Nothing listens, or the connection broke twice: the process is gone."""
+
+
+class Silent(EngineError):
+    """A connection, and no answer within the bound."""
+
+
+class BadStatus(EngineError):
+    """An answer that is not 200."""
+
+    def __init__(self, path: str, status: int) -> None:
+        super().__init__(f"{path} answered {status}")
+        self.status = status
+
+
+class EngineClient:
+    """url: base URL of the engine; api_key: where its /v1 routes want one."""
+
+    def __init__(self, url: str, *, api_key: str = "") -> None:
+        self.url = url
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=4, keepalive_timeout=IDLE_CONNECTION_S_MAX),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+        )
+
+    async def __aenter__(self) -> EngineClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def metrics(self) -> bytes:
+        """The Prometheus page. EngineError."""
+        return await self._get("/metrics", SCRAPE_TIMEOUT_S)
+
+    async def models(self) -> bytes:
+        """`/v1/models`. EngineError."""
+        return await self._get("/v1/models", DISCOVERY_TIMEOUT_S)
+
+    async def version(self) -> bytes:
+        """`/version`; b"" where the engine has no such route. Refused, Silent."""
+        return await self._optional("/version")
+
+    async def event_sources(self) -> bytes:
+        """`/kv_event_sources`; b"" where the engine has no such route (before 0.31). Refused, Silent."""
+        return await self._optional("/kv_event_sources")
+
+    async def healthy(self) -> bool:
+        """Whether /health says 200. Refused, Silent."""
+        try:
+            await self._get("/health", HEALTH_TIMEOUT_S)
+        except BadStatus as answer:
+            return answer.status < 500
+        return True
+
+    async def _optional(self, path: str) -> bytes:
+        try:
+            return await self._get(path, DISCOVERY_TIMEOUT_S)
+        except BadStatus:
+            return b""
+
+    async def _get(self, path: str, timeout_s: float) -> bytes:
+        try:
+            return await self._get_once(path, timeout_s)
+        except Refused as error:
+            if isinstance(error.__cause__, aiohttp.ClientConnectorError):
+                raise
+        # A kept connection that the engine closed in this moment: once more, on a new one.
+        return await self._get_once(path, timeout_s)
+
+    async def _get_once(self, path: str, timeout_s: float) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        try:
+            async with self._session.get(self.url + path, timeout=timeout) as answer:
+                body = await answer.content.read(BODY_BYTES_MAX) if answer.status != 200 else await answer.read()
+                if answer.status != 200:
+                    raise BadStatus(path, answer.status)
+                return body
+        except (TimeoutError, aiohttp.ServerTimeoutError) as error:
+            raise Silent(f"{path}: no answer in {timeout_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Refused(f"{path}: {error or type(error).__name__}") from error

@@ -1,0 +1,193 @@
+"""The ZeroMQ shell of `sequence`: a subscription and, when asked for, a replay socket for each data-parallel rank.
+
+Polled once a tick instead of awaited: a tick's frames cost one wake-up (an awaited ZeroMQ socket costs 30-50 us a frame, a
+polled one 3), and deltas leave once a tick anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import zmq
+
+from worker_agent.engine_info import EventEndpoint
+from worker_agent.sequence import AskReplay, Begin, Deliver, Hole, RankSequence, Step
+
+log = logging.getLogger(__name__)
+
+FRAMES_PER_POLL_MAX = 256
+"""Frames read from one socket per poll; the rest waits for the next, so that a flood cannot hold the event loop."""
+SUBSCRIPTION_FRAMES_MAX = 100_000
+REPLAY_FRAMES_MAX = 100_000
+RECONNECT_MS = 50
+RECONNECT_MS_MAX = 1_000
+END_OF_REPLAY = -1
+
+
+class EventSourceError(RuntimeError):
+    """An endpoint that ZeroMQ does not accept."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankEvent:
+    """One thing to apply, in order, to the block set of a rank."""
+
+    rank: int
+    what: Deliver | Begin | Hole
+
+
+class RankSource:
+    """One rank's sockets."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: EventEndpoint, now: float, *, virgin: bool) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._replay: zmq.Socket[bytes] | None = None
+        self._todo: deque[RankEvent] = deque()
+        self._subscription = _socket(context, zmq.SUB, SUBSCRIPTION_FRAMES_MAX)
+        self._subscription.setsockopt(zmq.SUBSCRIBE, endpoint.topic.encode())
+        _connect(self._subscription, endpoint.publish)
+        self.malformed: Counter[str] = Counter()
+        self.frames = 0
+        self.sequence = RankSequence(now, can_replay=bool(endpoint.replay), virgin=virgin)
+        self._carry_out(self.sequence.start(now))
+
+    @property
+    def rank(self) -> int:
+        return self._endpoint.rank
+
+    def restart(self, now: float) -> None:
+        """Another engine answers at this address now."""
+        self._carry_out(self.sequence.restart(now))
+
+    def poll(self, now: float) -> Iterator[RankEvent]:
+        """Everything that has arrived, up to a bound."""
+        for frames in _receive(self._subscription):
+            self._live(frames, now)
+        for frames in _receive(self._replay):
+            socket = self._replay
+            self._answer(frames, now)
+            if self._replay is not socket:
+                break  # answers of a replay that was given up
+        self._carry_out(self.sequence.tick(now))
+        while self._todo:
+            yield self._todo.popleft()
+
+    def close(self) -> None:
+        self._subscription.close(linger=0)
+        if self._replay is not None:
+            self._replay.close(linger=0)
+            self._replay = None
+
+    def _live(self, frames: list[bytes], now: float) -> None:
+        if len(frames) != 3 or len(frames[1]) != 8:
+            self._malformed("frame")
+            return
+        self.frames += 1
+        self._carry_out(self.sequence.live(int.from_bytes(frames[1], "big"), frames[2], now))
+
+    def _answer(self, frames: list[bytes], now: float) -> None:
+        # ["", topic, sequence, payload]; up to vLLM 0.25 without the topic.
+        if len(frames) < 3 or len(frames[-2]) != 8:
+            self._malformed("replay frame")
+            return
+        number = int.from_bytes(frames[-2], "big", signed=True)
+        if number == END_OF_REPLAY:
+            self._carry_out(self.sequence.replay_ended(now))
+        else:
+            self._carry_out(self.sequence.replayed(number, frames[-1], now))
+
+    def _carry_out(self, steps: list[Step]) -> None:
+        for step in steps:
+            if isinstance(step, AskReplay):
+                self._ask(step.start)
+            else:
+                self._todo.append(RankEvent(self.rank, step))
+
+    def _ask(self, start: int) -> None:
+        if self._replay is not None:
+            self._replay.close(linger=0)
+        self._replay = _socket(self._context, zmq.DEALER, REPLAY_FRAMES_MAX)
+        _connect(self._replay, self._endpoint.replay)
+        self._replay.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)
+
+    def _malformed(self, kind: str) -> None:
+        self.malformed[kind] += 1
+        if self.malformed[kind] == 1:
+            log.warning("malformed %s from the engine's event socket", kind, extra={"f": {"rank": self.rank}})
+
+
+class EventSource:
+    """All ranks of one engine. virgin: the engine had computed nothing before this was built."""
+
+    def __init__(self, endpoints: tuple[EventEndpoint, ...], now: float, *, virgin: bool = False) -> None:
+        """EventSourceError: an endpoint that is none."""
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._ranks: list[RankSource] = []
+        try:
+            for endpoint in endpoints:
+                self._ranks.append(RankSource(self._context, endpoint, now, virgin=virgin))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(rank.rank for rank in self._ranks)
+
+    @property
+    def behind(self) -> bool:
+        """Whether any rank is waiting for payloads that it missed."""
+        return any(rank.sequence.behind for rank in self._ranks)
+
+    @property
+    def frames(self) -> int:
+        return sum(rank.frames for rank in self._ranks)
+
+    def poll(self, now: float) -> Iterator[RankEvent]:
+        """What has arrived, in order within each rank. Never waits."""
+        for rank in self._ranks:
+            yield from rank.poll(now)
+
+    def restart(self, ranks: tuple[int, ...], now: float) -> None:
+        """Another engine answers for these ranks now."""
+        for rank in self._ranks:
+            if rank.rank in ranks:
+                rank.restart(now)
+
+    def close(self) -> None:
+        for rank in self._ranks:
+            rank.close()
+        self._context.term()
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frames_max: int) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.RCVHWM, frames_max)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.IPV6, 1)
+    return socket
+
+
+def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        socket.close(linger=0)
+        raise EventSourceError(f"{endpoint!r} is not an address for KV events: {error}") from error
+
+
+def _receive(socket: zmq.Socket[bytes] | None) -> Iterator[list[bytes]]:
+    if socket is None:
+        return
+    for _ in range(FRAMES_PER_POLL_MAX):
+        try:
+            yield socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
