@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from controlplane.dict_table import DictTable
+from controlplane.block_table import BlockTable
 from controlplane.index_state import IndexState
 from controlplane.speculation import SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Guesses
 
@@ -31,6 +32,12 @@ class Table(Protocol):
     def discard(self, lane: int, hashes: array[int]) -> int:
         """Returns how many of them the lane held."""
 
+    def add_many(self, lanes: Sequence[int], hashes: Sequence[array[int]]) -> list[int]:
+        """`add` of hashes[i] to lanes[i], no lane twice."""
+
+    def discard_many(self, lanes: Sequence[int], hashes: Sequence[array[int]]) -> list[int]:
+        """`discard` of hashes[i] from lanes[i], no lane twice."""
+
     def retire(self, lane: int) -> None:
         """Forget everything the lane holds, a slice per `sweep`; the lane must not be used before sweep returned it."""
 
@@ -44,6 +51,16 @@ class Table(Protocol):
         """The first position at or after `start` that the lane does not hold."""
 
     def memory_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlockChange:
+    """What one rank of one endpoint announced at once. added and removed are disjoint."""
+
+    slot: int
+    rank: int
+    added: array[int]
+    removed: array[int]
 
 
 class _Slot:
@@ -71,7 +88,7 @@ class PrefixIndex:
     """Exact and guessed blocks of every endpoint. Pure: no clock, no I/O; not thread-safe."""
 
     def __init__(self, table: Table | None = None) -> None:
-        self._table: Table = DictTable() if table is None else table
+        self._table: Table = BlockTable() if table is None else table
         self._slots: dict[int, _Slot] = {}
         self._slot_of_lane: list[int] = []  # -1: retired or free
         self._free_lanes: list[int] = []
@@ -171,6 +188,40 @@ class PrefixIndex:
             entry.blocks -= self._table.discard(lane, hashes)
         if entry.guesses:
             entry.guesses.discard(hashes)
+
+    def apply(self, changes: Sequence[BlockChange]) -> None:
+        """Changes of many workers at once: what a read of the bus brought. Changes of one (slot, rank) apply in order.
+
+        Vectors of a thousand blocks cost a tenth per block of what vectors of ten do. Unattached slots are ignored.
+        """
+        waiting = [change for change in changes if change.slot in self._slots]
+        while waiting:
+            first: dict[tuple[int, int], BlockChange] = {}
+            later: list[BlockChange] = []
+            for change in waiting:
+                if first.setdefault((change.slot, change.rank), change) is not change:
+                    later.append(change)
+            self._apply_disjoint(list(first.values()))
+            waiting = later
+
+    def _apply_disjoint(self, changes: list[BlockChange]) -> None:
+        removing = [change for change in changes if change.removed and change.rank in self._slots[change.slot].lanes]
+        if removing:
+            lanes = [self._slots[change.slot].lanes[change.rank] for change in removing]
+            counts = self._table.discard_many(lanes, [change.removed for change in removing])
+            for change, count in zip(removing, counts, strict=True):
+                self._slots[change.slot].blocks -= count
+        adding = [change for change in changes if change.added]
+        if adding:
+            lanes = [self._lane(change.slot, self._slots[change.slot], change.rank) for change in adding]
+            counts = self._table.add_many(lanes, [change.added for change in adding])
+            for change, count in zip(adding, counts, strict=True):
+                self._slots[change.slot].blocks += count
+        for change in changes:
+            guesses = self._slots[change.slot].guesses
+            if guesses:
+                guesses.discard(change.added)
+                guesses.discard(change.removed)
 
     def clear(self, slot: int) -> None:
         """The worker holds nothing. KeyError: not attached."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class DictTable:
@@ -41,6 +41,12 @@ class DictTable:
                 else:
                     table[block] = lanes & ~bit
         return gone
+
+    def add_many(self, lanes: Sequence[int], hashes: Sequence[array[int]]) -> list[int]:
+        return [self.add(lane, blocks) for lane, blocks in zip(lanes, hashes, strict=True)]
+
+    def discard_many(self, lanes: Sequence[int], hashes: Sequence[array[int]]) -> list[int]:
+        return [self.discard(lane, blocks) for lane, blocks in zip(lanes, hashes, strict=True)]
 
     def retire(self, lane: int) -> None:
         self._retired.add(lane)

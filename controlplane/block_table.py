@@ -1,0 +1,489 @@
+"""Block hash to the set of lanes that hold it, in flat memory: exact, with all blocks of a question looked up at once.
+
+A generation is an array of (key, lane bits) pairs; four neighbours are a bucket of 64 bytes, one cache line. A hash has a
+home, the pair that its low bits name; where that is taken it lives elsewhere in its bucket, and where the bucket is full
+(0.6 % of the blocks at half load) in the generation's `spill`, a dictionary. A question so reads one line
+of memory per block, all of them in flight at the same time. A key without bits is a tombstone: the same hash takes it up
+again, anything else does not, and the next move drops it. Lanes above 64 have their bits in further arrays.
+
+At half load a new generation is made and the old one moves over in slices, a piece with every change and every sweep; until
+it has, a question asks both. A lane retires by name: its bits stay, the caller masks them out of every answer, and sweeps
+take them away in slices. So nothing here takes longer than the slice it was given, whatever the size of the table.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+Positions = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+SHIFT = 3
+KEYS = 1 << SHIFT
+"""Keys a bucket."""
+LANE_BITS = 64
+"""Lanes a word."""
+PLACES_MIN = 1_024
+MOVE_PLACES_MIN = 512
+"""Places of the old generation that any change moves at least; a change of n blocks moves 8 n."""
+SPILL_ENTRY_BYTES = 150
+"""A dictionary entry with its key and its value, measured."""
+
+_ONE = np.uint64(1)
+_NONE: Positions = np.empty(0, np.int64)
+
+
+def _view(hashes: array[int]) -> Words:
+    return np.frombuffer(hashes, np.uint64)
+
+
+def _unique(hashes: array[int]) -> Words:
+    blocks = _view(hashes)
+    if len(blocks) > 1:
+        ordered = np.sort(blocks)
+        if (ordered[1:] == ordered[:-1]).any():
+            return np.unique(blocks)
+    return blocks
+
+
+def _as_words(lanes: int, words: int) -> list[int]:
+    """A bit set of lanes as 64-bit words, lowest first; a negative number is a set with infinitely many lanes."""
+    low = (1 << LANE_BITS) - 1
+    return [lanes >> (LANE_BITS * word) & low for word in range(words)]
+
+
+class _Generation:
+    """One fixed-size array of places and its spill."""
+
+    __slots__ = ("_buckets", "_mask", "_pairs", "flat", "keys", "places", "spill", "used", "words")
+
+    def __init__(self, places: int, words: int) -> None:
+        """places: a power of two, at least 16; words: of lane bits a key."""
+        self.places = places
+        self.flat: Words = np.zeros(2 * places, np.uint64)
+        self.keys: Words = self.flat[0::2]
+        self.words: list[Words] = [self.flat[1::2]]
+        self._pairs = self.flat.view(np.complex128)  # sixteen bytes that numpy copies as one element
+        self._buckets: Words = self.flat.reshape(-1, 2 * KEYS)
+        self._mask = np.uint64(places - 1)
+        self.spill: dict[int, int] = {}
+        self.used = 0  # keys in places, tombstones included
+        # An empty place has key 0, so hash 0 would be found in any of them. Its bucket, the first, is therefore full from
+        # the start with a key that belongs elsewhere: what falls there lives in the spill.
+        self.keys[:KEYS] = KEYS
+        self.widen(words)
+
+    def widen(self, words: int) -> None:
+        while len(self.words) < words:
+            self.words.append(np.zeros(self.places, np.uint64))
+
+    @property
+    def full(self) -> bool:
+        return self.used * 2 > self.places
+
+    def home(self, blocks: Words) -> Positions:
+        return (blocks & self._mask).view(np.int64)
+
+    def keys_at(self, at: Positions) -> Words:
+        return self.flat.take(at + at)  # `take` of a strided view would copy all of it first
+
+    def bits_at(self, word: int, at: Positions) -> Words:
+        return self.flat.take(at + at + 1) if word == 0 else self.words[word].take(at)
+
+    def knows(self, block: int) -> bool:
+        """Whether one block has a place here or is in the spill, the quick way for one."""
+        start = (block & (self.places - 1)) // KEYS * (2 * KEYS)
+        return block in self.flat[start : start + 2 * KEYS : 2].tolist() or block in self.spill
+
+    def find(self, blocks: Words) -> Positions:
+        """The place of every block, -1 where it has none (the spill is not asked)."""
+        at = self.home(blocks)
+        away = (self.keys_at(at) != blocks).nonzero()[0]
+        if len(away):
+            bucket = at.take(away) >> SHIFT
+            wanted = blocks.take(away)
+            hits = (self._buckets.take(bucket, axis=0)[:, ::2] == wanted[:, None]).ravel().nonzero()[0]
+            at[away] = -1
+            which = hits >> SHIFT
+            at[away.take(which)] = (bucket.take(which) << SHIFT) + (hits & (KEYS - 1))
+        return at
+
+    def lanes(self, blocks: Words, words: int) -> list[Words]:
+        """Lane bits of every block as `words` arrays; 0 where it is neither here nor in the spill."""
+        at = self.home(blocks)
+        pairs = self._pairs.take(at).view(np.uint64)
+        first = pairs[1::2]
+        away = (pairs[::2] != blocks).nonzero()[0]
+        absent = _NONE
+        if len(away):
+            bucket = at.take(away) >> SHIFT
+            rows = self._buckets.take(bucket, axis=0)
+            hits = (rows[:, ::2] == blocks.take(away)[:, None]).ravel().nonzero()[0]
+            elsewhere = rows.reshape(-1).take(hits * 2 + 1)
+            if len(hits) == len(away):
+                first[away] = elsewhere
+            else:
+                which = hits >> SHIFT
+                first[away] = 0
+                first[away.take(which)] = elsewhere
+                missing = np.ones(len(away), np.bool_)
+                missing[which] = False
+                absent = away[missing]
+            if words > 1:
+                at[away.take(hits >> SHIFT)] = (bucket.take(hits >> SHIFT) << SHIFT) + (hits & (KEYS - 1))
+        held = [first]
+        for word in range(1, words):
+            more = self.words[word].take(at) if word < len(self.words) else np.zeros(len(blocks), np.uint64)
+            more[absent] = 0
+            held.append(more)
+        if self.spill and len(absent):
+            self._add_spilled(blocks, absent, held)
+        return held
+
+    def _add_spilled(self, blocks: Words, absent: Positions, held: list[Words]) -> None:
+        for position, block in zip(absent.tolist(), blocks.take(absent).tolist(), strict=True):
+            lanes = self.spill.get(block)
+            if lanes:
+                for word, bits in enumerate(_as_words(lanes, len(held))):
+                    held[word][position] = bits
+
+    def insert(self, blocks: Words) -> Positions:
+        """Gives places to blocks (distinct, none of them here). -1: its bucket is full, the caller spills it."""
+        at = np.full(len(blocks), -1, np.int64)
+        pending = np.arange(len(blocks))
+        for step in range(KEYS):
+            home = self.home(blocks.take(pending))
+            place = (home & -KEYS) | ((home + step) & (KEYS - 1))
+            empty = self.keys_at(place) == 0
+            trying = pending[empty]
+            place = place[empty]
+            self.keys[place] = blocks.take(trying)  # two for one place: the last one gets it
+            won = self.keys_at(place) == blocks.take(trying)
+            at[trying[won]] = place[won]
+            self.used += int(np.count_nonzero(won))
+            pending = (at < 0).nonzero()[0]
+            if not len(pending):
+                break
+        return at
+
+    def occupied(self, at: Positions) -> Flags:
+        """Whether any lane holds the key at each place."""
+        held: Flags = self.bits_at(0, at) != 0
+        for word in range(1, len(self.words)):
+            held |= self.bits_at(word, at) != 0
+        return held
+
+    def nbytes(self) -> int:
+        return self.flat.nbytes + sum(word.nbytes for word in self.words[1:]) + len(self.spill) * SPILL_ENTRY_BYTES
+
+
+class BlockTable:
+    """See the module. Implements `prefix_index.Table`."""
+
+    def __init__(self, *, blocks_hint: int = 0) -> None:
+        """blocks_hint: distinct blocks to have room for from the start."""
+        places = PLACES_MIN
+        while places < blocks_hint * 2:
+            places *= 2
+        self._words = 1
+        self._new = _Generation(places, 1)
+        self._old: _Generation | None = None
+        self._moved = 0  # places of the old generation
+        self._blocks = 0
+        self._retired = 0  # lanes whose bits may still be around
+        self._sweeping = 0  # those of them that the running sweep covers
+        self._cursor = 0
+        self._spill_keys: list[int] = []
+
+    def __len__(self) -> int:
+        return self._blocks
+
+    def memory_bytes(self) -> int:
+        return self._new.nbytes() + (self._old.nbytes() if self._old is not None else 0)
+
+    # ----------------------------------------------------------------------------------------------------- questions
+
+    def prefixes(self, hashes: array[int], lanes: int) -> list[tuple[int, int]]:
+        """(lanes, length): how far each of `lanes` holds the chain without a hole; lengths above 0 only."""
+        if not hashes or not (self._new.knows(hashes[0]) or (self._old is not None and self._old.knows(hashes[0]))):
+            return []  # most questions without a match end here, at a hundredth of the price
+        chain = _view(hashes)
+        steps = self._steps(chain, lanes)
+        found: list[tuple[int, int]] = []
+        alive, _ = steps[0]
+        for held, position in steps[1:]:
+            found.append((alive & ~held, position))
+            alive = held
+        if alive:
+            found.append((alive, len(chain)))
+        return found
+
+    def _lanes(self, chain: Words) -> list[Words]:
+        held = self._new.lanes(chain, self._words)
+        if self._old is not None:
+            for word, bits in enumerate(self._old.lanes(chain, self._words)):
+                held[word] = held[word] | bits
+        return held
+
+    def _steps(self, chain: Words, alive: int) -> list[tuple[int, int]]:
+        """(lanes that hold all blocks up to and with this position, position), at 0 and wherever that set shrinks."""
+        held = [
+            np.bitwise_and.accumulate(bits & np.uint64(mask))
+            for bits, mask in zip(self._lanes(chain), _as_words(alive, self._words), strict=True)
+        ]
+        shrinks: Flags | None = None
+        for bits in held:
+            if bits[0] != bits[-1]:
+                differs = bits[1:] != bits[:-1]
+                shrinks = differs if shrinks is None else shrinks | differs
+        positions = [0] if shrinks is None else [0, *(shrinks.nonzero()[0] + 1).tolist()]
+        return [(sum(int(bits[at]) << (LANE_BITS * word) for word, bits in enumerate(held)), at) for at in positions]
+
+    def run(self, lane: int, hashes: array[int], start: int) -> int:
+        """The first position at or after `start` that the lane does not hold."""
+        found = self.prefixes(hashes[start:] if start else hashes, 1 << lane)
+        return start + (found[0][1] if found else 0)
+
+    # ------------------------------------------------------------------------------------------------------- changes
+
+    def add(self, lane: int, hashes: array[int]) -> int:
+        """Returns how many of them the lane did not hold."""
+        return self.add_many([lane], [hashes])[0]
+
+    def discard(self, lane: int, hashes: array[int]) -> int:
+        """Returns how many of them the lane held."""
+        return self.discard_many([lane], [hashes])[0]
+
+    def add_many(self, lanes: Sequence[int], hashes: Sequence[array[int]]) -> list[int]:
+        """hashes[i] for lanes[i], no lane twice. Returns how many of each were new there."""
+        self._widen(max(lanes, default=0))
+        blocks, owner = self._joined(hashes)
+        self._prepare(blocks)
+        at = self._places(blocks)
+        fresh = np.ones(len(blocks), np.bool_)
+        inside = at >= 0 if (at < 0).any() else slice(None)
+        places = at[inside]
+        vacant = places[~self._new.occupied(places)]
+        self._blocks += len(np.unique(vacant)) if len(lanes) > 1 else len(vacant)
+        fresh[inside] = ~self._test(places, owner[inside], lanes)
+        self._set(places, owner[inside], lanes)
+        for position in (at < 0).nonzero()[0].tolist():
+            fresh[position] = self._add_spilled(int(blocks[position]), 1 << lanes[owner[position]])
+        return np.bincount(owner[fresh], minlength=len(lanes)).tolist()
+
+    def discard_many(self, lanes: Sequence[int], hashes: Sequence[array[int]]) -> list[int]:
+        """hashes[i] from lanes[i], no lane twice. Returns how many of each were held there."""
+        self._widen(max(lanes, default=0))
+        blocks, owner = self._joined(hashes)
+        self._prepare(blocks)
+        at = self._new.find(blocks)
+        held = np.zeros(len(blocks), np.bool_)
+        if self._new.spill:
+            for position in (at < 0).nonzero()[0].tolist():
+                held[position] = self._discard_spilled(int(blocks[position]), 1 << lanes[owner[position]])
+        inside = (at >= 0).nonzero()[0]
+        had = self._test(at[inside], owner[inside], lanes)
+        inside = inside[had]
+        held[inside] = True
+        self._unset(at[inside], owner[inside], lanes)
+        emptied = at[inside][~self._new.occupied(at[inside])]
+        self._blocks -= len(np.unique(emptied)) if len(lanes) > 1 else len(emptied)
+        return np.bincount(owner[held], minlength=len(lanes)).tolist()
+
+    @staticmethod
+    def _joined(hashes: Sequence[array[int]]) -> tuple[Words, Positions]:
+        """(all blocks, which of the arrays each came from)."""
+        parts = [_unique(part) for part in hashes]
+        if len(parts) == 1:
+            return parts[0], np.zeros(len(parts[0]), np.int64)
+        return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+
+    def _places(self, blocks: Words) -> Positions:
+        """A place for every block, new ones where need be; -1 for those in the spill (or now due there)."""
+        at = self._new.find(blocks)
+        missing = (at < 0).nonzero()[0]
+        if len(missing):
+            new, back = np.unique(blocks.take(missing), return_inverse=True)
+            if self._new.spill:
+                fresh = np.array([block not in self._new.spill for block in new.tolist()])
+                places = np.full(len(new), -1, np.int64)
+                places[fresh] = self._new.insert(new[fresh])
+            else:
+                places = self._new.insert(new)
+            at[missing] = places[back]
+        return at
+
+    def _by_word(self, owner: Positions, lanes: Sequence[int]) -> Iterator[tuple[int, Flags | slice, Words]]:
+        """(word, which entries have their lane there, the lane's flag for each of those)."""
+        numbers = np.array(lanes, np.int64)
+        flags = _ONE << (numbers & (LANE_BITS - 1)).astype(np.uint64)
+        words = set((numbers >> 6).tolist())
+        for word in words:
+            chosen: Flags | slice = (numbers >> 6 == word)[owner] if len(words) > 1 else slice(None)
+            yield word, chosen, flags.take(owner[chosen])
+
+    def _test(self, at: Positions, owner: Positions, lanes: Sequence[int]) -> Flags:
+        held = np.zeros(len(at), np.bool_)
+        for word, chosen, flags in self._by_word(owner, lanes):
+            held[chosen] = self._new.bits_at(word, at[chosen]) & flags != 0
+        return held
+
+    def _set(self, at: Positions, owner: Positions, lanes: Sequence[int]) -> None:
+        for word, chosen, flags in self._by_word(owner, lanes):
+            np.bitwise_or.at(self._new.words[word], at[chosen], flags)
+
+    def _unset(self, at: Positions, owner: Positions, lanes: Sequence[int]) -> None:
+        for word, chosen, flags in self._by_word(owner, lanes):
+            np.bitwise_and.at(self._new.words[word], at[chosen], ~flags)
+
+    def _add_spilled(self, block: int, bit: int) -> bool:
+        spill = self._new.spill
+        lanes = spill.get(block, 0)
+        self._blocks += not lanes
+        spill[block] = lanes | bit
+        return not lanes & bit
+
+    def _discard_spilled(self, block: int, bits: int) -> bool:
+        spill = self._new.spill
+        lanes = spill.get(block, 0)
+        if not lanes & bits:
+            return False
+        if lanes & ~bits:
+            spill[block] = lanes & ~bits
+        else:
+            del spill[block]
+            self._blocks -= 1
+        return True
+
+    # --------------------------------------------------------------------------------------------------- generations
+
+    def _widen(self, lane: int) -> None:
+        words = lane // LANE_BITS + 1
+        if words > self._words:
+            self._words = words
+            self._new.widen(words)
+            if self._old is not None:
+                self._old.widen(words)
+
+    def _prepare(self, blocks: Words) -> None:
+        """Before a change: room for its blocks, and what the old generation knows of them moves first."""
+        while (self._new.used + len(blocks)) * 2 > self._new.places:
+            self._finish_move()
+            wanted = (self._blocks + len(blocks)) * 3
+            places = PLACES_MIN
+            while places < wanted:
+                places *= 2
+            self._old, self._new, self._moved = self._new, _Generation(places, self._words), 0
+            self._sweeping = 0  # begins again once everything has moved
+            self._spill_keys = []
+        if self._old is not None:
+            at = self._old.find(blocks)
+            self._move(self._old, np.unique(at[at >= 0]))
+            if self._old.spill:
+                self._move_spilled([block for block in set(blocks.tolist()) if block in self._old.spill])
+            self._step_move(max(MOVE_PLACES_MIN, 8 * len(blocks)))
+
+    def _step_move(self, places: int) -> None:
+        old = self._old
+        if old is None:
+            return
+        end = min(self._moved + places, old.places)
+        start = max(self._moved, KEYS)  # the first bucket holds nothing
+        self._move(old, start + old.keys[start:end].nonzero()[0])
+        self._moved = end
+        if old.spill:
+            self._move_spilled([block for block, _ in zip(old.spill, range(places), strict=False)])
+        if end == old.places and not old.spill:
+            self._old = None
+
+    def _finish_move(self) -> None:
+        """For a change that is larger than all room left: callers that slice their changes never get here."""
+        while self._old is not None:
+            self._step_move(self._old.places)
+
+    def _move(self, old: _Generation, at: Positions) -> None:
+        """Keys of the old generation to the new one, less the bits of retired lanes."""
+        at = at[old.occupied(at)]
+        if not len(at):
+            return
+        blocks = old.keys_at(at)
+        values = []
+        for word, keep in enumerate(_as_words(~self._retired, len(old.words))):
+            values.append(old.bits_at(word, at) & np.uint64(keep))
+            old.words[word][at] = 0
+        self._put(blocks, values)
+
+    def _put(self, blocks: Words, values: list[Words]) -> None:
+        """Distinct blocks, occupied until now, with what is left of their lanes."""
+        kept = values[0] != 0
+        for bits in values[1:]:
+            kept |= bits != 0
+        if not kept.all():
+            self._blocks -= len(blocks) - int(np.count_nonzero(kept))
+            blocks, values = blocks[kept], [bits[kept] for bits in values]
+        at = self._places(blocks)
+        inside = (at >= 0).nonzero()[0]
+        places = at.take(inside)
+        for word, bits in enumerate(values):
+            self._new.words[word][places] |= bits.take(inside)
+        for position in (at < 0).nonzero()[0].tolist():
+            lanes = sum(int(bits[position]) << (LANE_BITS * word) for word, bits in enumerate(values))
+            block = int(blocks[position])
+            self._new.spill[block] = self._new.spill.get(block, 0) | lanes
+
+    def _move_spilled(self, blocks: list[int]) -> None:
+        old = self._old
+        if old is None or not blocks:
+            return
+        lanes = [_as_words(old.spill.pop(block) & ~self._retired, self._words) for block in blocks]
+        self._put(np.array(blocks, np.uint64), [np.array(word, np.uint64) for word in zip(*lanes, strict=True)])
+
+    # --------------------------------------------------------------------------------------------------------- lanes
+
+    def retire(self, lane: int) -> None:
+        """Forget everything the lane holds, a slice per `sweep`; the lane must not be used before sweep returned it."""
+        self._retired |= 1 << lane
+
+    def sweep(self, rows_max: int) -> list[int]:
+        """Goes on with retired lanes, looking at no more than `rows_max` keys; returns lanes that are free again."""
+        if self._old is not None:
+            self._step_move(max(PLACES_MIN, rows_max // 16))
+        elif self._retired:
+            return self._step_sweep(rows_max)
+        return []
+
+    def _step_sweep(self, rows_max: int) -> list[int]:
+        if not self._sweeping:
+            self._sweeping, self._cursor = self._retired, KEYS
+            self._spill_keys = list(self._new.spill)
+        if self._cursor < self._new.places:
+            self._sweep_places(min(self._cursor + rows_max, self._new.places))
+            return []
+        if self._spill_keys:
+            entries = max(1, rows_max // 16)
+            for block in self._spill_keys[-entries:]:
+                self._discard_spilled(block, self._sweeping)
+            del self._spill_keys[-entries:]
+            return []
+        swept, self._sweeping = self._sweeping, 0
+        self._retired &= ~swept
+        return [lane for lane in range(swept.bit_length()) if swept >> lane & 1]
+
+    def _sweep_places(self, end: int) -> None:
+        table, here = self._new, slice(self._cursor, end)
+        before = self._count(here)
+        for word, keep in zip(table.words, _as_words(~self._sweeping, len(table.words)), strict=True):
+            word[here] &= np.uint64(keep)
+        self._blocks -= before - self._count(here)
+        self._cursor = end
+
+    def _count(self, here: slice) -> int:
+        held = self._new.words[0][here] != 0
+        for word in self._new.words[1:]:
+            held |= word[here] != 0
+        return int(np.count_nonzero(held))
