@@ -1,14 +1,20 @@
 """Prompt to token ids, exactly as the engine does it: chat template and tools included.
 
-    body ─▶ conversation (or responses, anthropic) ─▶ template ─▶ encoder ─▶ token ids (flat little-endian uint32)
+    body ─▶ responses, anthropic ─▶ conversation ─▶ template ─▶ encoder ─▶ token ids (flat little-endian uint32)
 
 errors          what can go wrong
-source          where tokenizer and chat template come from: shipped, a directory, a hub
+loading         a name to a PromptTokenizer
+source          where tokenizer and chat templates come from: shipped, a directory, a hub
+prompt          PromptTokenizer: all of the below, for one model
+responses       a /v1/responses body as a chat body
+anthropic       a /v1/messages body as a chat body
 conversation    a chat body as the template gets it
-content_format  does a template want strings or parts
+content_format  does a template want texts or parts
 template        rendering
 encoder         text to token ids
-prompt          PromptTokenizer: all of it, for one model
+segments        the token cache of the fallback, and why it is exact
+proof           are two encoders equal on a vocabulary
+chains          block hashes of a prompt whose beginning was hashed before
 text            the fallback without a tokenizer
 """
 

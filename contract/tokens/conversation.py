@@ -23,27 +23,61 @@ def messages_of(messages: object, content_format: str) -> list[dict[str, Any]]:
     """The template's messages. content_format: 'string' or 'openai'. PromptError, NotTokenizable."""
     if not isinstance(messages, list):
         raise PromptError("'messages' must be a list of messages", "messages")
-    return [_message(message, f"messages[{index}]", content_format) for index, message in enumerate(messages)]
+    as_text = content_format == "string"
+    return [
+        # most messages are already what the template gets; those of a long history cost 0.2 us each
+        message if as_text and _is_plain(message) else _message(message, f"messages[{index}]", content_format)
+        for index, message in enumerate(messages)
+    ]
+
+
+def _is_plain(message: object) -> bool:
+    """Just a role (other than those with rules of their own) and a text."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and message.get("role") in ("user", "assistant")
+        and type(message.get("content")) is str
+    )
 
 
 def _message(message: object, param: str, content_format: str) -> dict[str, Any]:
+    """One message, with the fields that vLLM keeps, and without null ones, which transformers drops before it renders."""
     if not isinstance(message, Mapping):
         raise PromptError(f"'{param}' must be an object", param)
     role = message.get("role")
     if not isinstance(role, str):
         raise PromptError(f"'{param}.role' must be a string", f"{param}.role")
-    result: dict[str, Any] = {"role": role, "content": _content(message.get("content"), f"{param}.content", content_format)}
+    content = _without_billing(message.get("content")) if role == "system" else message.get("content")
+    result: dict[str, Any] = {"role": role, "content": _content(content, f"{param}.content", content_format)}
     if role == "assistant":
         _add_calls(result, message.get("tool_calls"), f"{param}.tool_calls")
         _add_reasoning(result, message)
     elif role == "tool":
         _add_result(result, message)
-    elif role == "developer":
-        result["tools"] = message.get("tools")
+    elif role == "developer" and message.get("tools") is not None:
+        result["tools"] = message["tools"]
     for field in ("name", "task"):
         if isinstance(message.get(field), str):
             result[field] = message[field]
     return result
+
+
+def _without_billing(content: object) -> object:
+    """A system message's content without the billing line, if it has one at its start."""
+    if isinstance(content, str) and content.startswith(BILLING_HEADER):
+        return content.partition("\n")[2]
+    if not isinstance(content, list):
+        return content
+    parts = [_without_billing(part) if isinstance(part, str) else _part_without_billing(part) for part in content]
+    return [part for part, before in zip(parts, content, strict=True) if part is before or part]
+
+
+def _part_without_billing(part: object) -> object:
+    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        return part
+    text = _without_billing(part["text"])
+    return part if text is part["text"] else text and {**part, "text": text}
 
 
 def _content(content: object, param: str, content_format: str) -> str | list[dict[str, Any]]:
@@ -76,16 +110,17 @@ def _text(part: object, param: str) -> str | None:
 
 
 def _add_reasoning(result: dict[str, Any], message: Mapping[str, Any]) -> None:
+    """Reasoning, under all the names that templates know it by."""
     reasoning = message.get("reasoning")
     if reasoning is None:
         reasoning = message.get("reasoning_content")
     if reasoning is not None:
-        result["reasoning"] = result["reasoning_content"] = reasoning
+        result.update(reasoning=reasoning, reasoning_content=reasoning, thinking=reasoning)
 
 
 def _add_result(result: dict[str, Any], message: Mapping[str, Any]) -> None:
     """A tool's result is one string, whatever the template wants elsewhere."""
-    if "tool_call_id" in message:
+    if message.get("tool_call_id") is not None:
         result["tool_call_id"] = message["tool_call_id"]
     if isinstance(result["content"], list):
         result["content"] = "\n".join(part["text"] for part in result["content"])
@@ -102,10 +137,15 @@ def _add_calls(result: dict[str, Any], calls: object, param: str) -> None:
 
 def _call(call: object, param: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or call.get("type", "function") != "function":
         raise PromptError(f"'{param}' must be a function call", param)
-    shaped = {"arguments": _arguments(function.get("arguments")), "name": function.get("name")}
-    return {"id": call.get("id"), "function": shaped, "type": "function"}
+    shaped = {**_first(function, ("arguments", "name")), "arguments": _arguments(function.get("arguments"))}
+    return {**_first(call, ("id", "function", "type")), "function": shaped}
+
+
+def _first(mapping: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+    """A copy with these fields first, in this order, as validation leaves it."""
+    return {**{field: mapping[field] for field in fields if field in mapping}, **mapping}
 
 
 def _arguments(arguments: object) -> object:

@@ -2,90 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from contract.blocks import pack_tokens
-from contract.tokens import conversation, template
-from contract.tokens.encoder import Encoder
-from contract.tokens.errors import NotTokenizable, PromptError
+from contract.tokens import anthropic, conversation, responses
+from contract.tokens.encoder import CacheStats, Encoder
+from contract.tokens.errors import NotTokenizable, PromptError, TokenizerUnavailable
 from contract.tokens.source import Source
+from contract.tokens.template import ChatTemplate
+
+UNSET = (None, "auto")
+"""Values of `chat_template_kwargs` that vLLM takes for not given."""
+
+RESERVED = frozenset({"chat_template", "tokenize", "messages"})
+"""Names in `chat_template_kwargs` that the engine refuses, or follows only where its operator trusts every caller."""
+
+CHEAP_BODY_BYTES_MAX = 16 * 1024
+"""Bodies up to this size take less than 1 ms to tokenize, chat template included, with fastokens: they need no thread."""
+
+CHEAP_BODY_BYTES_MAX_SLOW = 4 * 1024
+"""The same with `tokenizers`."""
 
 
 class PromptTokenizer:
-    """One model's tokenizer and chat template. Every method may be called from several threads at once."""
+    """One model's tokenizer and chat templates.
+
+    Every method may be called from several threads at once. What holds the GIL, and for how long: the head of
+    `encoder` has the encoders; rendering is Python code and gives other threads their turn every
+    `sys.getswitchinterval()`, 5 ms unless set. A process whose event loop shares the interpreter with a thread that
+    tokenizes or hashes long prompts sets it to 0.5 ms: then 128,000 tokens hold no other thread for more than 1 ms.
+
+    name: as given to `load`; fast: fastokens encodes (it was proven equal at load), else `tokenizers`.
+    """
 
     def __init__(self, name: str, source: Source, encoder: Encoder, *, fast: bool) -> None:
         self.name = name
         self.fast = fast
-        self._source = source
+        self._tokenizer = source.tokenizer
+        self._special_tokens = source.special_tokens
         self._encoder = encoder
+        try:
+            self._templates = {name: ChatTemplate(text) for name, text in source.templates.items()}
+        except TemplateError as error:
+            raise TokenizerUnavailable(f"the chat template of {name!r} cannot be compiled: {error}") from error
+        chat, completion = self._chat_of, self._completion_of
+        self._by_path: dict[str, Callable[[Mapping[str, Any]], list[bytes]]] = {
+            "/v1/chat/completions": chat,
+            "/v1/chat/completions/render": chat,
+            "/v1/completions": completion,
+            "/v1/completions/render": completion,
+            "/v1/responses": lambda body: [self.responses(body)],
+            "/v1/messages": lambda body: [self.messages(body)],
+            "/v1/messages/count_tokens": lambda body: [self.messages(body)],
+            "/v1/embeddings": self._embedding_of,
+            "/tokenize": lambda body: chat(body) if "messages" in body else completion(body),
+        }
+
+    @property
+    def stats(self) -> CacheStats:
+        """The token cache: hits, misses, size."""
+        return self._encoder.stats()
+
+    def is_cheap(self, body_bytes: int) -> bool:
+        """May a request body of this size be tokenized on an event loop? Larger ones belong into a thread."""
+        return body_bytes <= (CHEAP_BODY_BYTES_MAX if self.fast else CHEAP_BODY_BYTES_MAX_SLOW)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> bytes:
-        """The text's token ids, flat little-endian uint32. add_special_tokens: what the model puts around a text (BOS)."""
-        return self._encoder.encode(text, add_special_tokens)
+        """The text's token ids, flat little-endian uint32. add_special_tokens: what the model puts around a text (BOS).
+
+        PromptError: half a surrogate pair in the text.
+        """
+        try:
+            return self._encoder.encode(text, add_special_tokens)
+        except UnicodeEncodeError as error:
+            raise PromptError("the prompt is not valid Unicode: it has an unpaired surrogate") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
-        return str(self._source.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
 
     def chat(self, body: Mapping[str, Any]) -> bytes:
-        """The token ids of a /v1/chat/completions body. PromptError, NotTokenizable."""
+        """The token ids of a /v1/chat/completions body. PromptError, NotTokenizable.
+
+        Read: messages, tools, documents, add_generation_prompt, continue_final_message, chat_template_kwargs,
+        reasoning_effort, add_special_tokens (off unless asked for: the template writes them).
+        """
+        _refuse_truncation(body)
         return self.encode(self.render(body), add_special_tokens=bool(body.get("add_special_tokens", False)))
 
     def render(self, body: Mapping[str, Any]) -> str:
         """The text of a /v1/chat/completions body: the chat template, applied. PromptError, NotTokenizable."""
-        tools = conversation.tools_of(body.get("tools"))
-        source = self._source.chat_template(with_tools=tools is not None)
-        if source is None:
-            raise NotTokenizable("no chat template")
-        options = dict(body.get("chat_template_kwargs") or {})
-        if body.get("chat_template") or "chat_template" in options or "tokenize" in options:
-            raise NotTokenizable("chat template of the request")
-        effort = body.get("reasoning_effort")
-        if effort is not None:
-            options.setdefault("enable_thinking", effort != "none")
-            options["reasoning_effort"] = effort
-        generate, resume = body.get("add_generation_prompt", True), body.get("continue_final_message", False)
+        options = _options(body)
+        tools = options.pop("tools", None) or conversation.tools_of(body.get("tools"))
+        documents = body.get("documents") or options.pop("documents", None)
+        template = self._template(with_tools=tools is not None)
+        generate, resume = bool(body.get("add_generation_prompt", True)), bool(body.get("continue_final_message"))
         if generate and resume:
             raise PromptError(
                 "Cannot set both `continue_final_message` and `add_generation_prompt` to True.", "continue_final_message"
             )
+        messages = conversation.messages_of(body.get("messages"), template.content_format)
+        if not messages:
+            raise PromptError("'messages' must have at least one message", "messages")
         return template.render(
-            source,
-            conversation.messages_of(body.get("messages"), template.content_format(source)),
+            messages,
             tools=tools,
-            documents=body.get("documents"),
-            add_generation_prompt=bool(generate),
-            continue_final_message=bool(resume),
-            variables={**self._source.special_tokens, **options},
+            documents=documents,
+            add_generation_prompt=generate,
+            continue_final_message=resume,
+            variables={**self._special_tokens, **options},
         )
 
-    def completion(self, prompt: object, *, add_special_tokens: bool = True) -> list[bytes]:
-        """Token ids of every prompt of a /v1/completions body: a text, texts, token ids, or lists of token ids."""
+    def completion(self, prompt: object, *, add_special_tokens: bool = True, param: str = "prompt") -> list[bytes]:
+        """Token ids of every prompt of a /v1/completions body: a text, texts, token ids, or lists of token ids.
+
+        param: the field that `prompt` comes from, for the message of a PromptError.
+        """
         if isinstance(prompt, str):
             return [self.encode(prompt, add_special_tokens=add_special_tokens)]
         if isinstance(prompt, list) and prompt:
             if all(isinstance(item, str) for item in prompt):
                 return [self.encode(text, add_special_tokens=add_special_tokens) for text in prompt]
             if isinstance(prompt[0], list):
-                return [_packed(ids) for ids in prompt]
-            return [_packed(prompt)]
-        raise PromptError("'prompt' must be a string, a list of strings, token ids, or a list of lists of token ids", "prompt")
+                return [_packed(ids, param) for ids in prompt]
+            return [_packed(prompt, param)]
+        raise PromptError(f"'{param}' must be a string, a list of strings, token ids, or a list of lists of token ids", param)
+
+    def responses(self, body: Mapping[str, Any]) -> bytes:
+        """The token ids of a /v1/responses body. PromptError, NotTokenizable.
+
+        vLLM encodes the rendered chat with special tokens here, unlike a chat: a model that adds a BOS gets two.
+        """
+        return self.encode(self.render(responses.chat_body(body)), add_special_tokens=True)
+
+    def messages(self, body: Mapping[str, Any]) -> bytes:
+        """The token ids of a /v1/messages body (Anthropic's API). PromptError, NotTokenizable."""
+        return self.chat(anthropic.chat_body(body))
 
     def prompts(self, path: str, body: Mapping[str, Any]) -> list[bytes]:
-        """The token ids of every prompt in a request body, by the path that it is for. PromptError, NotTokenizable."""
-        if path in ("/v1/chat/completions", "/v1/chat/completions/render") or (path == "/tokenize" and "messages" in body):
-            return [self.chat(body)]
-        if path in ("/v1/completions", "/v1/completions/render", "/tokenize"):
-            return self.completion(body.get("prompt"), add_special_tokens=bool(body.get("add_special_tokens", True)))
-        if path == "/v1/embeddings":
-            return self.completion(body.get("input"), add_special_tokens=bool(body.get("add_special_tokens", True)))
-        raise NotTokenizable(f"path {path}")
+        """The token ids of every prompt in a request body, by the path that it was sent to. PromptError, NotTokenizable."""
+        if not isinstance(body, Mapping):
+            raise PromptError("the request body must be a JSON object")
+        of_path = self._by_path.get(path)
+        if of_path is None:
+            raise NotTokenizable(f"path {path}")
+        return of_path(body)
+
+    def _template(self, *, with_tools: bool) -> ChatTemplate:
+        template = self._templates.get("tool_use") if with_tools else None
+        template = template or self._templates.get("default")
+        if template is None:
+            raise NotTokenizable("the model has no chat template")
+        return template
+
+    def _chat_of(self, body: Mapping[str, Any]) -> list[bytes]:
+        return [self.chat(body)]
+
+    def _completion_of(self, body: Mapping[str, Any]) -> list[bytes]:
+        if body.get("prompt_embeds") is not None:
+            raise NotTokenizable("prompt_embeds")
+        _refuse_truncation(body)
+        return self.completion(body.get("prompt"), add_special_tokens=bool(body.get("add_special_tokens", True)))
+
+    def _embedding_of(self, body: Mapping[str, Any]) -> list[bytes]:
+        if "messages" in body:
+            return [self.chat({"add_generation_prompt": False, **body})]
+        _refuse_truncation(body)
+        add_special_tokens = bool(body.get("add_special_tokens", True))
+        return self.completion(body.get("input"), add_special_tokens=add_special_tokens, param="input")
 
 
-def _packed(ids: object) -> bytes:
+def _options(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The template's variables that the request sets."""
+    given = body.get("chat_template_kwargs") or {}
+    if not isinstance(given, Mapping):
+        raise PromptError("'chat_template_kwargs' must be an object", "chat_template_kwargs")
+    if body.get("chat_template") or not RESERVED.isdisjoint(given):
+        raise NotTokenizable("the request brings its own chat template")
+    options = {name: value for name, value in given.items() if value not in UNSET}
+    effort = body.get("reasoning_effort")
+    if effort is not None:
+        options["reasoning_effort"] = effort
+        if "enable_thinking" not in given:
+            options["enable_thinking"] = effort != "none"
+    return options
+
+
+def _refuse_truncation(body: Mapping[str, Any]) -> None:
+    """Truncation depends on the engine's limits: which tokens are left, only it knows."""
+    if body.get("truncate_prompt_tokens") is not None:
+        raise NotTokenizable("truncate_prompt_tokens")
+
+
+def _packed(ids: object, param: str) -> bytes:
     try:
-        return pack_tokens(ids)  # type: ignore[arg-type]
+        return pack_tokens(ids)  # type: ignore[arg-type]  # whatever it is, it is checked here
     except (TypeError, OverflowError) as error:
-        raise PromptError("token ids must be integers from 0 to 4294967295", "prompt") from error
+        raise PromptError(f"'{param}' must have token ids: integers from 0 to 4294967295", param) from error
