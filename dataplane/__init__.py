@@ -1,0 +1,24 @@
+"""The data plane: OpenAI HTTP in, a decision per request, the worker's bytes out.
+
+A request's way:
+
+    connection ─▶ server ─▶ exchange ─▶ openai ─▶ prompts ─▶ control (or fallback) ─▶ upstream ─▶ worker
+    connection ◀──────────── exchange ◀── relay (sse) ◀───────────────────────────────── upstream ◀┘
+                                └─▶ report ─▶ control
+
+connection  one client connection: HTTP/1.1 parsed, pipelined requests one after the other
+server      listening, what is answered here, deadlines, drain
+exchange    one routed request as a state machine: attempts, retries, failures, exactly one outcome an attempt
+openai      paths, and the few fields of a body that routing needs
+prompts     body -> token ids -> block hashes; tokenizers in the background
+control     RouteStream and WatchFleet: questions of a tick in one message, deadlines, outcomes
+fallback    the last fleet view, and decisions without the control plane
+admission   local bounds: concurrency, retry budget
+upstream    pooled connections to engines
+relay, sse  a response read without I/O: held until the first token, then passed on as it comes
+http1       heads and chunk framing as bytes
+report      how an attempt ended, for the control plane
+errors      OpenAI error objects
+metrics     what is counted
+app         a process put together; processes: several on one port; settings; __main__
+"""

@@ -1,0 +1,60 @@
+"""`python -m dataplane`: the HTTP front of a fleet."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from dataplane.app import App
+from dataplane.processes import NUMBER_VARIABLE, PORT_VARIABLE, reserve, supervise
+from dataplane.settings import Settings
+from runtime import log
+from runtime.clock import SystemClock
+from runtime.service import Life, run
+from runtime.settings import fail, read
+
+END_EXTRA_S = 5.0
+
+
+def main() -> None:
+    number = os.environ.pop(NUMBER_VARIABLE, None)  # set by a parent; not a setting
+    port = os.environ.pop(f"{PORT_VARIABLE}_SHARED", None)
+    settings = read(Settings, "dataplane")
+    log.configure(
+        "dataplane" if number is None else f"dataplane/{number}", level=settings.log_level, format=settings.log_format
+    )
+    if number is None and settings.processes > 1:
+        run(lambda life: _parent(life, settings), "dataplane")
+    else:
+        run(lambda life: _serve(life, settings, number, port), "dataplane")
+
+
+async def _serve(life: Life, settings: Settings, number: str | None, shared_port: str | None) -> None:
+    if shared_port is not None:
+        settings = _with_port(settings, int(shared_port))
+    try:
+        app = App(settings, SystemClock())
+    except ValueError as error:
+        fail("dataplane", str(error))
+    port = await app.start(reuse_port=number is not None, process_number=int(number or 0))
+    life.ready(f"http://{settings.host}:{port}")
+    await life.ending.wait()
+    await app.stop()
+
+
+async def _parent(life: Life, settings: Settings) -> None:
+    with reserve(settings.host, settings.port) as reserved:
+        port = reserved.getsockname()[1]
+        life.ready(f"http://{settings.host}:{port} by {settings.processes} processes")
+        environ = {**os.environ, f"{PORT_VARIABLE}_SHARED": str(port)}
+        await supervise(life, settings.processes, sys.argv[1:], environ, end_timeout_s=settings.drain_timeout_s + END_EXTRA_S)
+
+
+def _with_port(settings: Settings, port: int) -> Settings:
+    from dataclasses import replace
+
+    return replace(settings, port=port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""One client connection: HTTP/1.1 requests in, one after the other, responses out.
+
+Requests are parsed by httptools and queue here where a client pipelines. While one is being served further bytes are kept
+unparsed, up to a bound, and the socket is still read: that is how a client that leaves is noticed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from dataplane.errors import ApiError, protocol_error
+from dataplane.http1 import Request, reply
+from dataplane.upstream import WRITE_BUFFER_BYTES_MAX, no_delay
+
+if TYPE_CHECKING:
+    from dataplane.exchange import Exchange
+    from dataplane.server import Server
+
+PENDING_BYTES_MAX = 256 * 1024
+LINGER_S = 2.0
+NEVER = float("inf")
+
+
+class _Refused(Exception):
+    """Ends the parser from inside a callback; the reason is `ClientConnection._refusal`."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """server: what answers requests."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_closing",
+        "_deadline",
+        "_has_host",
+        "_head_bytes",
+        "_in_head",
+        "_in_message",
+        "_lingering",
+        "_parser",
+        "_pending",
+        "_pending_bytes",
+        "_pumping",
+        "_queue",
+        "_refusal",
+        "_request",
+        "_server",
+        "exchange",
+        "stalled_since",
+        "transport",
+        "write",
+    )
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._parser = httptools.HttpRequestParser(self)
+        self.transport: asyncio.Transport | None = None
+        self.exchange: Exchange | None = None
+        self.stalled_since = 0.0
+        self._request = Request()
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._head_bytes = 0
+        self._has_host = False
+        self._in_message = False
+        self._in_head = True
+        self._queue: deque[Request] = deque()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._refusal: ApiError | None = None
+        self._pumping = False
+        self._closing = False
+        self._lingering = False
+        self._deadline = NEVER
+
+    # --- asyncio ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop registers no subclass
+        self.write: Callable[[bytes], None] = self.transport.write
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        no_delay(transport)
+        self._server.connections.add(self)
+        self._deadline = self._server.clock.now() + self._server.settings.keep_alive_s
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if self.exchange is not None or self._queue:
+            self._pending.append(data)
+            self._pending_bytes += len(data)
+            if self._pending_bytes > PENDING_BYTES_MAX and self.transport is not None:
+                self.transport.pause_reading()
+            return
+        self._parse(data)
+        self._pump()
+
+    def eof_received(self) -> None:
+        """A half-closed connection is a client that has left, as for the engines."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self.transport = None
+        self._server.connections.discard(self)
+        self._queue.clear()
+        self._pending.clear()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        self.stalled_since = self._server.clock.now()
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def resume_writing(self) -> None:
+        self.stalled_since = 0.0
+        if self.exchange is not None:
+            self.exchange.resume()
+
+    # --- the server's side ---
+
+    def finished(self, *, close: bool) -> None:
+        """The response to the request under way is written."""
+        self.exchange = None
+        if close:
+            self._end()
+            return
+        self._deadline = self._server.clock.now() + self._server.settings.keep_alive_s
+        if not self._pumping:
+            self._pump()
+
+    def cut(self) -> None:
+        """Close at once, whatever is still to be written."""
+        self.exchange = None
+        self._closing = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close_if_idle(self) -> None:
+        """For the end of the process."""
+        if self.exchange is None and not self._in_message:
+            self._end()
+
+    def check(self, now: float) -> None:
+        """Deadlines, asked about a few times a second."""
+        if self.exchange is not None:
+            self.exchange.check(now)
+        elif self.stalled_since and now - self.stalled_since > self._server.settings.client_stall_s:
+            self.cut()
+        elif now > self._deadline:
+            self._late()
+
+    def _late(self) -> None:
+        if self._lingering or not self._in_message:
+            self.cut()
+        elif self._in_head:
+            self._reject(protocol_error(408, "The request head did not arrive in time.", "head_timeout"))
+        else:
+            self._reject(protocol_error(408, "The request body did not arrive in time.", "body_timeout"))
+
+    def _pump(self) -> None:
+        """Serve what is queued and parse what is pending, until a request is under way or nothing is left."""
+        self._pumping = True
+        while self.exchange is None and not self._closing:
+            if self._queue:
+                request = self._queue.popleft()
+                self._server.handle(self, request)
+            elif self._refusal is not None:
+                self._reject(self._refusal)
+            elif self._pending:
+                data = b"".join(self._pending)
+                self._pending.clear()
+                if self._pending_bytes > PENDING_BYTES_MAX and self.transport is not None:
+                    self.transport.resume_reading()
+                self._pending_bytes = 0
+                self._parse(data)
+            else:
+                break
+        self._pumping = False
+
+    def _end(self) -> None:
+        """Close after what was written; input is ignored."""
+        self._closing = True
+        if self.transport is not None:
+            self.transport.close()
+
+    def _reject(self, refusal: ApiError) -> None:
+        """Answer and close, but go on reading for a moment: a reset would reach the client before the answer."""
+        self._closing = self._lingering = True
+        self._server.metrics.protocol_errors.add(refusal.code or str(refusal.status))
+        self._deadline = self._server.clock.now() + LINGER_S
+        if self.transport is not None:
+            self.write(reply(refusal.status, refusal.body(), extra=self._server.extra_headers, close=True))
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            else:
+                self.transport.close()
+
+    # --- httptools ---
+
+    def _parse(self, data: bytes) -> None:
+        """Feeds the parser; complete requests end in the queue, a refusal in `_refusal`."""
+        if self._refusal is not None:
+            return
+        fed_to_head = self._in_head
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError as error:
+            if self._refusal is None and not (self._queue and not self._queue[-1].keep_alive):
+                self._refusal = protocol_error(400, f"The request is not valid HTTP/1.1: {error}.", "invalid_http")
+            return
+        if fed_to_head and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._server.settings.head_bytes_max:
+                self._refusal = protocol_error(431, "The request head is too large.", "head_too_large")
+
+    def on_message_begin(self) -> None:
+        self._request = Request()
+        self._body = []
+        self._body_bytes = self._head_bytes = 0
+        self._has_host = False
+        self._in_message = self._in_head = True
+        self._deadline = self._server.clock.now() + self._server.settings.head_timeout_s
+
+    def on_url(self, url: bytes) -> None:
+        self._request.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"host":
+            if self._has_host:
+                self._refuse(protocol_error(400, "The request has more than one Host header.", "invalid_http"))
+            self._has_host = True
+        self._head_bytes += len(name) + len(value)
+        self._request.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        request, settings = self._request, self._server.settings
+        self._in_head = False
+        request.method = self._parser.get_method().decode()
+        request.http10 = self._parser.get_http_version() == "1.0"
+        request.keep_alive = self._parser.should_keep_alive()
+        if self._head_bytes > settings.head_bytes_max:
+            self._refuse(protocol_error(431, "The request head is too large.", "head_too_large"))
+        if self._parser.get_http_version() not in ("1.0", "1.1"):
+            self._refuse(protocol_error(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", "http_version"))
+        if not self._has_host and not request.http10:
+            self._refuse(protocol_error(400, "The request has no Host header.", "invalid_http"))
+        length = request.get(b"content-length")
+        if length and request.get(b"transfer-encoding"):
+            self._refuse(protocol_error(400, "Both Content-Length and Transfer-Encoding were sent.", "invalid_http"))
+        if length.isdigit() and int(length) > settings.body_bytes_max:
+            self._refuse(self._too_large())
+        expectation = request.get(b"expect").lower()
+        if expectation == b"100-continue":
+            if self.exchange is None and not self._queue:
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif expectation:
+            self._refuse(protocol_error(417, "Only `Expect: 100-continue` is understood.", "expectation_failed"))
+        self._deadline = self._server.clock.now() + settings.body_timeout_s
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self._server.settings.body_bytes_max:
+            self._refuse(self._too_large())
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._request.body = b"".join(self._body)
+        self._body = []
+        self._in_message = False
+        self._in_head = True
+        self._head_bytes = 0
+        self._queue.append(self._request)
+
+    def _too_large(self) -> ApiError:
+        limit = self._server.settings.body_bytes_max
+        return protocol_error(413, f"The request body is larger than {limit:,} bytes.", "body_too_large")
+
+    def _refuse(self, refusal: ApiError) -> None:
+        if self._refusal is None:
+            self._refusal = refusal
+        raise _Refused
+
+    def _parse_upgrade(self, rest: bytes) -> None:
+        """A client that offers another protocol is answered in this one: the head once more, without the offer.
+
+        The parser takes such a request for one without a body, so its bytes are read again by a fresh one.
+        """
+        request = self._queue.pop() if self._queue else self._request
+        if request.method == "CONNECT":
+            self._refusal = protocol_error(405, "CONNECT is not allowed here.", "method_not_allowed")
+            return
+        kept = [
+            name + b": " + value
+            for name, value in request.headers
+            if name not in (b"upgrade", b"connection", b"http2-settings")
+        ]
+        lines = [request.method.encode() + b" " + request.target + b" HTTP/1.1", *kept]
+        if not request.keep_alive:
+            lines.append(b"connection: close")
+        self._parser = httptools.HttpRequestParser(self)
+        self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + rest)

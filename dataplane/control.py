@@ -1,0 +1,270 @@
+"""The line to the control plane: one stream of questions and decisions, one of fleet views.
+
+All questions of one event-loop tick leave in one message; while a message is being written the next one gathers. A question
+has a deadline, after which the fallback decides. When the stream breaks every waiting question goes to the fallback at once,
+outcomes gather up to a bound, and the next stream begins with what this process is relaying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+
+import grpc
+import grpc.aio
+
+from dataplane.fallback import Fleet
+from dataplane.metrics import Metrics
+from proto import routing_pb2 as pb
+from proto import routing_pb2_grpc as rpc
+from runtime.clock import Clock
+
+log = logging.getLogger(__name__)
+
+RECONNECT_S_MIN = 0.05
+RECONNECT_S_MAX = 1.0
+MISSED_IN_A_ROW_MAX = 3
+PROBE_EVERY_S = 0.5
+CONNECT_TIMEOUT_S = 2.0
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+
+Answer = Callable[[pb.Decision | None], None]
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class ControlClient:
+    """process: unique for this process and start; held: what is being relayed, for the first message of a stream;
+    on_view: called after each fleet view."""
+
+    def __init__(
+        self,
+        target: str,
+        process: str,
+        *,
+        fleet: Fleet,
+        held: Callable[[], list[pb.Held]],
+        on_view: Callable[[], None],
+        metrics: Metrics,
+        clock: Clock,
+        decision_timeout_s: float,
+        outcomes_max: int,
+    ) -> None:
+        self._target = target
+        self._process = process
+        self._fleet = fleet
+        self._held = held
+        self._on_view = on_view
+        self._metrics = metrics
+        self._clock = clock
+        self._timeout_s = decision_timeout_s
+        self.connected = False
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, tuple[Answer, float]] = {}
+        self._deadlines: deque[tuple[float, int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._missed_in_a_row = 0
+        self._probe_at = 0.0
+        self._questions: list[pb.Question] = []
+        self._first_bytes: list[pb.FirstByte] = []
+        self._cancels: list[pb.Cancel] = []
+        self._outcomes: deque[pb.Outcome] = deque()
+        self._outcomes_max = outcomes_max
+        self._dirty = asyncio.Event()
+        self._written = asyncio.Event()  # every outcome has left
+        self._loop = asyncio.get_running_loop()
+
+    def ask(self, question: pb.Question, answer: Answer) -> int:
+        """Exactly one call of `answer`: the decision, or None where the fallback is to decide; 0 where it was called already.
+
+        Returns the question's id, for `cancel`.
+        """
+        now = self._clock.now()
+        if not self.connected or self._silent(now):
+            answer(None)
+            return 0
+        question_id = next(self._ids)
+        question.question_id = question_id
+        self._waiting[question_id] = (answer, now)
+        self._deadlines.append((now + self._timeout_s, question_id))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
+        self._questions.append(question)
+        self._dirty.set()
+        return question_id
+
+    def cancel(self, question_id: int) -> None:
+        """The asker has gone: no answer is wanted, and what was reserved for it is released."""
+        if self._waiting.pop(question_id, None) is not None:
+            self._send_cancel(question_id)
+
+    def release(self, decision: pb.Decision) -> None:
+        """A decision that is not followed."""
+        self._send_cancel(decision.question_id)
+
+    def first_byte(self, decision_id: int, ttft_s: float) -> None:
+        if self.connected and decision_id:
+            self._first_bytes.append(pb.FirstByte(decision_id=decision_id, ttft_s=ttft_s))
+            self._dirty.set()
+
+    def report(self, outcome: pb.Outcome) -> None:
+        """Sent now or, up to the bound, when the control plane is back; the oldest go first."""
+        if len(self._outcomes) >= self._outcomes_max:
+            self._outcomes.popleft()
+            self._metrics.outcomes_dropped.add()
+        self._outcomes.append(outcome)
+        self._written.clear()
+        self._dirty.set()
+
+    @property
+    def outcomes_pending(self) -> int:
+        return len(self._outcomes)
+
+    async def run(self) -> None:
+        """Connects, and connects again, until cancelled."""
+        async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
+            stub = rpc.RoutingStub(channel)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep(channel, lambda: self._stream(stub), "decisions"))
+                group.create_task(self._keep(channel, lambda: self._watch(stub), "fleet view"))
+
+    async def flush(self, timeout_s: float) -> None:
+        """Until outcomes have left, or the time is over."""
+        if self._outcomes and self.connected:
+            try:
+                await asyncio.wait_for(self._written.wait(), timeout_s)
+            except TimeoutError:
+                pass
+
+    # --- the stream ---
+
+    async def _keep(self, channel: grpc.aio.Channel, body: Callable[[], Coroutine[None, None, None]], what: str) -> None:
+        pause_s, said = RECONNECT_S_MIN, False
+        while True:
+            began = self._clock.now()
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await channel.channel_ready()
+                await body()
+                why = "ended by the control plane"
+            except grpc.aio.AioRpcError as error:
+                why = f"{error.code().name}: {error.details()}"
+            except TimeoutError:
+                why = f"no answer from {self._target}"
+            if self._clock.now() - began > CONNECT_TIMEOUT_S + 1:
+                pause_s, said = RECONNECT_S_MIN, False
+            if not said:
+                log.warning("control plane lost", extra={"f": {"for": what, "why": why}})
+                said = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(RECONNECT_S_MAX, 2 * pause_s)
+
+    async def _stream(self, stub: rpc.RoutingAsyncStub) -> None:
+        call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch] = stub.RouteStream()
+        writer: asyncio.Task[None] | None = None
+        try:
+            await call.write(pb.RouteBatch(hello=pb.Hello(process=self._process, held=self._held())))
+            self.connected = True
+            self._missed_in_a_row = 0
+            log.info("control plane connected", extra={"f": {"target": self._target}})
+            self._dirty.set()
+            writer = asyncio.create_task(self._write(call))
+            while True:
+                batch = await call.read()
+                if not isinstance(batch, pb.DecisionBatch):
+                    return
+                self._take(batch)
+        finally:
+            self.connected = False
+            self._fleet.warm = False
+            if writer is not None:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
+            call.cancel()
+            self._fail_all()
+
+    async def _write(self, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch]) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            outcomes = list(self._outcomes)
+            batch = pb.RouteBatch(
+                questions=self._questions, first_bytes=self._first_bytes, cancels=self._cancels, outcomes=outcomes
+            )
+            self._questions, self._first_bytes, self._cancels = [], [], []
+            self._outcomes.clear()
+            try:
+                await call.write(batch)
+            except BaseException:
+                self._outcomes.extendleft(reversed(outcomes))
+                raise
+            if not self._outcomes:
+                self._written.set()
+
+    async def _watch(self, stub: rpc.RoutingAsyncStub) -> None:
+        async for view in stub.WatchFleet(pb.WatchFleetRequest(process=self._process)):
+            self._missed_in_a_row = 0
+            if self._fleet.apply(view):
+                self._on_view()
+
+    # --- answers ---
+
+    def _take(self, batch: pb.DecisionBatch) -> None:
+        now = self._clock.now()
+        self._missed_in_a_row = 0
+        for decision in batch.decisions:
+            waiting = self._waiting.pop(decision.question_id, None)
+            if waiting is not None:  # else it was cancelled, and the control plane has been told
+                answer, asked_at = waiting
+                self._metrics.decision.observe(now - asked_at)
+                answer(decision)
+
+    def _silent(self, now: float) -> bool:
+        """The control plane let several questions pass: only a probe now and then waits for it."""
+        if self._missed_in_a_row < MISSED_IN_A_ROW_MAX:
+            return False
+        if now < self._probe_at:
+            return True
+        self._probe_at = now + PROBE_EVERY_S
+        return False
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._clock.now()
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now:
+            _, question_id = deadlines.popleft()
+            waiting = self._waiting.pop(question_id, None)
+            if waiting is not None:
+                self._missed_in_a_row += 1
+                self._metrics.late.add()
+                self._send_cancel(question_id)
+                waiting[0](None)
+        while deadlines and deadlines[0][1] not in self._waiting:
+            deadlines.popleft()
+        if deadlines:
+            self._timer = self._loop.call_later(max(0.001, deadlines[0][0] - now), self._on_timer)
+
+    def _send_cancel(self, question_id: int) -> None:
+        if self.connected:
+            self._cancels.append(pb.Cancel(question_id=question_id))
+            self._dirty.set()
+
+    def _fail_all(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        self._deadlines.clear()
+        self._questions, self._first_bytes, self._cancels = [], [], []
+        for answer, _ in waiting.values():
+            answer(None)

@@ -1,0 +1,637 @@
+"""One routed request, from its body to its outcome, as an explicit state machine driven by callbacks.
+
+    PREPARING  body -> model, token ids, block hashes (large ones in a thread)
+    ASKING     a question is with the control plane
+    CONNECTING a connection to the decided endpoint is being made
+    WAITING    sent; whatever came back is held: the request may still go elsewhere
+    RELAYING   bytes have reached the client: this endpoint's answer is the answer
+    DONE
+
+Every attempt that was decided is reported exactly once, by `_close_attempt`. Retries come before RELAYING only, within a
+budget, and never at an endpoint that was tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from contract.outcome import End
+from dataplane import errors
+from dataplane.admission import Concurrency, RetryBudget
+from dataplane.control import ControlClient
+from dataplane.errors import ApiError
+from dataplane.fallback import Fleet
+from dataplane.http1 import FramingError, Request, forward_head, reply
+from dataplane.metrics import Metrics
+from dataplane.openai import DONE_PATHS, PROMPT_PATHS, Ask, path_label, read_ask
+from dataplane.prompts import UNREAD, Prompt, Prompts
+from dataplane.relay import Phase, Relay
+from dataplane.report import outcome
+from dataplane.settings import Settings
+from dataplane.upstream import UpstreamConnection, UpstreamPool
+from proto import routing_pb2 as pb
+from runtime.clock import Clock
+
+_JOIN_BYTES_MAX = 64 * 1024
+_COLD = (pb.Shed.UNKNOWN_MODEL, pb.Shed.NO_WORKER)
+_BLAMES_ENDPOINT = (End.CONNECT_FAILED, End.RESET, End.TIMED_OUT, End.ENGINE_ERROR, End.ENGINE_ABORTED)
+
+
+class State(IntEnum):
+    PREPARING = 0
+    ASKING = 1
+    CONNECTING = 2
+    WAITING = 3
+    RELAYING = 4
+    DONE = 5
+
+
+class Client(Protocol):
+    """The connection that the request came on."""
+
+    stalled_since: float  # 0: it reads
+    write: Callable[[bytes], None]
+
+    def finished(self, *, close: bool) -> None:
+        """The response is complete."""
+
+    def cut(self) -> None:
+        """Close at once: the response cannot be completed."""
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What exchanges share."""
+
+    settings: Settings
+    clock: Clock
+    fleet: Fleet
+    control: ControlClient
+    pool: UpstreamPool
+    prompts: Prompts
+    executor: Executor
+    budget: RetryBudget
+    concurrency: Concurrency
+    metrics: Metrics
+    exchanges: set[Exchange]
+    extra_headers: tuple[bytes, ...] = ()
+    draining: bool = False
+
+    def held(self) -> list[pb.Held]:
+        """What this process is relaying right now, for a control plane that has forgotten."""
+        return [held for exchange in self.exchanges if (held := exchange.held()) is not None]
+
+
+@dataclass(slots=True)
+class Target:
+    """One decided endpoint."""
+
+    endpoint: int
+    url: str
+    worker: str
+    decision_id: int = 0
+    matched_tokens: int = 0
+    policy: str = ""
+    rank: int | None = None
+    by_fallback: bool = False
+
+
+class Exchange:
+    """One request of one client."""
+
+    __slots__ = (
+        "_ask",
+        "_attempts",
+        "_client",
+        "_connection",
+        "_excluded",
+        "_failure",
+        "_first_at",
+        "_gateway",
+        "_last_at",
+        "_prompt",
+        "_question_id",
+        "_relay",
+        "_request",
+        "_request_id",
+        "_sent_at",
+        "_shown",
+        "_spare",
+        "_started_at",
+        "_state",
+        "_target",
+        "_traceparent",
+        "_tried",
+    )
+
+    def __init__(self, gateway: Gateway, client: Client, request: Request) -> None:
+        self._gateway = gateway
+        self._client = client
+        self._request = request
+        self._state = State.PREPARING
+        self._started_at = gateway.clock.now()
+        self._request_id = request.get(b"x-request-id") or b"%032x" % random.getrandbits(128)
+        self._traceparent = request.get(b"traceparent")
+        self._ask = Ask("")
+        self._prompt: Prompt = UNREAD
+        self._question_id = 0
+        self._target: Target | None = None
+        self._shown: Target | None = None  # the last one, for the response headers
+        self._connection: UpstreamConnection | None = None
+        self._relay: Relay | None = None
+        self._attempts = 0
+        self._tried: set[str] = set()
+        self._excluded: list[int] = []
+        self._failure: ApiError | None = None  # of the last attempt
+        self._spare: Relay | None = None  # the last attempt's response, where it was complete
+        self._sent_at = self._first_at = self._last_at = 0.0
+
+    # --- PREPARING ---
+
+    def start(self) -> None:
+        gateway = self._gateway
+        gateway.exchanges.add(self)
+        gateway.budget.earn()
+        ask = read_ask(self._request)
+        if isinstance(ask, ApiError):
+            self._refuse(ask)
+            return
+        self._ask = ask
+        path = self._request.path
+        model = gateway.fleet.models.get(ask.model) if path in PROMPT_PATHS and ask.readable else None
+        body = self._request.body
+        if gateway.prompts.is_quick(model, len(body), gateway.settings.inline_bytes_max):
+            self._prepared(gateway.prompts.prepare(path, ask, body, model), self._started_at)
+            return
+        loop, began = asyncio.get_running_loop(), self._started_at
+        future = gateway.executor.submit(gateway.prompts.prepare, path, ask, body, model)
+        future.add_done_callback(
+            lambda done: loop.call_soon_threadsafe(self._prepared, UNREAD if done.exception() else done.result(), began)
+        )
+
+    def _prepared(self, prompt: Prompt, began: float) -> None:
+        if self._state is not State.PREPARING:
+            return
+        metrics = self._gateway.metrics
+        metrics.chains.add(prompt.kind)
+        metrics.prompt.observe(self._gateway.clock.now() - began)
+        self._prompt = prompt
+        self._ask_control()
+
+    # --- ASKING ---
+
+    def _ask_control(self) -> None:
+        self._state = State.ASKING
+        self._question_id = self._gateway.control.ask(self._question(), self._decided)
+
+    def _question(self) -> pb.Question:
+        ask, prompt, request = self._ask, self._prompt, self._request
+        question = pb.Question(
+            model=ask.model,
+            input_tokens=prompt.input_tokens,
+            chain_kind=prompt.chain_kind,
+            max_tokens=ask.max_tokens,
+            request_id=self._request_id.decode("latin-1"),
+            attempt=self._attempts,
+            streams=ask.streams,
+            exclude=self._excluded,
+        )
+        for size, hashes in prompt.chains:
+            question.chains.add(block_size=size, hashes=hashes)
+        for name, value in request.headers:
+            if name.startswith(b"x-headway-"):
+                _read_header(question, name, value)
+        return question
+
+    def _decided(self, decision: pb.Decision | None) -> None:
+        if self._state is not State.ASKING:
+            return
+        self._question_id = 0
+        if decision is None:
+            self._fall_back()
+        elif decision.HasField("shed"):
+            self._shed(decision.shed)
+        elif decision.url in self._tried:
+            # Endpoint numbers changed under a control plane restart: do not try the same engine twice.
+            self._gateway.control.release(decision)
+            self._fall_back()
+        else:
+            self._gateway.metrics.decisions.add("control")
+            rank = decision.data_parallel_rank if decision.HasField("data_parallel_rank") else None
+            self._go(
+                Target(
+                    decision.endpoint,
+                    decision.url,
+                    decision.worker,
+                    decision.decision_id,
+                    decision.matched_tokens,
+                    decision.policy,
+                    rank,
+                )
+            )
+
+    def _shed(self, shed: pb.Shed) -> None:
+        fleet = self._gateway.fleet
+        if shed.reason in _COLD and not fleet.warm and fleet.knows(self._ask.model):
+            self._fall_back()  # a control plane that has just started does not know its fleet yet
+            return
+        self._gateway.metrics.sheds.add(pb.Shed.Reason.Name(shed.reason).lower())
+        self._give_up(errors.from_shed(shed, self._ask.model))
+
+    def _fall_back(self) -> None:
+        gateway, model = self._gateway, self._ask.model
+        if gateway.fleet.view is None:
+            gateway.metrics.sheds.add("no_fleet_view")
+            self._give_up(errors.overloaded("The fleet is not known yet: no control plane has answered.", "no_fleet_view"))
+            return
+        if not gateway.fleet.knows(model):
+            gateway.metrics.sheds.add("unknown_model")
+            self._give_up(errors.unknown_model(model))
+            return
+        chosen = gateway.fleet.choose(model, self._tried, gateway.clock.now())
+        if chosen is None:
+            gateway.metrics.sheds.add("excluded")
+            self._give_up(errors.overloaded(f"No other worker of `{model}` is left to try.", "all_tried"))
+            return
+        gateway.metrics.decisions.add("fallback")
+        self._go(Target(chosen.endpoint, chosen.url, chosen.worker, policy="fallback", by_fallback=True))
+
+    # --- CONNECTING ---
+
+    def _go(self, target: Target) -> None:
+        gateway = self._gateway
+        self._target = self._shown = target
+        self._attempts += 1
+        self._tried.add(target.url)
+        self._excluded.append(target.endpoint)
+        self._sent_at = gateway.clock.now()
+        self._first_at = 0.0
+        self._relay = None
+        gateway.fleet.began(target.url)
+        connection = gateway.pool.take(target.url)
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._connect(target)
+
+    def _connect(self, target: Target) -> None:
+        self._state = State.CONNECTING
+
+        def done(found: UpstreamConnection | Exception) -> None:
+            if self._state is not State.CONNECTING or self._target is not target:
+                if isinstance(found, UpstreamConnection):
+                    self._gateway.pool.give(found)
+            elif isinstance(found, UpstreamConnection):
+                self._send(found)
+            else:
+                why = str(found) or type(found).__name__
+                self._failed(End.CONNECT_FAILED, errors.bad_gateway(f"Worker {target.worker} cannot be reached: {why}."))
+
+        self._gateway.pool.connect(target.url, done)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        target, request = self._target, self._request
+        assert target is not None
+        self._state = State.WAITING
+        self._connection = connection
+        connection.owner = self
+        http10 = request.http10
+        self._relay = Relay(
+            hold_bytes_max=self._gateway.settings.hold_bytes_max,
+            dechunk=http10,
+            must_end_with_done=request.path in DONE_PATHS,
+        )
+        head = forward_head(
+            request,
+            host=self._gateway.pool.host(target.url),
+            request_id=self._request_id,
+            traceparent=self._trace(),
+            data_parallel_rank=target.rank,
+        )
+        transport = connection.transport
+        if transport is None:
+            connection.owner = None
+            self.upstream_lost(None)
+            return
+        self._last_at = self._gateway.clock.now()
+        if len(request.body) <= _JOIN_BYTES_MAX:
+            transport.write(head + request.body)
+        else:
+            transport.write(head)
+            transport.write(request.body)
+
+    def _trace(self) -> bytes:
+        if not self._traceparent:
+            self._traceparent = b"00-%032x-%016x-01" % (random.getrandbits(128) | 1, random.getrandbits(64) | 1)
+        return self._traceparent
+
+    # --- WAITING and RELAYING: called by the connection ---
+
+    def upstream_data(self, data: bytes) -> None:
+        relay = self._relay
+        assert relay is not None
+        self._last_at = self._gateway.clock.now()
+        try:
+            out = relay.feed(data)
+        except FramingError as error:
+            self._broke(End.ENGINE_ERROR, f"its response is not HTTP: {error}")
+            return
+        if self._state is State.RELAYING:
+            if out:
+                self._client.write(out)
+            if relay.phase is Phase.ENDED:
+                self._complete()
+        elif relay.ready:
+            self._answered()
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        connection, relay = self._connection, self._relay
+        assert relay is not None
+        self._connection = None
+        relay.closed()
+        if relay.phase is Phase.ENDED:
+            if self._state is State.RELAYING:
+                self._complete()
+            else:
+                self._answered()
+        elif connection is not None and connection.reused and not relay.begun and self._state is State.WAITING:
+            assert self._target is not None
+            self._gateway.metrics.reconnects.add()
+            self._connect(self._target)
+        else:
+            self._broke(End.RESET, f"the connection broke ({error})" if error else "the connection was closed early")
+
+    def _answered(self) -> None:
+        """Enough of a response is held to know whether it is one to pass on."""
+        relay, target = self._relay, self._target
+        assert relay is not None
+        assert target is not None
+        verdict = relay.verdict()
+        if verdict.retryable and self._may_retry(verdict.end):
+            assert relay.head is not None
+            self._spare = relay if relay.phase is Phase.ENDED and not relay.cut_short else None
+            self._failure = errors.bad_gateway(f"Worker {target.worker} failed ({verdict.end.name.lower()}).")
+            self._close_attempt(verdict.end)
+            self._gateway.metrics.retries.add(verdict.end.name.lower())
+            self._ask_control()
+            return
+        if relay.is_stream:
+            self._first_at = self._last_at
+            self._gateway.metrics.ttft.observe(self._first_at - self._sent_at)
+            self._gateway.control.first_byte(target.decision_id, self._first_at - self._sent_at)
+        self._state = State.RELAYING
+        self._client.write(self._response_head(relay) + relay.release())
+        if relay.phase is Phase.ENDED:
+            self._complete()
+
+    def _complete(self) -> None:
+        relay = self._relay
+        assert relay is not None
+        assert relay.head is not None
+        if relay.cut_short:
+            self._client.write(self._error_event("The worker ended the stream without finishing it.", relay))
+        self._count(relay.head.status)
+        self._close_attempt(relay.final())
+        self._finish(close=self._must_close(relay))
+
+    def _must_close(self, relay: Relay) -> bool:
+        """The message's end is told by closing."""
+        request = self._request
+        unframed = relay.chunks is None and relay.head is not None and relay.head.length < 0
+        return request.http10 or not request.keep_alive or unframed or relay.cut_short or self._gateway.draining
+
+    # --- failure ---
+
+    def _broke(self, end: End, why: str) -> None:
+        """The attempt failed: elsewhere, or an end that cannot be mistaken for a good one."""
+        target = self._target
+        worker = target.worker if target is not None else "?"
+        message = f"Worker {worker} failed: {why}."
+        if self._state is State.RELAYING:
+            self._break_off(end, message)
+        else:
+            self._failed(end, errors.gateway_timeout(message) if end is End.TIMED_OUT else errors.bad_gateway(message))
+
+    def _failed(self, end: End, failure: ApiError) -> None:
+        """Nothing was passed on."""
+        self._failure, self._spare = failure, None
+        retry = self._may_retry(end)
+        self._close_attempt(end)
+        if retry:
+            self._gateway.metrics.retries.add(end.name.lower())
+            self._ask_control()
+        else:
+            self._refuse(failure)
+
+    def _may_retry(self, end: End) -> bool:
+        gateway = self._gateway
+        return self._attempts < gateway.settings.attempts_max and gateway.budget.take(gateway.clock.now())
+
+    def _give_up(self, refusal: ApiError) -> None:
+        """No endpoint (any more): the last one's own answer where there is one."""
+        spare, self._spare = self._spare, None
+        if spare is None or spare.head is None:
+            self._refuse(self._failure or refusal)
+            return
+        self._relay = spare
+        self._client.write(self._response_head(spare) + spare.release())
+        self._count(spare.head.status)
+        self._finish(close=self._must_close(spare))
+
+    def _break_off(self, end: End, message: str) -> None:
+        relay = self._relay
+        assert relay is not None
+        assert relay.head is not None
+        can_tell = relay.is_stream and relay.at_boundary
+        self._count(relay.head.status)
+        if can_tell:
+            self._client.write(self._error_event(message, relay))
+        self._close_attempt(end)
+        if can_tell:
+            self._finish(close=True)
+        else:
+            self._leave()
+            self._client.cut()
+
+    def _error_event(self, message: str, relay: Relay) -> bytes:
+        """With the end of the chunked body, where it is one. Blank lines first: the event before it may be torn."""
+        event = b"\n\n" + errors.stream_broken(message).event()
+        if relay.chunks is None or self._request.http10:
+            return event
+        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+
+    def _refuse(self, refusal: ApiError) -> None:
+        self._count(refusal.status)
+        close = refusal.close or self._request.http10 or not self._request.keep_alive or self._gateway.draining
+        extra = [*self._our_headers(), b"x-request-id: " + self._request_id, *self._gateway.extra_headers]
+        if refusal.retry_after_s:
+            extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
+        self._client.write(reply(refusal.status, refusal.body(), extra=extra, close=close))
+        self._finish(close=close)
+
+    def client_gone(self) -> None:
+        """The client left: nothing more is written, and the engine is told by closing."""
+        if self._state is State.DONE:
+            return
+        self._gateway.control.cancel(self._question_id)
+        self._count(499)
+        self._close_attempt(End.CLIENT_GONE)
+        self._leave()
+
+    def pause(self) -> None:
+        """The client reads slower than the engine writes."""
+        if self._connection is not None and self._connection.usable and self._connection.transport is not None:
+            self._connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        self._last_at = self._gateway.clock.now()
+        if self._connection is not None and self._connection.usable and self._connection.transport is not None:
+            self._connection.transport.resume_reading()
+
+    def check(self, now: float) -> None:
+        """Deadlines, asked about a few times a second."""
+        settings = self._gateway.settings
+        if settings.total_timeout_s and now - self._started_at > settings.total_timeout_s:
+            self._out_of_time()
+        elif self._state is State.WAITING and now - self._sent_at > settings.first_byte_timeout_s:
+            self._broke(End.TIMED_OUT, f"no first token within {settings.first_byte_timeout_s:g} s")
+        elif self._state is State.RELAYING:
+            stalled_since = self._client.stalled_since
+            if not stalled_since and now - self._last_at > settings.idle_timeout_s:
+                self._broke(End.TIMED_OUT, f"silent for {settings.idle_timeout_s:g} s amid the response")
+            elif stalled_since and now - stalled_since > settings.client_stall_s:
+                self.client_gone()
+                self._client.cut()
+
+    def _out_of_time(self) -> None:
+        message = f"The request took longer than {self._gateway.settings.total_timeout_s:g} s."
+        if self._state is State.RELAYING:
+            self._break_off(End.TIMED_OUT, message)
+            return
+        self._gateway.control.cancel(self._question_id)
+        self._close_attempt(End.TIMED_OUT)
+        self._refuse(errors.gateway_timeout(message))
+
+    # --- the ends ---
+
+    def _close_attempt(self, end: End) -> None:
+        """The attempt under way, if any, is over: connection, counts and outcome, once."""
+        target, self._target = self._target, None
+        if target is None:
+            return
+        gateway, relay = self._gateway, self._relay
+        now = gateway.clock.now()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if relay is not None and relay.reusable and end is not End.CLIENT_GONE:
+                if self._client.stalled_since and connection.transport is not None:
+                    connection.transport.resume_reading()
+                gateway.pool.give(connection)
+            else:
+                connection.abort()
+        gateway.fleet.ended(target.url)
+        if end in _BLAMES_ENDPOINT:
+            gateway.fleet.failed(target.url, now)
+        gateway.metrics.attempts.add(end.name.lower())
+        gateway.control.report(
+            outcome(
+                decision_id=target.decision_id,
+                end=end,
+                relay=relay,
+                sent_at=self._sent_at,
+                first_at=self._first_at,
+                last_at=self._last_at,
+                now=now,
+                request_id=self._request_id.decode("latin-1"),
+                model=self._ask.model,
+                url=target.url,
+                input_tokens=self._prompt.input_tokens,
+            )
+        )
+
+    def _count(self, status: int) -> None:
+        gateway = self._gateway
+        gateway.metrics.requests.add(path_label(self._request.path), str(status))
+        gateway.metrics.e2e.observe(gateway.clock.now() - self._started_at)
+
+    def _leave(self) -> None:
+        if self._state is not State.DONE:
+            self._state = State.DONE
+            self._gateway.exchanges.discard(self)
+            self._gateway.concurrency.leave()
+
+    def _finish(self, *, close: bool) -> None:
+        self._leave()
+        self._client.finished(close=close)
+
+    def held(self) -> pb.Held | None:
+        """This exchange's reservation, as it is now."""
+        target = self._target
+        if target is None or not target.decision_id:
+            return None
+        tokens = self._prompt.input_tokens
+        return pb.Held(
+            decision_id=target.decision_id,
+            endpoint=target.endpoint,
+            url=target.url,
+            uncached_tokens=max(0, tokens - target.matched_tokens),
+            input_tokens=tokens,
+            first_byte_seen=self._first_at > 0,
+        )
+
+    # --- headers ---
+
+    def _response_head(self, relay: Relay) -> bytes:
+        head = relay.head
+        assert head is not None
+        lines = [head.status_line, *head.lines]
+        if relay.chunks is not None and not self._request.http10:
+            lines.append(b"transfer-encoding: chunked")
+        if not any(line[:13].lower() == b"x-request-id:" for line in head.lines):
+            lines.append(b"x-request-id: " + self._request_id)
+        lines += self._our_headers()
+        lines += self._gateway.extra_headers
+        if self._must_close(relay):
+            lines.append(b"connection: close")
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _our_headers(self) -> list[bytes]:
+        target = self._shown
+        lines = [b"x-headway-attempts: %d" % self._attempts] if self._attempts else []
+        if target is None:
+            return lines
+        lines.append(b"x-headway-worker: " + _printable(target.worker))
+        if target.decision_id:
+            lines.append(b"x-headway-decision: %016x" % target.decision_id)
+        lines.append(b"x-headway-matched-tokens: %d" % target.matched_tokens)
+        lines.append(b"x-headway-policy: " + _printable(target.policy))
+        if target.by_fallback:
+            lines.append(b"x-headway-fallback: 1")
+        return lines
+
+
+def _printable(text: str) -> bytes:
+    """As a header value: visible ASCII only."""
+    return bytes(byte if 32 <= byte < 127 else 63 for byte in text.encode("latin-1", "replace"))
+
+
+def _read_header(question: pb.Question, name: bytes, value: bytes) -> None:
+    """The caller's wishes; what cannot be read is as if it were not there."""
+    text = value.decode("latin-1").strip()
+    try:
+        if name == b"x-headway-slo-ttft-ms":
+            question.slo_ttft_ms = max(0.0, float(text))
+        elif name == b"x-headway-priority":
+            question.priority = int(text)
+        elif name == b"x-headway-tenant":
+            question.tenant = text
+        elif name == b"x-headway-session":
+            question.session = text
+    except ValueError:
+        pass

@@ -1,0 +1,261 @@
+"""HTTP/1.1 as bytes, without I/O: what a request was, how heads are written, where a response ends.
+
+Requests are parsed by httptools (in `connection`). Response heads are split here instead: a head is needed once as a list of
+lines to pass on, and body framing must say at which byte a message ends so that bytes can be relayed as they came; a
+callback parser gives neither. `ChunkedReader` costs one find and one int a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dataplane.errors import REASONS
+
+Headers = list[tuple[bytes, bytes]]
+
+CHUNK_LINE_BYTES_MAX = 1024
+TRAILER_BYTES_MAX = 16 * 1024
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_CARRIED = frozenset((b"x-request-id", b"traceparent"))
+
+
+class FramingError(ValueError):
+    """The bytes of a peer are not HTTP/1.1."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One request as read from a client. headers: names in lower case, in the order they came."""
+
+    method: str = ""
+    target: bytes = b""
+    headers: Headers = field(default_factory=list)
+    body: bytes = b""
+    http10: bool = False
+    keep_alive: bool = True
+
+    def get(self, name: bytes) -> bytes:
+        """The first header of that name, b"" where there is none."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
+
+    @property
+    def path(self) -> str:
+        """Without the query string; undecodable bytes become replacement characters."""
+        return self.target.split(b"?", 1)[0].decode("utf-8", "replace")
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """The head of an engine's response. length: -1 where the body is chunked or ends with the connection."""
+
+    status: int
+    status_line: bytes
+    lines: list[bytes]  # header lines to pass on, hop-by-hop ones left out, Content-Length kept
+    length: int = -1
+    chunked: bool = False
+    keep_alive: bool = True
+    content_type: bytes = b""
+    encoded: bool = False  # Content-Encoding: the body cannot be read, only passed on
+
+
+def parse_response_head(head: bytes, *, to_head_request: bool = False) -> ResponseHead:
+    """head: everything up to, without, the empty line. FramingError: not a response of HTTP/1.x."""
+    raw_lines = head.split(b"\r\n")
+    breaks = len(raw_lines) - 1
+    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
+        raise FramingError("a bare CR, LF or NUL in the response head")
+    status_line = raw_lines[0]
+    if not status_line.startswith(b"HTTP/1.") or not status_line[9:12].isdigit() or len(status_line) < 12:
+        raise FramingError(f"not a status line: {status_line[:60]!r}")
+    http10 = status_line[7:8] == b"0"
+    found = ResponseHead(int(status_line[9:12]), b"HTTP/1.1" + status_line[8:], [], keep_alive=not http10)
+    for line in raw_lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon or not name or name[-1:] in b" \t" or name[:1] in b" \t":
+            raise FramingError(f"not a header line: {line[:60]!r}")
+        name = name.lower()
+        if name in HOP_BY_HOP:
+            _hop_by_hop(found, name, value.strip().lower())
+            continue
+        if name == b"content-length":
+            _content_length(found, value.strip())
+        elif name == b"content-type":
+            found.content_type = value.strip().lower()
+        elif name == b"content-encoding":
+            found.encoded = value.strip().lower() != b"identity"
+        found.lines.append(line)
+    if found.chunked and found.length >= 0:
+        raise FramingError("both Content-Length and Transfer-Encoding in the response")
+    if found.status in (204, 304) or to_head_request:
+        found.length, found.chunked = 0, False
+    return found
+
+
+def _hop_by_hop(found: ResponseHead, name: bytes, value: bytes) -> None:
+    if name == b"connection":
+        if b"close" in value:
+            found.keep_alive = False
+        elif b"keep-alive" in value:
+            found.keep_alive = True
+    elif name == b"transfer-encoding":
+        if value != b"chunked" or found.chunked:
+            raise FramingError(f"transfer encoding {value[:40]!r} in the response")
+        found.chunked = True
+
+
+def _content_length(found: ResponseHead, value: bytes) -> None:
+    if not value.isdigit() or len(value) > 18 or found.length not in (-1, int(value)):
+        raise FramingError(f"content length {value[:40]!r} in the response")
+    found.length = int(value)
+
+
+class ChunkedReader:
+    """Finds the end of a chunked body, fed in pieces of any size.
+
+    `feed` returns the index just behind the message's last byte, or -1 where more is to come. While `collect` is set, the
+    payload without its framing gathers in `payload`. `chunks` counts data chunks begun (one an event in vLLM's streams).
+    `boundary` is the index, in the bytes last fed, behind the last whole data chunk (0: none ended there).
+    """
+
+    __slots__ = ("_in_trailer", "_line", "_need", "_trailer_bytes", "boundary", "chunks", "collect", "payload")
+
+    def __init__(self, *, collect: bool = False) -> None:
+        self.chunks = 0
+        self.collect = collect
+        self.payload: list[bytes] = []
+        self.boundary = 0
+        self._need = 0  # bytes of the current chunk still to come, its CRLF included
+        self._line = b""  # a torn size or trailer line
+        self._in_trailer = False
+        self._trailer_bytes = 0
+
+    @property
+    def at_boundary(self) -> bool:
+        """Between two chunks: what was fed so far ends with a whole one."""
+        return self._need == 0 and not self._line and not self._in_trailer
+
+    def feed(self, data: bytes) -> int:
+        """FramingError: a malformed size line, a chunk without its CRLF, endless trailers."""
+        position, size = 0, len(data)
+        self.boundary = 0
+        while position < size:
+            need = self._need
+            if need:
+                position = self._consume(data, position, need)
+                if self._need == 0:
+                    self.boundary = position
+                continue
+            end = data.find(b"\n", position)
+            if end < 0:
+                self._line += data[position:]
+                if len(self._line) > CHUNK_LINE_BYTES_MAX:
+                    raise FramingError("chunk size line too long")
+                return -1
+            line = data[position:end]
+            if self._line:
+                line, self._line = self._line + line, b""
+            position = end + 1
+            if line[-1:] != b"\r":
+                raise FramingError("chunk size line without CRLF")
+            if self._in_trailer:
+                if len(line) == 1:
+                    return position
+                self._trailer_bytes += len(line)
+                if self._trailer_bytes > TRAILER_BYTES_MAX:
+                    raise FramingError("trailers too long")
+                continue
+            length = _chunk_size(line)
+            if length:
+                self.chunks += 1
+                self._need = length + 2
+            else:
+                self._in_trailer = True
+        return -1
+
+    def _consume(self, data: bytes, position: int, need: int) -> int:
+        available = len(data) - position
+        take = need if need <= available else available
+        stop = position + take
+        rest = need - take
+        if self.collect and need > 2:
+            self.payload.append(data[position : stop - max(0, 2 - rest)])
+        if rest == 0:
+            if data[stop - 1] != 10 or (take > 1 and data[stop - 2] != 13):
+                raise FramingError("a chunk does not end with CRLF")
+        elif rest == 1 and data[stop - 1] != 13:
+            raise FramingError("a chunk does not end with CRLF")
+        self._need = rest
+        return stop
+
+
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+def _chunk_size(line: bytes) -> int:
+    """line: with its CR. FramingError: not a hexadecimal number of at most 16 digits."""
+    digits = line[:-1]
+    if b";" in digits:
+        digits = digits.split(b";", 1)[0].rstrip(b" \t")
+    if not 0 < len(digits) <= 16 or not _HEX.issuperset(digits):
+        raise FramingError(f"chunk size {line[:20]!r}")
+    return int(digits, 16)
+
+
+def forward_head(
+    request: Request, *, host: bytes, request_id: bytes, traceparent: bytes, data_parallel_rank: int | None
+) -> bytes:
+    """The head that goes to the engine: the caller's headers but hop-by-hop ones, Host rewritten, ids carried on."""
+    dropped = _NOT_FORWARDED
+    named = request.get(b"connection")
+    if named and named.lower() not in (b"keep-alive", b"close"):
+        dropped = dropped | {token.strip().lower() for token in named.split(b",")}
+    if data_parallel_rank is not None:
+        dropped = dropped | {b"x-data-parallel-rank"}
+    parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nhost: ", host]
+    for name, value in request.headers:
+        if name not in dropped and name not in _CARRIED:
+            parts += (b"\r\n", name, b": ", value)
+    parts += (b"\r\nx-request-id: ", request_id, b"\r\ntraceparent: ", traceparent)
+    if data_parallel_rank is not None:
+        parts.append(b"\r\nx-data-parallel-rank: %d" % data_parallel_rank)
+    parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(request.body))
+    return b"".join(parts)
+
+
+def reply(
+    status: int,
+    body: bytes,
+    *,
+    content_type: bytes = b"application/json",
+    extra: Iterable[bytes] = (),
+    close: bool = False,
+    head_only: bool = False,
+) -> bytes:
+    """A whole response of our own. extra: header lines."""
+    lines = [b"HTTP/1.1 %d " % status + REASONS.get(status, b"Status")]
+    if status != 204:
+        lines += (b"content-type: " + content_type, b"content-length: %d" % len(body))
+    lines += extra
+    if close:
+        lines.append(b"connection: close")
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    return head if head_only else head + body

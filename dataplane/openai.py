@@ -1,0 +1,140 @@
+"""The OpenAI surface: which path is what, and the few fields of a body that routing needs.
+
+Bodies are read with typed partial decoding: fields that are not named here are skipped, not built.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from dataplane.errors import ApiError, bad_request, not_found, wrong_method
+from dataplane.http1 import Request
+
+MULTIPART_SCAN_BYTES_MAX = 64 * 1024
+
+
+class Kind(Enum):
+    """What is done with a request."""
+
+    ROUTED = "routed"  # to a worker
+    MODELS = "models"
+    MODEL = "model"
+    HEALTH = "health"
+    READY = "ready"
+    METRICS = "metrics"
+    PREFLIGHT = "preflight"
+
+
+PROMPT_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"))
+"""Whose bodies hold one prompt that can be tokenised as the engine does it."""
+
+DONE_PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))
+"""Whose streams end with `data: [DONE]`."""
+
+_ROUTED_OUTSIDE_V1 = frozenset(
+    ("/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score", "/pooling", "/classify", "/invocations")
+)
+_COUNTED = PROMPT_PATHS | _ROUTED_OUTSIDE_V1 | {"/v1/rerank", "/v1/score", "/v1/messages/count_tokens"}
+
+
+def path_label(path: str) -> str:
+    """A path as a metrics label: callers cannot make up new ones."""
+    return path if path in _COUNTED else "other"
+
+
+_LOCAL = {
+    "/health": Kind.HEALTH,
+    "/ready": Kind.READY,
+    "/metrics": Kind.METRICS,
+    "/v1/models": Kind.MODELS,
+}
+ADMIN_KINDS = frozenset((Kind.HEALTH, Kind.READY, Kind.METRICS))
+
+
+def classify(method: str, path: str) -> Kind | ApiError:
+    """method, path -> what to do, or the refusal."""
+    local = _LOCAL.get(path) or (Kind.MODEL if path.startswith("/v1/models/") else None)
+    if method == "OPTIONS":
+        return Kind.PREFLIGHT
+    if local is not None:
+        return local if method in ("GET", "HEAD") else wrong_method(method, path, "GET")
+    if path.startswith("/v1/") or path in _ROUTED_OUTSIDE_V1:
+        return Kind.ROUTED if method == "POST" else wrong_method(method, path, "POST")
+    return not_found(method, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What routing needs to know of a request's body. model: "" only where a multipart body names none."""
+
+    model: str
+    streams: bool = False
+    max_tokens: int = 0
+    cache_salt: str = ""
+    readable: bool = True  # a JSON body; others are routed without a chain
+
+
+class _Body(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    cache_salt: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def read_ask(request: Request) -> Ask | ApiError:
+    """The body of a routed request."""
+    content_type = request.get(b"content-type").lower()
+    encoding = request.get(b"content-encoding").lower()
+    if encoding not in (b"", b"identity"):
+        return ApiError(415, f"Content-Encoding {encoding.decode('latin-1')!r} is not supported.", code="unsupported_encoding")
+    if content_type.startswith(b"multipart/"):
+        return Ask(_multipart_model(request.body), readable=False)
+    return read_json(request.body)
+
+
+def read_json(body: bytes) -> Ask | ApiError:
+    """body: as sent. The messages of refusals say where the JSON is wrong."""
+    if not body:
+        return bad_request("The request body is empty; a JSON object was expected.", code="empty_body")
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            return bad_request(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_utf8")
+    try:
+        fields = _decoder.decode(body)
+    except msgspec.ValidationError:
+        return bad_request("The request body must be a JSON object.", code="not_an_object")
+    except (msgspec.DecodeError, RecursionError) as error:
+        return bad_request(f"The request body is not valid JSON: {error}.", code="invalid_json")
+    if fields.model is None:
+        return bad_request("You must provide a `model`.", param="model", code="model_missing")
+    if not isinstance(fields.model, str) or not fields.model:
+        return bad_request("`model` must be a non-empty string.", param="model", code="model_invalid")
+    limit = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
+    return Ask(
+        fields.model,
+        fields.stream is True,
+        limit if isinstance(limit, int) and 0 < limit < 2**32 else 0,
+        fields.cache_salt if isinstance(fields.cache_salt, str) else "",
+    )
+
+
+_MODEL_PART = re.compile(rb'name="model"[^\r\n]*(?:\r\n[^\r\n]+)*\r\n\r\n([^\r\n]{1,512})\r\n')
+
+
+def _multipart_model(body: bytes) -> str:
+    found = _MODEL_PART.search(body, 0, MULTIPART_SCAN_BYTES_MAX) or _MODEL_PART.search(
+        body, max(0, len(body) - MULTIPART_SCAN_BYTES_MAX)
+    )
+    return found[1].decode("utf-8", "replace") if found else ""

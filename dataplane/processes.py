@@ -1,0 +1,72 @@
+"""Several processes on one port: each listens with SO_REUSEPORT, a parent starts them, restarts one that dies, ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+
+from runtime.service import Life
+
+log = logging.getLogger(__name__)
+
+RESTART_S_MIN = 0.5
+RESTART_S_MAX = 10.0
+STABLE_S = 30.0
+NUMBER_VARIABLE = "HEADWAY_DATAPLANE_PROCESS_NUMBER"
+PORT_VARIABLE = "HEADWAY_DATAPLANE_PORT"
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A bound socket that shares its port but takes no connections. OSError: somebody else has the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if port:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind((host, port))
+    return reserved
+
+
+async def supervise(
+    life: Life, processes: int, argv: Sequence[str], environ: Mapping[str, str], *, end_timeout_s: float
+) -> None:
+    """Until `life` ends; each child gets its number. The children end within the bound or are killed."""
+    async with asyncio.TaskGroup() as group:
+        for number in range(processes):
+            group.create_task(_keep(life, number, argv, environ, end_timeout_s))
+
+
+async def _keep(life: Life, number: int, argv: Sequence[str], environ: Mapping[str, str], end_timeout_s: float) -> None:
+    loop, pause_s = asyncio.get_running_loop(), RESTART_S_MIN
+    while not life.ending.is_set():
+        began = loop.time()
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "dataplane", *argv, env={**environ, NUMBER_VARIABLE: str(number)}
+        )
+        gone = asyncio.ensure_future(child.wait())
+        ending = asyncio.ensure_future(life.ending.wait())
+        await asyncio.wait((gone, ending), return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            await _end(child, end_timeout_s)
+            return
+        ending.cancel()
+        pause_s = RESTART_S_MIN if loop.time() - began > STABLE_S else min(RESTART_S_MAX, 2 * pause_s)
+        log.error("a process ended", extra={"f": {"number": number, "code": child.returncode, "restart_in_s": pause_s}})
+        try:
+            await asyncio.wait_for(life.ending.wait(), pause_s)
+        except TimeoutError:
+            pass
+
+
+async def _end(child: asyncio.subprocess.Process, timeout_s: float) -> None:
+    child.terminate()
+    try:
+        await asyncio.wait_for(child.wait(), timeout_s)
+    except TimeoutError:
+        child.kill()
+        await child.wait()

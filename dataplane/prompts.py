@@ -1,0 +1,166 @@
+"""Prompt to block hashes: tokenizers loaded in the background, and what a prompt becomes while there is none.
+
+TOKENS  the model's tokenizer is loaded: hashes equal those that the workers' agents publish
+TEXT    it cannot be had, or this request cannot be tokenised as the engine does it: chunks of text, said in /ready and metrics
+none    it is still loading, or the body cannot be read: the request is routed without a chain, and does not wait
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from contract import blocks
+from contract.tokens import NotTokenizable, PromptError, TokenizerUnavailable, text_of
+from dataplane.openai import Ask
+from proto import routing_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+RELOAD_AFTER_S = 60.0
+FALLBACK_BLOCK_TOKENS = 16
+"""Block size of text chains where the fleet has not said one."""
+
+
+class Tokenizer(Protocol):
+    """What is used of contract.tokens.PromptTokenizer."""
+
+    fast: bool
+
+    def prompts(self, path: str, body: Mapping[str, Any]) -> list[bytes]:
+        """Flat little-endian uint32 token ids of every prompt in a body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the control plane wants it. kind: tokens, text, loading or unread, for the metrics."""
+
+    kind: str
+    input_tokens: int = 0
+    chains: tuple[tuple[int, bytes], ...] = ()  # (block size, packed hashes)
+
+    @property
+    def chain_kind(self) -> pb.ChainKind.ValueType:
+        if self.kind == "tokens":
+            return pb.TOKENS
+        return pb.TEXT if self.kind == "text" else pb.CHAIN_KIND_UNSPECIFIED
+
+
+UNREAD = Prompt("unread")
+LOADING = Prompt("loading")
+
+
+@dataclass(slots=True)
+class _Loaded:
+    tokenizer: Tokenizer | None = None
+    error: str = ""
+    loading: bool = False
+    tried_at: float = -1e9
+
+
+class Prompts:
+    """Tokenizers by model. load: spec -> Tokenizer, slow, run in `executor`; overrides: model -> spec."""
+
+    def __init__(self, load: Callable[[str], Tokenizer], overrides: Mapping[str, str], executor: Executor) -> None:
+        self._load = load
+        self._overrides = dict(overrides)
+        self._executor = executor
+        self._by_spec: dict[str, _Loaded] = {}
+        self._said: set[str] = set()
+
+    def see(self, models: Iterable[pb.ModelView], now: float) -> None:
+        """The fleet's models: begins to load what is not loaded yet, and again what failed a while ago."""
+        for model in models:
+            spec = self._spec(model)
+            if not spec:
+                self._say(model.name, "the fleet names no tokenizer")
+                continue
+            entry = self._by_spec.setdefault(spec, _Loaded())
+            if entry.tokenizer is None and not entry.loading and now - entry.tried_at > RELOAD_AFTER_S:
+                entry.loading, entry.tried_at = True, now
+                self._executor.submit(self._load_one, spec, model.name, entry)
+
+    def status(self, models: Iterable[pb.ModelView]) -> dict[str, str]:
+        """Per model: ready, loading, or why its prompts are hashed as text."""
+        return {model.name: self._status(model) for model in models}
+
+    def is_quick(self, model: pb.ModelView | None, body_bytes: int, inline_bytes_max: int) -> bool:
+        """`prepare` is short enough for the event loop. A slow tokenizer gets an eighth of the bytes."""
+        if model is None or body_bytes > inline_bytes_max:
+            return model is None
+        entry = self._by_spec.get(self._spec(model))
+        slow = entry is not None and entry.tokenizer is not None and not entry.tokenizer.fast
+        return body_bytes <= (inline_bytes_max // 8 if slow else inline_bytes_max)
+
+    def prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
+        """Tokenise and hash; may run in a thread."""
+        if model is None or not ask.readable:
+            return UNREAD
+        entry = self._by_spec.get(self._spec(model))
+        if entry is not None and entry.tokenizer is None and entry.loading:
+            return LOADING
+        fields = msgspec.json.decode(body)
+        tokenizer = entry.tokenizer if entry is not None else None
+        if tokenizer is not None:
+            try:
+                return _token_prompt(tokenizer.prompts(path, fields), ask, model)
+            except PromptError:
+                return UNREAD  # the caller's mistake: the engine answers it in its own words
+            except NotTokenizable as error:
+                self._say(f"{model.name}{path}", f"on {path}: {error}")
+        return _text_prompt(text_of(path, fields), ask, model)
+
+    def _spec(self, model: pb.ModelView) -> str:
+        return self._overrides.get(model.name) or self._overrides.get(model.base) or model.tokenizer
+
+    def _status(self, model: pb.ModelView) -> str:
+        entry = self._by_spec.get(self._spec(model))
+        if entry is None:
+            return "text: the fleet names no tokenizer"
+        if entry.tokenizer is not None:
+            return "ready"
+        return "loading" if entry.loading else f"text: {entry.error}"
+
+    def _load_one(self, spec: str, name: str, entry: _Loaded) -> None:
+        began = time.monotonic()
+        try:
+            entry.tokenizer = self._load(spec)
+            log.info("tokenizer ready", extra={"f": {"model": name, "spec": spec, "s": round(time.monotonic() - began, 2)}})
+        except TokenizerUnavailable as error:
+            entry.error = str(error)
+            self._say(name, entry.error)
+        except Exception as error:
+            entry.error = f"{type(error).__name__}: {error}"
+            log.exception("loading a tokenizer failed", extra={"f": {"model": name, "spec": spec}})
+        finally:
+            entry.loading = False
+
+    def _say(self, name: str, why: str) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            log.warning("prompts are hashed as text, not tokens", extra={"f": {"model": name, "why": why}})
+
+
+def _token_prompt(prompts: list[bytes], ask: Ask, model: pb.ModelView) -> Prompt:
+    """Batches: the longest prompt's chain, and the tokens of all."""
+    longest = max(prompts, key=len, default=b"")
+    root = blocks.root_hash(model.base or model.name, lora=_lora(model), cache_salt=ask.cache_salt)
+    chains = tuple((size, blocks.chain(longest, size, root).tobytes()) for size in model.block_sizes if size > 0)
+    return Prompt("tokens", sum(map(len, prompts)) // 4, chains)
+
+
+def _text_prompt(text: bytes, ask: Ask, model: pb.ModelView) -> Prompt:
+    root = blocks.text_root_hash(model.base or model.name, lora=_lora(model), cache_salt=ask.cache_salt)
+    sizes = [size for size in model.block_sizes if size > 0] or [FALLBACK_BLOCK_TOKENS]
+    chains = tuple((size, blocks.text_chain(text, size, root).tobytes()) for size in sizes)
+    return Prompt("text", len(text) // blocks.TEXT_CHARS_PER_TOKEN, chains)
+
+
+def _lora(model: pb.ModelView) -> str:
+    return model.name if model.base and model.base != model.name else ""

@@ -1,0 +1,372 @@
+"""One engine response on its way to a client, without I/O.
+
+    HEAD     the response head is being read
+    HELD     nothing has been passed on: until the first event with content (streams) or the end (other bodies, up to a
+             bound) the request may still be retried elsewhere. vLLM sends 200 and its headers before it has queued anything
+    PASSING  bytes go on as they came
+    ENDED    the message is complete
+
+`feed` takes what the socket gave and returns what goes to the client now. Streams are passed on in whole chunks, so that
+after a break an error event can follow: a torn event is of no use to its reader. The last bytes are kept to read how the
+stream ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from contract.outcome import End
+from dataplane.http1 import ChunkedReader, FramingError, ResponseHead, parse_response_head
+from dataplane.sse import Ending, EventReader, Says, error_code, meaning, read_ending, read_tail, read_whole
+
+HEAD_BYTES_MAX = 64 * 1024
+TAIL_BYTES_KEPT = 4 * 1024
+TAIL_BYTES_MAX = 16 * 1024
+TORN_BYTES_MAX = 64 * 1024
+
+
+class Phase(IntEnum):
+    HEAD = 0
+    HELD = 1
+    PASSING = 2
+    ENDED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the beginning of a response means for the attempt."""
+
+    end: End
+    retryable: bool
+
+
+_GOOD = Verdict(End.COMPLETE, False)
+_STATUS = {
+    408: Verdict(End.TIMED_OUT, True),
+    429: Verdict(End.BACK_PRESSURE, True),
+    503: Verdict(End.BACK_PRESSURE, True),
+}
+
+
+def _verdict_of_status(status: int) -> Verdict:
+    if status < 400:
+        return _GOOD
+    return _STATUS.get(status) or Verdict(*((End.ENGINE_ERROR, True) if status >= 500 else (End.CALLER_ERROR, False)))
+
+
+class Relay:
+    """One response. hold_bytes_max: how much is held back at most; dechunk: for HTTP/1.0 clients."""
+
+    __slots__ = (
+        "_buffer",
+        "_carry",
+        "_dechunk",
+        "_events",
+        "_held",
+        "_held_bytes",
+        "_hold_bytes_max",
+        "_message_end",
+        "_must_end_with_done",
+        "_tail",
+        "_tail_bytes",
+        "chunks",
+        "cut_short",
+        "ending",
+        "error_event",
+        "first",
+        "head",
+        "phase",
+        "ready",
+        "remaining",
+        "trailing",
+    )
+
+    def __init__(
+        self,
+        *,
+        hold_bytes_max: int,
+        dechunk: bool = False,
+        must_end_with_done: bool = False,
+    ) -> None:
+        self.phase = Phase.HEAD
+        self.head: ResponseHead | None = None
+        self.ready = False  # HELD long enough: ask `verdict`, then `release`
+        self.first = Says.NOTHING
+        self.trailing = False  # bytes after the message: the connection must not be used again
+        self.cut_short = False  # a stream that ended as HTTP but not as an event stream
+        self.ending = Ending()
+        self.error_event = b""
+        self.chunks: ChunkedReader | None = None
+        self.remaining = -1
+        self._message_end = 0
+        self._hold_bytes_max = hold_bytes_max
+        self._dechunk = dechunk
+        self._must_end_with_done = must_end_with_done
+        self._buffer = b""
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._events: EventReader | None = None
+        self._carry = b""
+        self._tail: list[bytes] = []
+        self._tail_bytes = 0
+
+    @property
+    def begun(self) -> bool:
+        """The engine has answered something."""
+        return self.phase > Phase.HEAD or bool(self._buffer)
+
+    @property
+    def is_stream(self) -> bool:
+        return self._events is not None
+
+    @property
+    def at_boundary(self) -> bool:
+        """Another event may follow what was passed on."""
+        return self.chunks is None or self._dechunk or bool(self._carry) or self.chunks.at_boundary
+
+    @property
+    def reusable(self) -> bool:
+        """The connection can carry another request."""
+        return self.phase is Phase.ENDED and not self.trailing and self.head is not None and self.head.keep_alive
+
+    def feed(self, data: bytes) -> bytes:
+        """What goes to the client now; b"" while held. FramingError: not HTTP/1.1."""
+        if self.phase is Phase.PASSING:
+            return self._pass(data)
+        if self.phase is Phase.HEAD:
+            data = self._read_head(data)
+            if self.phase is Phase.HEAD:
+                return b""
+        self._hold(data)
+        return b""
+
+    def closed(self) -> None:
+        """The engine closed its side: afterwards the phase is ENDED, or the response is broken."""
+        if self.phase in (Phase.HELD, Phase.PASSING) and self.chunks is None and self.remaining < 0:
+            if self.phase is Phase.HELD and self._events is None:
+                self._read_body()
+            self._close_message()
+            self.ready = True
+
+    def verdict(self) -> Verdict:
+        """Of a response that is `ready`."""
+        assert self.head is not None
+        found = _verdict_of_status(self.head.status)
+        if found is not _GOOD:
+            return found
+        if self.first is Says.ABORT:
+            return Verdict(End.ENGINE_ABORTED, True)
+        if self.first is Says.ERROR:
+            code = error_code(self.error_event)
+            return _verdict_of_status(code) if 400 <= code <= 599 else Verdict(End.ENGINE_ERROR, True)
+        if self.first is Says.NOTHING and self.cut_short:
+            return Verdict(End.ENGINE_ERROR, True)
+        return _GOOD
+
+    def release(self) -> bytes:
+        """Everything held back; from now on bytes pass."""
+        held = b"".join(self._held)
+        self._held.clear()
+        if self.phase is Phase.ENDED and self.cut_short and self.chunks is not None and not self._dechunk:
+            held = held[: _boundary(held)]
+        if self.phase is Phase.HELD:
+            self.phase = Phase.PASSING
+            if self.chunks is not None:
+                self.chunks.collect = self._dechunk
+            if self.is_stream and not self._dechunk and self.chunks is not None and not self.chunks.at_boundary:
+                cut = _boundary(held)
+                held, self._carry = held[:cut], held[cut:]
+        return held
+
+    def final(self) -> End:
+        """How a response that was passed on to its end went."""
+        assert self.head is not None
+        end = _verdict_of_status(self.head.status).end
+        if end is not End.COMPLETE:
+            return end
+        if self.ending.error or self.cut_short:
+            return End.ENGINE_ERROR
+        return End.ENGINE_ABORTED if self.ending.aborted else End.COMPLETE
+
+    # --- HEAD ---
+
+    def _read_head(self, data: bytes) -> bytes:
+        """The bytes behind the head, once it is there."""
+        buffer = self._buffer + data if self._buffer else data
+        while True:
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0:
+                if len(buffer) > HEAD_BYTES_MAX:
+                    raise FramingError("response head too long")
+                self._buffer = buffer
+                return b""
+            head = parse_response_head(buffer[:end])
+            buffer = buffer[end + 4 :]
+            if head.status >= 200:
+                break
+            if head.status == 101:
+                raise FramingError("the engine switched protocols")
+        self._buffer = b""
+        self.head = head
+        self.phase = Phase.HELD
+        self.remaining = head.length
+        if head.chunked:
+            self.chunks = ChunkedReader(collect=True)
+        if head.content_type.startswith(b"text/event-stream") and not head.encoded and head.status == 200:
+            self._events = EventReader()
+        return buffer
+
+    # --- HELD ---
+
+    def _hold(self, data: bytes) -> None:
+        ended = self._advance(data)
+        if self.trailing:
+            data = data[: self._message_end]
+        payload = self._take_payload(data)
+        self._held.append(payload if self._dechunk else data)
+        self._held_bytes += len(data)
+        self._keep(data)
+        if self._events is not None and self.first is Says.NOTHING:
+            self._read_events(payload)
+        elif self._events is None and ended:
+            self._read_body()
+        if ended:
+            self._close_message()
+        if ended or self.first is not Says.NOTHING or self._held_bytes > self._hold_bytes_max or self._too_long():
+            self.ready = True
+
+    def _too_long(self) -> bool:
+        return self._events is None and self.remaining > self._hold_bytes_max
+
+    def _read_events(self, payload: bytes) -> None:
+        assert self._events is not None
+        for event in self._events.feed(payload):
+            says = meaning(event)
+            if says is not Says.NOTHING:
+                self.first = says
+                self.error_event = event if says is Says.ERROR else b""
+                return
+
+    def _read_body(self) -> None:
+        assert self.head is not None
+        if self.head.status != 200 or self.head.encoded or not self.head.content_type.startswith(b"application/json"):
+            return
+        body = b"".join(self._held)
+        if self.chunks is not None and not self._dechunk:
+            body = _unchunk(body)
+        self.first = meaning(body)
+        self.error_event = body if self.first is Says.ERROR else b""
+        self.ending = read_whole(body)
+
+    # --- PASSING ---
+
+    def _pass(self, data: bytes) -> bytes:
+        chunks = self.chunks
+        if chunks is None:
+            ended = self._advance(data)
+            if self.trailing:
+                data = data[: self._message_end]
+            self._keep(data)
+            if ended:
+                self._close_message()
+            return data
+        end = chunks.feed(data)
+        if end >= 0:
+            return self._end_chunked(data, end)
+        self._keep(data)
+        if self._dechunk:
+            return self._take_payload(data)
+        if self._carry:
+            return self._pass_torn(data)
+        if chunks.at_boundary or self._events is None:
+            return data
+        cut = chunks.boundary
+        self._carry = data[cut:]
+        return data[:cut]
+
+    def _pass_torn(self, data: bytes) -> bytes:
+        """Bytes behind a torn chunk: everything up to the last whole chunk."""
+        assert self.chunks is not None
+        if self.chunks.at_boundary or len(self._carry) + len(data) > TORN_BYTES_MAX:
+            whole, self._carry = self._carry + data, b""
+            return whole
+        cut = self.chunks.boundary
+        if cut == 0:
+            self._carry += data
+            return b""
+        whole, self._carry = self._carry + data[:cut], data[cut:]
+        return whole
+
+    def _end_chunked(self, data: bytes, end: int) -> bytes:
+        assert self.chunks is not None
+        self.trailing = end < len(data)
+        self._message_end = end
+        data = data[:end]
+        self._keep(data)
+        self._close_message()
+        payload = self._take_payload(data)
+        carry, self._carry = self._carry, b""
+        if self._dechunk:
+            return payload
+        if self.cut_short:
+            # Without the terminating chunk: an error event goes before it.
+            return carry + data[: self.chunks.boundary] if self.chunks.boundary else b""
+        return carry + data
+
+    def _close_message(self) -> None:
+        """The last byte of the message is here: read how it ended."""
+        held = self.phase is Phase.HELD
+        self.phase = Phase.ENDED
+        tail = b"".join(self._tail)
+        self._tail.clear()
+        if self._events is not None:
+            self.ending = read_ending(tail, chunked=self.chunks is not None)
+            if self._must_end_with_done and not (self.ending.done or self.ending.finished or self.ending.error):
+                self.cut_short = True
+        elif not held:
+            self.ending = read_tail(tail)
+
+    # --- framing ---
+
+    def _advance(self, data: bytes) -> bool:
+        """Whether the message ends within `data`; sets `trailing`."""
+        if self.chunks is not None:
+            end = self.chunks.feed(data)
+            self._message_end = end
+            self.trailing = 0 <= end < len(data)
+            return end >= 0
+        if self.remaining < 0:
+            return False
+        self._message_end = self.remaining
+        self.trailing = len(data) > self.remaining
+        self.remaining -= min(len(data), self.remaining)
+        return self.remaining == 0
+
+    def _take_payload(self, data: bytes) -> bytes:
+        if self.chunks is None:
+            return data
+        payload = b"".join(self.chunks.payload)
+        self.chunks.payload.clear()
+        return payload
+
+    def _keep(self, data: bytes) -> None:
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        if self._tail_bytes > TAIL_BYTES_MAX:
+            kept = b"".join(self._tail)[-TAIL_BYTES_KEPT:]
+            self._tail = [kept]
+            self._tail_bytes = len(kept)
+
+
+def _boundary(held: bytes) -> int:
+    """Index in `held`, the beginning of a chunked body, behind its last whole chunk."""
+    reader = ChunkedReader()
+    reader.feed(held)
+    return reader.boundary
+
+
+def _unchunk(raw: bytes) -> bytes:
+    reader = ChunkedReader(collect=True)
+    reader.feed(raw)
+    return b"".join(reader.payload)

@@ -1,0 +1,208 @@
+"""Listening, what is answered here without a worker, deadlines, and the orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import msgspec
+
+from dataplane import errors
+from dataplane.connection import ClientConnection
+from dataplane.errors import ApiError
+from dataplane.exchange import Exchange, Gateway
+from dataplane.http1 import Request, reply
+from dataplane.openai import ADMIN_KINDS, Kind, classify
+
+SWEEP_S_MAX = 0.5
+SWEEP_S_MIN = 0.02
+BACKLOG = 4096
+DRAIN_POLL_S = 0.02
+
+_json = msgspec.json.Encoder()
+
+_PREFLIGHT_HEADERS = (
+    b"access-control-allow-methods: GET, POST, HEAD, OPTIONS",
+    b"access-control-allow-headers: *",
+    b"access-control-max-age: 86400",
+)
+
+
+class Server:
+    """The HTTP side of one process. admin: whether health, readiness and metrics are answered, and nothing else."""
+
+    def __init__(self, gateway: Gateway, *, admin: bool | None = None) -> None:
+        self.gateway = gateway
+        self.settings = gateway.settings
+        self.clock = gateway.clock
+        self.metrics = gateway.metrics
+        self.extra_headers = gateway.extra_headers
+        self.connections: set[ClientConnection] = set()
+        self._admin = admin
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """The port that was bound. OSError: the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            lambda: ClientConnection(self), host, port, reuse_port=reuse_port or None, backlog=BACKLOG
+        )
+        self._sweep()
+        bound: socket.socket = self._listener.sockets[0]
+        return int(bound.getsockname()[1])
+
+    async def drain(self, timeout_s: float) -> int:
+        """Stop accepting, let requests end, up to a bound. Returns how many had to be cut."""
+        self.gateway.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        until = self.clock.now() + timeout_s
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        while self._busy() and self.clock.now() < until:  # noqa: ASYNC110 - an event would cost every request
+            await asyncio.sleep(DRAIN_POLL_S)
+        cut = self._busy()
+        for connection in list(self.connections):
+            exchange = connection.exchange
+            if exchange is not None:
+                exchange.client_gone()
+            connection.cut()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        return cut
+
+    def _busy(self) -> int:
+        return sum(connection.exchange is not None for connection in self.connections)
+
+    def handle(self, connection: ClientConnection, request: Request) -> None:
+        """One request, whole. Sets `connection.exchange` where its answer comes later."""
+        kind = classify(request.method, request.path)
+        if not isinstance(kind, ApiError) and self._admin is not None and (kind in ADMIN_KINDS) != self._admin:
+            kind = errors.not_found(request.method, request.path)
+        if isinstance(kind, ApiError):
+            self._refuse(connection, request, kind)
+        elif kind is not Kind.ROUTED:
+            self._answer(connection, request, kind)
+        elif not self.gateway.concurrency.enter():
+            full = f"This router is serving {self.settings.requests_max} requests already."
+            self._refuse(connection, request, errors.overloaded(full, "router_full"))
+        else:
+            exchange = Exchange(self.gateway, connection, request)
+            connection.exchange = exchange
+            exchange.start()
+
+    # --- answered here ---
+
+    def _answer(self, connection: ClientConnection, request: Request, kind: Kind) -> None:
+        if kind is Kind.HEALTH:
+            self._send(connection, request, 200, b"")
+        elif kind is Kind.READY:
+            ready, detail = self._ready()
+            self._send(connection, request, 200 if ready else 503, _json.encode(detail))
+        elif kind is Kind.METRICS:
+            self._send(connection, request, 200, self.metrics.page(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
+        elif kind is Kind.PREFLIGHT:
+            self._send(connection, request, 204, b"", extra=_PREFLIGHT_HEADERS if self.settings.cors_origin else ())
+        else:
+            self._models(connection, request, kind)
+
+    def _models(self, connection: ClientConnection, request: Request, kind: Kind) -> None:
+        fleet = self.gateway.fleet
+        if fleet.view is None:
+            missing = "The fleet is not known yet: no control plane has answered."
+            self._refuse(connection, request, errors.overloaded(missing, "no_fleet_view"))
+            return
+        entries = [_model_entry(model.name, model.base, model.max_model_len) for model in fleet.view.models]
+        if kind is Kind.MODELS:
+            self._send(connection, request, 200, _json.encode({"object": "list", "data": entries}))
+            return
+        name = request.path.removeprefix("/v1/models/")
+        for entry in entries:
+            if entry["id"] == name:
+                self._send(connection, request, 200, _json.encode(entry))
+                return
+        self._refuse(connection, request, errors.unknown_model(name))
+
+    def _ready(self) -> tuple[bool, dict[str, object]]:
+        gateway = self.gateway
+        fleet, view = gateway.fleet, gateway.fleet.view
+        ready = view is not None and fleet.endpoints_available > 0 and not gateway.draining
+        models = view.models if view is not None else ()
+        return ready, {
+            "ready": ready,
+            "draining": gateway.draining,
+            "control": "connected" if gateway.control.connected else "fallback",
+            "fleet": {
+                "known": view is not None,
+                "version": view.version if view is not None else 0,
+                "warm": fleet.warm,
+                "policy": view.policy if view is not None else "",
+                "endpoints": len(view.endpoints) if view is not None else 0,
+                "available": fleet.endpoints_available,
+            },
+            "tokenizers": gateway.prompts.status(models),
+            "in_flight": gateway.concurrency.in_flight,
+        }
+
+    def _refuse(self, connection: ClientConnection, request: Request, refusal: ApiError) -> None:
+        extra = []
+        if refusal.retry_after_s:
+            extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
+        if refusal.allow:
+            extra.append(b"allow: " + refusal.allow.encode())
+        self._send(connection, request, refusal.status, refusal.body(), extra=tuple(extra))
+
+    def _send(
+        self,
+        connection: ClientConnection,
+        request: Request,
+        status: int,
+        body: bytes,
+        *,
+        content_type: bytes = b"application/json",
+        extra: tuple[bytes, ...] = (),
+    ) -> None:
+        close = request.http10 or not request.keep_alive or self.gateway.draining
+        connection.write(
+            reply(
+                status,
+                body,
+                content_type=content_type,
+                extra=extra + self.extra_headers,
+                close=close,
+                head_only=request.method == "HEAD",
+            )
+        )
+        connection.finished(close=close)
+
+    # --- deadlines ---
+
+    def _sweep(self) -> None:
+        """Every deadline of connections and requests, a few times a second: no timer a request."""
+        now = self.clock.now()
+        for connection in list(self.connections):
+            connection.check(now)
+        self.gateway.pool.sweep()
+        self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s(), self._sweep)
+
+    def _sweep_s(self) -> float:
+        """A quarter of the shortest limit, within bounds."""
+        settings = self.settings
+        shortest = min(settings.head_timeout_s, settings.first_byte_timeout_s, settings.idle_timeout_s, settings.keep_alive_s)
+        if settings.total_timeout_s:
+            shortest = min(shortest, settings.total_timeout_s)
+        return max(SWEEP_S_MIN, min(SWEEP_S_MAX, shortest / 4))
+
+
+def _model_entry(name: str, base: str, max_model_len: int) -> dict[str, object]:
+    """As OpenAI and vLLM list a model."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "headway",
+        "root": base or name,
+        "parent": base if base and base != name else None,
+        "max_model_len": max_model_len or None,
+    }

@@ -1,0 +1,79 @@
+"""Settings of the data plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.log import FORMATS, LEVELS
+from runtime.settings import check_port, check_positive, setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The data plane: OpenAI HTTP in, the worker's bytes out."""
+
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(8000, "port of the OpenAI API")
+    admin_port: int = setting(0, "port of /health, /ready and /metrics; 0: on the main port; process n of several adds n")
+    control: str = setting("127.0.0.1:50051", "gRPC target of the control plane; unix:/path on one host")
+    processes: int = setting(1, "processes that share the port")
+    endpoint: tuple[str, ...] = setting((), "MODEL=URL of an engine: the fleet until a control plane sends one")
+    tokenizer: tuple[str, ...] = setting((), "MODEL=PATH_OR_HUB_NAME in place of the tokenizer that the fleet names")
+
+    decision_timeout_ms: int = setting(250, "how long a question may wait for the control plane before the fallback decides")
+    outcomes_max: int = setting(10_000, "outcomes kept while the control plane is away")
+
+    body_bytes_max: int = setting(32 * 1024 * 1024, "largest request body")
+    head_bytes_max: int = setting(64 * 1024, "largest request head")
+    requests_max: int = setting(10_000, "requests in flight in one process; more are refused with 503")
+    inline_bytes_max: int = setting(8 * 1024, "bodies up to this size are tokenised on the event loop, larger ones in a thread")
+    hold_bytes_max: int = setting(256 * 1024, "how much of a response is held back while it could still be retried elsewhere")
+
+    head_timeout_s: float = setting(10.0, "a request's head must arrive within this time")
+    body_timeout_s: float = setting(120.0, "a request's body must arrive within this time")
+    keep_alive_s: float = setting(75.0, "idle client connections are closed after this time")
+    connect_timeout_s: float = setting(3.0, "connecting to an engine")
+    first_byte_timeout_s: float = setting(600.0, "from sending a request to an engine to its first token")
+    idle_timeout_s: float = setting(60.0, "silence of an engine amid a response")
+    total_timeout_s: float = setting(0.0, "a whole request; 0: no bound")
+    client_stall_s: float = setting(300.0, "a client that does not read is cut off after this time")
+    upstream_idle_s: float = setting(4.0, "idle engine connections are not used again after this time (vLLM closes at 5 s)")
+    drain_timeout_s: float = setting(30.0, "at the end: how long requests in flight may take to finish")
+
+    attempts_max: int = setting(3, "tries of one request, each on another endpoint")
+    retry_ratio: float = setting(0.2, "retry budget: retries earned by each request")
+    retry_per_s: float = setting(1.0, "retry budget: retries earned by each second")
+
+    cors_origin: str = setting("", "value of Access-Control-Allow-Origin; empty: no CORS")
+    log_level: str = setting("info", "log level", choices=LEVELS)
+    log_format: str = setting("text", "log format", choices=FORMATS)
+
+    def check(self) -> None:
+        check_port("port", self.port)
+        check_port("admin_port", self.admin_port)
+        check_positive(
+            processes=self.processes,
+            decision_timeout_ms=self.decision_timeout_ms,
+            outcomes_max=self.outcomes_max,
+            body_bytes_max=self.body_bytes_max,
+            head_bytes_max=self.head_bytes_max,
+            requests_max=self.requests_max,
+            attempts_max=self.attempts_max,
+            connect_timeout_s=self.connect_timeout_s,
+            first_byte_timeout_s=self.first_byte_timeout_s,
+            idle_timeout_s=self.idle_timeout_s,
+            upstream_idle_s=self.upstream_idle_s,
+        )
+        pairs(self.endpoint, "--endpoint")
+        pairs(self.tokenizer, "--tokenizer")
+
+
+def pairs(values: tuple[str, ...], flag: str) -> list[tuple[str, str]]:
+    """`A=B` texts taken apart at the first sign. ValueError: one is not of that form."""
+    found = []
+    for value in values:
+        left, sign, right = value.partition("=")
+        if not sign or not left or not right:
+            raise ValueError(f"{flag}: {value!r} is not of the form MODEL=VALUE")
+        found.append((left, right))
+    return found

@@ -1,0 +1,237 @@
+"""Server-sent events of engines, without I/O: cutting a stream into events, and what one event says.
+
+Only the beginning of a stream is read event by event, until one has content: that is the first token. What comes after is
+relayed unread; how it ended is read once from its last bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+
+class Says(Enum):
+    """What an event means for whoever waits for a first token."""
+
+    NOTHING = "nothing"  # role, ping, comment: no token yet
+    CONTENT = "content"
+    ABORT = "abort"  # finish_reason "abort" without text: the engine was told to end
+    ERROR = "error"
+    DONE = "done"
+
+
+class EventReader:
+    """Cuts a body, fed in pieces of any size, into events: the data of each, joined over its `data:` lines.
+
+    Lines may end with LF or CRLF. An event without data (comments) yields nothing.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The data of the events that are now complete."""
+        buffer = self._buffer + data
+        if b"\r" in buffer:
+            keep = b"\r" if buffer.endswith(b"\r") else b""  # may be half of a CRLF
+            buffer = buffer[: len(buffer) - len(keep)].replace(b"\r\n", b"\n") + keep
+        *events, self._buffer = buffer.split(b"\n\n")
+        return [found for event in events if (found := event_data(event))]
+
+
+def event_data(event: bytes) -> bytes:
+    """The data lines of one event, joined by LF."""
+    if event.startswith(b"data:") and b"\n" not in event:
+        return event[5:].lstrip(b" ")
+    return b"\n".join(line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+    refusal: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    text: Any = None
+    finish_reason: str | None = None
+
+    @property
+    def has_text(self) -> bool:
+        part = self.delta or self.message
+        if part is None:
+            return bool(self.text)
+        return bool(part.content or part.reasoning_content or part.reasoning or part.tool_calls or part.refusal or self.text)
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    type: str | None = None
+    error: Any = None
+
+
+_event_decoder = msgspec.json.Decoder(_Event)
+
+_SILENT_TYPES = frozenset(
+    (
+        "message_start",
+        "content_block_start",
+        "ping",
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    )
+)
+
+
+def meaning(data: bytes) -> Says:
+    """data: of one event, or a whole JSON body. What cannot be read counts as content: it is passed on."""
+    if data == b"[DONE]":
+        return Says.DONE
+    try:
+        event = _event_decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return Says.CONTENT
+    if event.error is not None or event.type in ("error", "response.failed"):
+        return Says.ERROR
+    if event.choices is None:
+        return Says.NOTHING if event.type in _SILENT_TYPES else Says.CONTENT
+    return _meaning_of_choices(event.choices)
+
+
+def _meaning_of_choices(choices: list[_Choice]) -> Says:
+    if any(choice.has_text for choice in choices):
+        return Says.CONTENT
+    reasons = {choice.finish_reason for choice in choices}
+    if "abort" in reasons:
+        return Says.ABORT
+    return Says.CONTENT if reasons - {None} else Says.NOTHING
+
+
+def error_code(data: bytes) -> int:
+    """The numeric code of an error event, 500 where it has none."""
+    try:
+        code = msgspec.json.decode(data).get("error", {}).get("code")
+    except (msgspec.MsgspecError, AttributeError):
+        return 500
+    return code if isinstance(code, int) else 500
+
+
+@dataclass(slots=True)
+class Ending:
+    """What the last bytes of a body say. Token counts are None where the engine gave none."""
+
+    done: bool = False
+    finished: bool = False  # a finish_reason was given
+    aborted: bool = False
+    error: bool = False
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class _Response(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Last(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    type: str | None = None
+    error: Any = None
+    response: _Response | None = None
+
+
+_last_decoder = msgspec.json.Decoder(_Last)
+_FRAMING = re.compile(rb"\r\n[0-9a-fA-F]+(?:;[^\r\n]*)?\r\n")
+_FINAL_TYPES = frozenset(("message_stop", "response.completed", "response.incomplete"))
+
+
+def read_ending(tail: bytes, *, chunked: bool) -> Ending:
+    """tail: the last bytes of a stream, its first event perhaps torn; chunked: with chunk framing still in.
+
+    JSON text holds no raw CR LF, so a line of hexadecimal digits between two of them is framing.
+    """
+    if chunked:
+        tail = _FRAMING.sub(b"", tail)
+    ending = Ending()
+    for event in tail.replace(b"\r\n", b"\n").split(b"\n\n"):
+        data = event_data(event)
+        if data == b"[DONE]":
+            ending.done = True
+        elif data:
+            _read_last(data, ending)
+    return ending
+
+
+def read_whole(body: bytes) -> Ending:
+    """body: a JSON response that did not stream."""
+    ending = Ending()
+    _read_last(body, ending)
+    return ending
+
+
+def read_tail(tail: bytes) -> Ending:
+    """tail: the last bytes of a JSON body too long to be held: its usage, where the tail holds it."""
+    ending = Ending()
+    start = tail.rfind(b'"usage":')
+    if start >= 0:
+        try:
+            usage, _ = json.JSONDecoder().raw_decode(tail[start + 8 :].decode("utf-8", "replace").lstrip())
+            _read_usage(msgspec.convert(usage, _Usage), ending)
+        except (ValueError, RecursionError):
+            pass
+    return ending
+
+
+def _read_last(data: bytes, ending: Ending) -> None:
+    try:
+        last = _last_decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return
+    if last.error is not None or last.type in ("error", "response.failed"):
+        ending.error = True
+    if last.type in _FINAL_TYPES:
+        ending.done = True
+    for choice in last.choices or ():
+        if choice.finish_reason is not None:
+            ending.finished = True
+            ending.aborted = ending.aborted or choice.finish_reason == "abort"
+    usage = last.usage or (last.response.usage if last.response else None)
+    if usage is not None:
+        _read_usage(usage, ending)
+
+
+def _read_usage(usage: _Usage, ending: Ending) -> None:
+    prompt = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
+    output = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = details.cached_tokens if details else usage.cache_read_input_tokens
+    ending.prompt_tokens = prompt if prompt is not None else ending.prompt_tokens
+    ending.output_tokens = output if output is not None else ending.output_tokens
+    ending.cached_tokens = cached if cached is not None else ending.cached_tokens

@@ -1,0 +1,175 @@
+"""Connections to engines: kept alive between requests, one request at a time on each.
+
+vLLM closes idle connections after 5 s, so older ones are not used again; one that was closed in the instant of its reuse
+shows as a reset before any response byte, which `exchange` repairs with a fresh connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+from runtime.clock import Clock
+
+IDLE_PER_ENDPOINT_MAX = 1024
+WRITE_BUFFER_BYTES_MAX = 64 * 1024
+
+
+class Owner(Protocol):
+    """Whoever's request is on a connection."""
+
+    def upstream_data(self, data: bytes) -> None: ...
+
+    def upstream_lost(self, error: Exception | None) -> None: ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an engine. While it has no owner it is idle, and any byte or break ends it."""
+
+    __slots__ = ("_pool", "idle_since", "owner", "reused", "transport", "url")
+
+    def __init__(self, pool: UpstreamPool, url: str) -> None:
+        self._pool = pool
+        self.url = url
+        self.owner: Owner | None = None
+        self.transport: asyncio.Transport | None = None
+        self.reused = False
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop registers no subclass
+        no_delay(transport)
+
+    def data_received(self, data: bytes) -> None:
+        owner = self.owner
+        if owner is not None:
+            owner.upstream_data(data)
+        else:
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._pool.forget(self)
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.upstream_lost(exc)
+
+    def abort(self) -> None:
+        """Close at once; the owner hears nothing more."""
+        self.owner = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def usable(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+
+def no_delay(transport: asyncio.BaseTransport) -> None:
+    """Small writes leave at once: with Nagle's algorithm and delayed acknowledgements they take 40 ms."""
+    raw = transport.get_extra_info("socket")
+    if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class UpstreamPool:
+    """Idle connections by base URL, newest first."""
+
+    def __init__(self, *, clock: Clock, idle_s: float, connect_timeout_s: float) -> None:
+        self._clock = clock
+        self._idle_s = idle_s
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: dict[str, list[UpstreamConnection]] = {}
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._addresses: dict[str, tuple[str, int, bytes]] = {}
+
+    @property
+    def idle(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    def host(self, url: str) -> bytes:
+        """The Host header of a base URL."""
+        return self._address(url)[2]
+
+    def take(self, url: str) -> UpstreamConnection | None:
+        """An idle connection that is still young; older ones are closed."""
+        idle = self._idle.get(url)
+        if not idle:
+            return None
+        connection = idle.pop()
+        if connection.usable and self._clock.now() - connection.idle_since <= self._idle_s:
+            connection.reused = True
+            return connection
+        idle.append(connection)
+        self._close(idle)
+        return None
+
+    def give(self, connection: UpstreamConnection) -> None:
+        """Back, its response read to the end."""
+        connection.owner = None
+        idle = self._idle.setdefault(connection.url, [])
+        if not connection.usable or len(idle) >= IDLE_PER_ENDPOINT_MAX:
+            connection.abort()
+            return
+        connection.idle_since = self._clock.now()
+        idle.append(connection)
+
+    def connect(self, url: str, done: Callable[[UpstreamConnection | Exception], None]) -> None:
+        """A new connection, or why there is none: OSError, TimeoutError, ValueError for a URL that is none."""
+        task = asyncio.get_running_loop().create_task(self._connect(url, done))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    def sweep(self) -> None:
+        """Close what has been idle for too long."""
+        oldest = self._clock.now() - self._idle_s
+        for url, idle in list(self._idle.items()):
+            if idle and idle[0].idle_since < oldest:
+                self._close([connection for connection in idle if connection.idle_since < oldest])
+                self._idle[url] = [connection for connection in idle if connection.idle_since >= oldest]
+            if not self._idle[url]:
+                del self._idle[url]
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """It closed."""
+        idle = self._idle.get(connection.url)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def close(self) -> None:
+        """Everything idle, and connects under way."""
+        for task in self._connecting:
+            task.cancel()
+        for idle in self._idle.values():
+            self._close(idle)
+        self._idle.clear()
+
+    async def _connect(self, url: str, done: Callable[[UpstreamConnection | Exception], None]) -> None:
+        try:
+            host, port, _ = self._address(url)
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: UpstreamConnection(self, url), host, port
+                )
+        except (OSError, ValueError) as error:  # TimeoutError is an OSError
+            done(error)
+            return
+        done(connection)
+
+    def _address(self, url: str) -> tuple[str, int, bytes]:
+        found = self._addresses.get(url)
+        if found is None:
+            parts = urlsplit(url)
+            if parts.scheme != "http" or not parts.hostname:
+                raise ValueError(f"not the base URL of an engine: {url!r}")
+            found = (parts.hostname, parts.port or 80, parts.netloc.rpartition("@")[2].encode())
+            self._addresses[url] = found
+        return found
+
+    def _close(self, idle: list[UpstreamConnection]) -> None:
+        closing, idle[:] = idle[:], []
+        for connection in closing:
+            connection.abort()
