@@ -156,7 +156,14 @@ class BlockPool:
                 self._free[block] = None
 
     def store(
-        self, blocks: Items[int], hashes: Items[int], token_ids: bytes, *, parent: int | None, lora: str = "", cache_salt: str = ""
+        self,
+        blocks: Items[int],
+        hashes: Items[int],
+        token_ids: bytes,
+        *,
+        parent: int | None,
+        lora: str = "",
+        cache_salt: str = "",
     ) -> None:
         """Put full blocks of one sequence under their hashes and announce them. parent: hash of the block before, if any."""
         if not self.caching or not blocks:
@@ -168,7 +175,9 @@ class BlockPool:
             self._copies.setdefault(key, {})[block] = None
         self._events.append(Stored(tuple(hashes), parent, token_ids, lora, cache_salt, parent is None))
 
-    def announce(self, hashes: Items[int], token_ids: bytes, *, parent: int | None, lora: str = "", cache_salt: str = "") -> None:
+    def announce(
+        self, hashes: Items[int], token_ids: bytes, *, parent: int | None, lora: str = "", cache_salt: str = ""
+    ) -> None:
         """Say again that these are here, without a new copy (report mode `full`)."""
         if self.caching and hashes:
             self._events.append(Stored(tuple(hashes), parent, token_ids, lora, cache_salt, parent is None))

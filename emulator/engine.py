@@ -102,7 +102,9 @@ class StepResult:
 class Engine:
     """Scheduler, block pool, latency model and a text generator, stepped from outside."""
 
-    def __init__(self, config: EngineConfig, latency: Latency, vocabulary: Vocabulary = PLAIN_VOCABULARY) -> None:
+    def __init__(
+        self, config: EngineConfig, latency: Latency, vocabulary: Vocabulary = PLAIN_VOCABULARY, *, text_seed: int = 0
+    ) -> None:
         self.config = config
         self.latency = latency
         self.vocabulary = vocabulary
@@ -115,6 +117,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
+        self._text_seed = text_seed
         self._root = root_hash(config.hash_seed)
         self._live: dict[str, Sequence] = {}
 
@@ -136,7 +139,7 @@ class Engine:
         """ValueError: an empty prompt, one that does not fit the model, or an id that is in use."""
         if request.request_id in self._live:
             raise ValueError(f"request {request.request_id} is already running")
-        sequence = new_sequence(request, root=self._root, now=now)
+        sequence = new_sequence(request, root=self._root, text_seed=self._text_seed, now=now)
         if sequence.num_prompt + min(request.max_tokens, 1) > self.config.max_model_len:
             raise ValueError(f"a prompt of {sequence.num_prompt} tokens exceeds max_model_len {self.config.max_model_len}")
         mean = self.config.answer_tokens_mean

@@ -60,7 +60,9 @@ class BatchingLatency:
     """Per token of context that a decoding sequence reads."""
 
     def step_s(self, batch: Batch) -> float:
-        seconds = self.step_s_base + batch.decodes * self.decode_s_per_sequence + batch.decode_context * self.context_s_per_token
+        seconds = (
+            self.step_s_base + batch.decodes * self.decode_s_per_sequence + batch.decode_context * self.context_s_per_token
+        )
         if batch.starts:
             seconds += self.prefill_s_base
         for tokens, context in batch.chunks:

@@ -81,7 +81,7 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
 
-def new_sequence(request: Request, *, root: int, now: float) -> Sequence:
+def new_sequence(request: Request, *, root: int, now: float, text_seed: int = 0) -> Sequence:
     """ValueError: an empty prompt."""
     tokens = array("I")
     tokens.frombytes(request.prompt)
@@ -92,7 +92,7 @@ def new_sequence(request: Request, *, root: int, now: float) -> Sequence:
     if request.lora or request.cache_salt:
         parent = xxh3_64_intdigest(f"{request.lora}\x1f{request.cache_salt}".encode(), root)
     sequence = Sequence(request, tokens, len(tokens), parent, now)
-    sequence.text_state = xxh3_64_intdigest(request.prompt, request.seed & _MASK)
+    sequence.text_state = xxh3_64_intdigest(request.prompt, (request.seed ^ text_seed) & _MASK)
     return sequence
 
 

@@ -1,0 +1,113 @@
+"""KV events as vLLM puts them on the wire: `[topic, 8-byte big-endian sequence, msgpack]`.
+
+The payload is `[unix time, [event, ...], data-parallel rank]`. Events are maps with a `type` from vLLM 0.24 on (`map`) and arrays
+that begin with the type up to 0.23 (`array`, fields as in 0.22-0.23). Hashes are the low 64 bits of the engine's own hash.
+Pure: bytes in, bytes out. `publisher` owns the sockets.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from emulator.block_pool import Cleared, Event, Removed, Stored
+
+FORMATS = ("map", "array")
+TOPIC = "kv-events"
+BUFFER_STEPS = 10_000
+"""Batches kept for replay."""
+END_SEQUENCE = (-1).to_bytes(8, "big", signed=True)
+"""Sequence of the message that ends a replay."""
+
+_MEDIUM = "GPU"
+_GROUP = 0
+_KIND = "full_attention"
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class EventEncoder:
+    """Engine events to payload bytes. loras: adapter ids by name, 1 and up, as in the engine's own numbering."""
+
+    def __init__(self, *, block_size: int, format: str = "map", loras: Mapping[str, int] | None = None, rank: int = 0) -> None:
+        """ValueError: not one of FORMATS."""
+        if format not in FORMATS:
+            raise ValueError(f"KV event format {format!r} is not one of {', '.join(FORMATS)}")
+        self._block_size = block_size
+        self._maps = format == "map"
+        self._loras = loras or {}
+        self._rank = rank
+
+    def encode(self, events: Sequence[Event], unix_s: float) -> bytes:
+        """The payload of one batch."""
+        convert = self._map if self._maps else self._array
+        return _encoder.encode([unix_s, [convert(event) for event in events], self._rank])
+
+    def _map(self, event: Event) -> dict[str, Any]:
+        if isinstance(event, Stored):
+            return {
+                "type": "BlockStored",
+                "block_hashes": event.hashes,
+                "parent_block_hash": event.parent,
+                "token_ids": array("I", event.token_ids).tolist(),
+                "block_size": self._block_size,
+                "lora_id": self._loras.get(event.lora),
+                "medium": _MEDIUM,
+                "lora_name": event.lora or None,
+                "extra_keys": extra_keys(event),
+                "group_idx": _GROUP,
+                "kv_cache_spec_kind": _KIND,
+            }
+        if isinstance(event, Removed):
+            return {"type": "BlockRemoved", "block_hashes": [event.hash], "medium": _MEDIUM, "group_idx": _GROUP}
+        assert isinstance(event, Cleared)
+        return {"type": "AllBlocksCleared"}
+
+    def _array(self, event: Event) -> list[Any]:
+        fields = self._map(event)
+        if isinstance(event, Stored):
+            # The sliding window, which arrays cannot leave out.
+            fields["kv_cache_spec_sliding_window"] = None
+        return list(fields.values())
+
+
+def extra_keys(event: Stored) -> list[list[str] | None]:
+    """Per block what else is hashed: the adapter's name on every block, the salt on the first of a sequence."""
+    adapter = [event.lora] if event.lora else []
+    rest = adapter or None
+    keys: list[list[str] | None] = [rest] * len(event.hashes)
+    if event.starts_sequence and event.cache_salt:
+        keys[0] = [*adapter, event.cache_salt]
+    return keys
+
+
+class ReplayBuffer:
+    """Numbered batches, the newest `capacity` of them; the sequence starts at 0 with the engine."""
+
+    def __init__(self, capacity: int = BUFFER_STEPS) -> None:
+        self._batches: deque[tuple[int, bytes]] = deque(maxlen=capacity)
+        self._next = 0
+
+    @property
+    def next_sequence(self) -> int:
+        return self._next
+
+    def append(self, payload: bytes) -> int:
+        """Number a batch and keep it. Returns its sequence."""
+        sequence = self._next
+        self._batches.append((sequence, payload))
+        self._next += 1
+        return sequence
+
+    def since(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """Kept batches from `start` on; what is older than the buffer is silently missing."""
+        return ((sequence, payload) for sequence, payload in self._batches if sequence >= start)
+
+
+def frames(topic: bytes, sequence: int, payload: bytes) -> list[bytes]:
+    """One PUB message."""
+    return [topic, sequence.to_bytes(8, "big"), payload]
