@@ -1,0 +1,33 @@
+"""The control plane: keeps the fleet in memory, decides, admits or sheds, explains.
+
+    servicer -> director.decide -> admission
+                                   candidates = snapshot x ledger x index x breaker
+                                   scheduler: filters -> scorers -> picker
+                                   ledger.reserve · index.speculate · explain
+    servicer -> director.ended  -> ledger.release · breaker · rates · self_check · outcomes
+
+pure:
+    question         what the director is asked, and what it says
+    director         from a question to a decision, from an outcome to everything that learns from it
+    admission        refusals, and the bounded fair queue of those that wait for room
+    scheduler        one profile applied: filters, scorers, picker; profiles names the routing policies
+    endpoint         an engine address with its living state, and Candidate, the row that a decision sees
+    snapshot         the fleet: registrations, reports, who is alive, endpoint numbers
+    ledger           what the router dispatched and has not seen end
+    breaker          whether an endpoint works
+    rates            how fast it has been lately
+    self_check       whether predicted matches come true
+    explain          the ring of recent decisions
+    outcome_record   the record of one request for the trainer
+    index_state prefix_index block_table dict_table speculation   who holds which beginning of a prompt
+
+shells:
+    servicer         Routing over gRPC; wire translates, fleet_view is what data planes are sent
+    fleet_servicer   Fleet over gRPC: workers, drain, policy
+    ingest           Redis into snapshot and index; block_sync follows one worker's blocks
+    outcomes         outcome records to Redis
+    upkeep           what time alone changes
+    metrics, admin   Prometheus figures; the HTTP port that serves them
+    grpc_server      listeners, health, reflection
+    settings, __main__
+"""

@@ -1,0 +1,116 @@
+"""python -m controlplane: builds the parts, serves until told to end."""
+
+from __future__ import annotations
+
+import random
+import secrets
+
+import redis.asyncio
+
+from controlplane import admin, profiles
+from controlplane.admission import WaitingRoom
+from controlplane.breaker import BreakerBounds
+from controlplane.director import Director
+from controlplane.explain import DecisionRing
+from controlplane.fleet_servicer import FleetServicer
+from controlplane.fleet_view import FleetWatch
+from controlplane.grpc_server import AddressError, GrpcServer
+from controlplane.ingest import Ingest
+from controlplane.ledger import Ledger
+from controlplane.metrics import ControlPlaneCollector, registry
+from controlplane.outcomes import OutcomeLog
+from controlplane.prefix_index import PrefixIndex, tune_gc
+from controlplane.self_check import SelfCheck
+from controlplane.servicer import RoutingServicer
+from controlplane.settings import Settings
+from controlplane.snapshot import FleetSnapshot
+from controlplane.upkeep import Upkeep
+from runtime import log, service
+from runtime.clock import SystemClock
+from runtime.service import Life
+from runtime.settings import fail, read
+
+PROCESS = "controlplane"
+STOP_GRACE_S = 0.5
+"""Streams do not end by themselves: data planes reconnect, and their reservations wait for them."""
+
+
+async def serve(settings: Settings, life: Life) -> None:
+    """Until `life` ends. AddressError: an address cannot be had."""
+    clock = SystemClock()
+    unix_ms = int(clock.unix() * 1000)
+    ledger = Ledger(grace_s_max=settings.grace_s_max)
+    snapshot = FleetSnapshot(ledger, BreakerBounds())
+    index = PrefixIndex()
+    ingest = Ingest(settings.redis_url, snapshot, index, clock)
+    bus_client = redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=2.0)
+    outcomes = OutcomeLog(bus_client)
+    waiting = WaitingRoom(waiting_max=settings.waiting_max, wait_s_max=settings.wait_s_max)
+    ring = DecisionRing()
+    self_check = SelfCheck()
+    director = Director(
+        snapshot=snapshot,
+        ledger=ledger,
+        index=index,
+        waiting=waiting,
+        ring=ring,
+        self_check=self_check,
+        profiles=profiles.build(settings.active_max),
+        policy=settings.policy,
+        rng=random.Random(settings.seed or secrets.randbits(64)),
+        record=outcomes.put,
+        unix_offset_s=clock.unix() - clock.now(),
+        first_decision_id=unix_ms << 20,  # above every number of an earlier run
+        hung_after_s=settings.hung_after_s,
+    )
+    watch = FleetWatch(snapshot, director, first_version=unix_ms)
+    routing = RoutingServicer(director, ring, watch, clock)
+    fleet = FleetServicer(snapshot=snapshot, director=director, index=index, bus=ingest, self_check=self_check, clock=clock)
+    upkeep = Upkeep(director=director, index=index, bus=ingest, routing=routing, watch=watch, clock=clock)
+    collector = ControlPlaneCollector(
+        director=director,
+        snapshot=snapshot,
+        ledger=ledger,
+        waiting=waiting,
+        index=index,
+        bus=ingest,
+        self_check=self_check,
+        outcomes=outcomes,
+        routing=routing,
+        clock=clock,
+    )
+
+    server = GrpcServer(routing, fleet)
+    await server.start(settings.listen)
+    http = None
+    if settings.metrics_port:
+        http = await admin.start(settings.metrics_host, settings.metrics_port, registry(collector), lambda: director.warm)
+    life.spawn(ingest.run(), name="ingest")
+    life.spawn(outcomes.run(), name="outcomes")
+    life.spawn(upkeep.run(), name="upkeep")
+    tune_gc()
+    life.ready(f"gRPC on {', '.join(server.addresses)}, policy {director.policy}")
+
+    await life.ending.wait()
+    await server.stop(grace_s=STOP_GRACE_S)
+    await outcomes.close()
+    if http is not None:
+        await http.cleanup()
+    await bus_client.aclose()
+
+
+def main() -> None:
+    settings = read(Settings, PROCESS)
+    log.configure(PROCESS, level=settings.log_level, format=settings.log_format)
+
+    async def body(life: Life) -> None:
+        try:
+            await serve(settings, life)
+        except AddressError as error:
+            fail(PROCESS, error.strerror or str(error))
+
+    service.run(body, PROCESS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,431 @@
+"""The director: from a question to a decision, and from an outcome back to everything that learns from it.
+
+    decide   admit · candidates = snapshot x ledger x index x breaker · scheduler · reserve · speculate · remember
+    ended    release · breaker · rates · self-check · the outcome record
+
+It is pure: time and chance are arguments, the outcome log is a callable, and what waits for room is answered when whoever
+drives it asks (`answers`). Everything runs in one thread, a decision is never interrupted, and each one sees the
+reservations of all that came before it: the questions of one message do not herd.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Protocol
+
+import msgspec
+
+from contract.outcome import End, Outcome
+from controlplane import admission
+from controlplane.admission import Waiting, WaitingRoom
+from controlplane.breaker import BreakerState, Evidence, evidence
+from controlplane.endpoint import Candidate, Endpoint
+from controlplane.explain import DecisionRing, Trace
+from controlplane.filters import Filter
+from controlplane.ledger import Claim, Ledger, Reservation
+from controlplane.outcome_record import fallback_outcome, request_outcome, shed_outcome
+from controlplane.picker import Turn
+from controlplane.profiles import Profile
+from controlplane.question import Decision, Ended, Question, Shed, ShedReason
+from controlplane.scheduler import schedule
+from controlplane.self_check import SelfCheck
+from controlplane.snapshot import FleetSnapshot, Lane
+
+HUNG_AFTER_S = 20.0
+"""Active requests there, reports that say READY, and neither a token nor an end for this long: a hung engine."""
+
+
+class Index(Protocol):
+    """What the director asks of the prefix index."""
+
+    def match(self, hashes: array[int], live_mask: int | None = None) -> dict[int, int]: ...
+
+    def speculate(self, slot: int, hashes: array[int], now: float) -> None: ...
+
+    def detach(self, slot: int) -> None: ...
+
+
+class UnknownPolicyError(ValueError):
+    """No such profile; the message lists those there are."""
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What became of a question that had to wait."""
+
+    owner: str
+    question_id: int
+    result: Decision | Shed
+
+
+class Tally(msgspec.Struct, gc=False):
+    """Counts since the start, for the metrics."""
+
+    decisions: dict[tuple[str, str], int] = {}  # (policy, worker)
+    sheds: dict[str, int] = {}  # reason
+    ends: dict[tuple[str, str], int] = {}  # (worker, end)
+    input_tokens: int = 0
+    matched_tokens: int = 0
+    duplicates: int = 0  # outcomes of no living reservation
+    breakers_opened: int = 0
+
+
+class Director:
+    def __init__(
+        self,
+        *,
+        snapshot: FleetSnapshot,
+        ledger: Ledger,
+        index: Index,
+        waiting: WaitingRoom,
+        ring: DecisionRing,
+        self_check: SelfCheck,
+        profiles: dict[str, Profile],
+        policy: str,
+        rng: Random,
+        record: Callable[[Outcome], None],
+        unix_offset_s: float,
+        first_decision_id: int = 1,
+        hung_after_s: float = HUNG_AFTER_S,
+    ) -> None:
+        """record: takes every outcome; unix_offset_s: Unix time less `now`. UnknownPolicyError."""
+        self._snapshot = snapshot
+        self._ledger = ledger
+        self._index = index
+        self._waiting = waiting
+        self._ring = ring
+        self._self_check = self_check
+        self._profiles = profiles
+        self._turn = Turn(rng)
+        self._record = record
+        self._unix_offset_s = unix_offset_s
+        self._next_id = first_decision_id
+        self._hung_after_s = hung_after_s
+        self.tally = Tally()
+        self.warm = False
+        """Whether the fleet's state has been read; until then an unknown model is no mistake of the caller."""
+        self.set_policy(policy)
+
+    @property
+    def policy(self) -> str:
+        return self._profile.name
+
+    @property
+    def policies(self) -> list[str]:
+        return list(self._profiles)
+
+    def set_policy(self, name: str) -> None:
+        """From the next decision on. UnknownPolicyError: no such profile."""
+        if name not in self._profiles:
+            raise UnknownPolicyError(f"no policy {name!r}; there are {', '.join(self._profiles)}")
+        self._profile = self._profiles[name]
+
+    # ------------------------------------------------------------------------------------------------------- decide
+
+    def ask(self, question: Question, now: float, *, owner: str, question_id: int) -> Decision | Shed | None:
+        """As `decide` with a reservation; None: it waits for room, and `answers` or `cancel` will have it."""
+        if self._waiting.enabled:
+            if self._waiting.waits_for(question.model):
+                return self._queue(question, now, owner, question_id)
+            result = self._attempt(question, now, owner, question_id, reserve=True)
+            if isinstance(result, Shed) and result.reason == ShedReason.ALL_SATURATED:
+                return self._queue(question, now, owner, question_id)
+        else:
+            result = self._attempt(question, now, owner, question_id, reserve=True)
+        return self._refused(question, result, now) if isinstance(result, Shed) else result
+
+    def decide(self, question: Question, now: float, *, reserve: bool = False) -> Decision | Shed:
+        """At once, without an owner. reserve False: a dry run that leaves no trace."""
+        result = self._attempt(question, now, "", 0, reserve=reserve)
+        return self._refused(question, result, now) if reserve and isinstance(result, Shed) else result
+
+    def _attempt(self, question: Question, now: float, owner: str, question_id: int, *, reserve: bool) -> Decision | Shed:
+        snapshot = self._snapshot
+        model = question.model
+        lane = snapshot.lane(model)
+        if lane is None or not lane.serving:
+            absent = () if lane is None else lane.absent
+            return admission.refuse_absent(model, absent, seen=snapshot.model_seen(model), warm=self.warm)
+        matches = self._matches(lane, question)
+        candidates = _candidates(lane, question, matches, now)
+        profile = self._profile
+        choice = schedule(profile, candidates, question, self._turn)
+        if isinstance(choice, Filter):
+            return admission.refuse_filtered(choice.emptied, model, candidates, now)
+        if question.slo_ttft_ms > 0:
+            hopeless = admission.refuse_hopeless(question, candidates)
+            if hopeless is not None:
+                return hopeless
+        chosen = choice.candidate
+        decision = Decision(
+            decision_id=self._take_id() if reserve else 0,
+            decided_at=now + self._unix_offset_s,
+            question=question,
+            candidate=chosen,
+            expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, question),
+            checkable=question.exact_tokens,
+            predicted_ttft_s=0.0,
+            policy=profile.name,
+            reason=f"{chosen.matched_tokens} of {chosen.input_tokens} tokens cached, {chosen.batch} requests there",
+            candidates=choice.kept,
+        )
+        if reserve:
+            self._reserve(decision, candidates, lane, now, owner, question_id)
+        return decision
+
+    def _matches(self, lane: Lane, question: Question) -> dict[int, int]:
+        """Slot -> matched blocks, for every block size in use."""
+        matches: dict[int, int] = {}
+        for size, mask in lane.masks.items():
+            hashes = question.chains.get(size)
+            if hashes:
+                matches.update(self._index.match(hashes, mask))
+        return matches
+
+    def _reserve(
+        self, decision: Decision, candidates: list[Candidate], lane: Lane, now: float, owner: str, question_id: int
+    ) -> None:
+        question, chosen = decision.question, decision.candidate
+        endpoint = chosen.endpoint
+        self._ledger.reserve(
+            decision.decision_id,
+            endpoint.url,
+            uncached_tokens=chosen.uncached_tokens,
+            input_tokens=question.input_tokens,
+            now=now,
+            owner=owner,
+            question_id=question_id,
+            decision=decision,
+        )
+        endpoint.breaker.began(now, decision.decision_id)
+        endpoint.requests += 1
+        hashes = question.chains.get(endpoint.record.block_size)
+        if hashes:
+            self._index.speculate(endpoint.slot, hashes, now)
+        tally = self.tally
+        key = (decision.policy, endpoint.worker)
+        tally.decisions[key] = tally.decisions.get(key, 0) + 1
+        tally.input_tokens += question.input_tokens
+        tally.matched_tokens += chosen.matched_tokens
+        self._remember(decision.decision_id, decision, question, candidates, lane, decision.decided_at)
+
+    def _remember(
+        self,
+        decision_id: int,
+        result: Decision | Shed,
+        question: Question,
+        candidates: list[Candidate],
+        lane: Lane | None,
+        at: float,
+    ) -> None:
+        absent = () if lane is None else tuple((endpoint, endpoint.absence) for endpoint in lane.absent)
+        self._ring.add(Trace(decision_id, at, self._profile, question, candidates, absent, result))
+
+    def _refused(self, question: Question, shed: Shed, now: float) -> Shed:
+        """A refusal that leaves this process: numbered, counted, recorded."""
+        numbered = Shed(shed.reason, shed.message, shed.retry_after_s, self._take_id())
+        self.tally.sheds[shed.reason.name] = self.tally.sheds.get(shed.reason.name, 0) + 1
+        at = now + self._unix_offset_s
+        lane = self._snapshot.lane(question.model)
+        candidates = _candidates(lane, question, self._matches(lane, question), now) if lane and lane.serving else []
+        self._remember(numbered.decision_id, numbered, question, candidates, lane, at)
+        self._record(shed_outcome(question, numbered, policy=self.policy, decided_at=at, candidates=len(candidates)))
+        return numbered
+
+    def _take_id(self) -> int:
+        decision_id = self._next_id
+        self._next_id += 1
+        return decision_id
+
+    # --------------------------------------------------------------------------------------------------------- wait
+
+    def _queue(self, question: Question, now: float, owner: str, question_id: int) -> Shed | None:
+        refusal = self._waiting.offer(question, owner, question_id, now)
+        return None if refusal is None else self._refused(question, refusal, now)
+
+    def answers(self, now: float) -> list[Answer]:
+        """Those that waited and can be answered now: a place came free, or their deadline passed."""
+        if not len(self._waiting):
+            return []
+        answered = [self._late(waiting, now) for waiting in self._waiting.expire(now)]
+        for model in self._waiting.models():
+            while (waiting := self._waiting.next(model)) is not None:
+                result = self._attempt(waiting.question, now, waiting.owner, waiting.question_id, reserve=True)
+                if isinstance(result, Shed):
+                    if result.reason == ShedReason.ALL_SATURATED:
+                        break
+                    result = self._refused(waiting.question, result, now)
+                self._waiting.served(waiting)
+                answered.append(Answer(waiting.owner, waiting.question_id, result))
+        return answered
+
+    def _late(self, waiting: Waiting, now: float) -> Answer:
+        message = "No worker had room for this request within its deadline."
+        shed = Shed(ShedReason.DEADLINE, message, admission.RETRY_SOON_S)
+        return Answer(waiting.owner, waiting.question_id, self._refused(waiting.question, shed, now))
+
+    def cancel(self, owner: str, question_id: int, now: float) -> None:
+        """Its caller has gone: whatever it was given, or waits for, is released. Not an outcome of any engine."""
+        if self._waiting.withdraw(owner, question_id):
+            return
+        released = self._ledger.cancel(owner, question_id, now)
+        if released is not None:
+            self._end_breaker(released.url, released.decision_id, End.CLIENT_GONE, now)
+
+    # ------------------------------------------------------------------------------------------------ data planes
+
+    def arrived(self, owner: str, claims: Iterable[Claim], now: float) -> None:
+        """A data plane opened its stream and says what it relays."""
+        for lost in self._ledger.arrived(owner, claims, now):
+            self._lost(lost, now)
+
+    def departed(self, owner: str, now: float) -> None:
+        """Its stream broke."""
+        self._waiting.withdraw_all(owner)
+        self._ledger.departed(owner, now)
+
+    def first_byte(self, decision_id: int, ttft_s: float, now: float) -> None:
+        """The first event with content reached the data plane. Unknown or repeated: ignored."""
+        reservation = self._ledger.first_byte(decision_id, now)
+        if reservation is None:
+            return
+        endpoint = self._snapshot.at_url(reservation.url)
+        if endpoint is None:
+            return
+        endpoint.breaker.first_byte(now, decision_id)
+        if reservation.decision is not None:
+            row = reservation.decision.candidate
+            endpoint.rates.first_byte(ttft_s, row.uncached_tokens + row.prefill_tokens)
+
+    def ended(self, ended: Ended, now: float) -> bool:
+        """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
+        if ended.decision_id == 0:
+            self._ended_unasked(ended, now)
+            return True
+        reservation = self._ledger.release(ended.decision_id, now)
+        if reservation is None:
+            self.tally.duplicates += 1
+            return False
+        self._ring.ended(ended)
+        endpoint = self._snapshot.at_url(reservation.url)
+        self._learn(endpoint, reservation.decision, ended, now)
+        at = reservation.reserved_at + self._unix_offset_s
+        self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
+        return True
+
+    def _learn(self, endpoint: Endpoint | None, decision: Decision | None, ended: Ended, now: float) -> None:
+        if endpoint is None:
+            return
+        self._end_breaker(endpoint.url, ended.decision_id, ended.end, now)
+        endpoint.failures += evidence(ended.end) == Evidence.FAILURE
+        self._count_end(endpoint.worker, ended.end)
+        endpoint.rates.gap(ended.itl_s)
+        if decision is None or not decision.checkable or ended.end != End.COMPLETE or ended.cached_tokens < 0:
+            return
+        question = decision.question
+        endpoint.credit = self._self_check.compare(
+            endpoint.worker, endpoint.record.epoch, question.model, decision.expected_tokens, ended.cached_tokens
+        )
+
+    def _ended_unasked(self, ended: Ended, now: float) -> None:
+        """A data plane served this one by itself: evidence for the breaker, and a line in the log."""
+        endpoint = self._snapshot.at_url(ended.url)
+        self._learn(endpoint, None, ended, now)
+        self._record(fallback_outcome(ended, endpoint, decided_at=now + self._unix_offset_s))
+
+    def _lost(self, reservation: Reservation, now: float) -> None:
+        """Its data plane vanished, or does not know of it."""
+        ended = Ended(decision_id=reservation.decision_id, end=End.LOST)
+        endpoint = self._snapshot.at_url(reservation.url)
+        self._end_breaker(reservation.url, reservation.decision_id, End.LOST, now)
+        if endpoint is not None:
+            self._count_end(endpoint.worker, End.LOST)
+        self._ring.ended(ended)
+        at = reservation.reserved_at + self._unix_offset_s
+        self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
+
+    def _end_breaker(self, url: str, decision_id: int, end: int, now: float) -> None:
+        endpoint = self._snapshot.at_url(url)
+        if endpoint is None:
+            return
+        before = endpoint.breaker.view(now)
+        endpoint.breaker.ended(now, decision_id, end)
+        self.tally.breakers_opened += before != BreakerState.OPEN and endpoint.breaker.view(now) == BreakerState.OPEN
+
+    def _count_end(self, worker: str, end: int) -> None:
+        key = (worker, End(end).name)
+        self.tally.ends[key] = self.tally.ends.get(key, 0) + 1
+
+    # ---------------------------------------------------------------------------------------------------- time passes
+
+    def tick(self, now: float, *, connected: bool) -> None:
+        """A few times a second: what time alone changes. connected: Redis answers."""
+        for endpoint in self._snapshot.tick(now, connected=connected):
+            self._index.detach(endpoint.slot)
+            self._self_check.forget(endpoint.worker)
+        for lost in self._ledger.expire(now):
+            self._lost(lost, now)
+        for endpoint in self._snapshot.endpoints():
+            self._watch_progress(endpoint, now)
+
+    def _watch_progress(self, endpoint: Endpoint, now: float) -> None:
+        """The gray failure: everything says healthy and nothing moves."""
+        still_s = stalled_s(endpoint, now)
+        if still_s >= self._hung_after_s and endpoint.serving and endpoint.breaker.admits(now):
+            endpoint.breaker.suspect(
+                now, f"engine hung: {endpoint.load.active} requests there, no progress for {still_s:.0f} s"
+            )
+            self.tally.breakers_opened += 1
+
+
+def stalled_s(endpoint: Endpoint, now: float) -> float:
+    """How long requests have been there without any sign of progress, the engine's or ours; 0 where none is there."""
+    return now - max(endpoint.load.moved_at, endpoint.progressed_at) if endpoint.load.active else 0.0
+
+
+def _usable(blocks: int, endpoint: Endpoint, question: Question) -> int:
+    """Matched blocks to tokens. An engine computes at least the last token of a prompt, so that block never counts."""
+    if not blocks:
+        return 0
+    size = endpoint.record.block_size
+    return min(blocks, max(0, question.input_tokens - 1) // size) * size
+
+
+def _candidates(lane: Lane, question: Question, matches: dict[int, int], now: float) -> list[Candidate]:
+    """One row per serving endpoint. The hot loop: everything it reads is an attribute, everything it makes is one struct."""
+    input_tokens, max_tokens = question.input_tokens, question.max_tokens
+    rows = []
+    for endpoint in lane.serving:
+        slot = endpoint.slot
+        matched = 0
+        if slot in matches and endpoint.credit:
+            matched = _usable(matches[slot], endpoint, question)
+        load, rates = endpoint.load, endpoint.rates
+        active, running, waiting = load.active, endpoint.running, endpoint.waiting
+        reported = running + waiting
+        rows.append(
+            Candidate(
+                endpoint,
+                slot,
+                input_tokens,
+                matched,
+                input_tokens - matched,
+                active,
+                load.no_first_byte,
+                load.prefill_tokens,
+                load.context_tokens,
+                running,
+                waiting,
+                endpoint.kv_usage,
+                now - endpoint.reported_at,
+                max_tokens,
+                rates.prefill_tokens_per_s,
+                rates.decode_itl_s,
+                rates.ttft_ewma_s,
+                endpoint.cache_tokens,
+                active if active > reported else reported,
+                endpoint.breaker.admits(now),
+            )
+        )
+    return rows

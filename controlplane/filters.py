@@ -1,0 +1,42 @@
+"""Filters: which candidates are out of the question, and what a caller is told when nobody is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controlplane.endpoint import Candidate
+from controlplane.question import Question, ShedReason
+
+ACTIVE_MAX = 100
+"""The guard. Above it the queue stands in front of the engine, where only the router's own count sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """keeps: whether a candidate stays; emptied: why the question is shed where this filter leaves nobody."""
+
+    name: str
+    keeps: Callable[[Candidate, Question], bool]
+    emptied: ShedReason
+
+
+def _not_tried(candidate: Candidate, question: Question) -> bool:
+    return candidate.slot not in question.exclude
+
+
+def _admits(candidate: Candidate, question: Question) -> bool:
+    return candidate.admits
+
+
+NOT_TRIED = Filter("tried", _not_tried, ShedReason.EXCLUDED)
+BREAKER = Filter("breaker", _admits, ShedReason.ALL_BREAKERS_OPEN)
+
+
+def below_guard(active_max: int) -> Filter:
+    """An endpoint with more than `active_max` active requests gets no more until its backlog clears."""
+
+    def keeps(candidate: Candidate, question: Question) -> bool:
+        return candidate.active <= active_max
+
+    return Filter("guard", keeps, ShedReason.ALL_SATURATED)

@@ -1,0 +1,153 @@
+"""The Fleet service: what operators see of the workers, and what they may do to them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import grpc
+
+from contract.keyspace import EngineState
+from controlplane.breaker import BreakerState
+from controlplane.director import Director, UnknownPolicyError, stalled_s
+from controlplane.endpoint import Endpoint
+from controlplane.index_state import IndexState
+from controlplane.self_check import SelfCheck
+from controlplane.snapshot import FleetSnapshot
+from proto import fleet_pb2 as pb
+from proto import fleet_pb2_grpc
+from runtime.clock import Clock
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SILENT_S = 1.5
+"""An agent speaks ten times a second; one that is silent this long has something to explain."""
+STALLED_S = 10.0
+
+
+class IndexView(Protocol):
+    """What operators see of the prefix index."""
+
+    def state(self, slot: int) -> IndexState: ...
+
+    def blocks(self, slot: int) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
+class BusView(Protocol):
+    """What operators see of the link to Redis. `last_word_at` is on the process's own clock."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def last_word_at(self) -> float: ...
+
+
+class FleetServicer(fleet_pb2_grpc.FleetServicer):
+    def __init__(
+        self,
+        *,
+        snapshot: FleetSnapshot,
+        director: Director,
+        index: IndexView,
+        bus: BusView,
+        self_check: SelfCheck,
+        clock: Clock,
+    ) -> None:
+        self._snapshot = snapshot
+        self._director = director
+        self._index = index
+        self._bus = bus
+        self._self_check = self_check
+        self._clock = clock
+
+    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.WorkerList:  # noqa: N802
+        now = self._clock.now()
+        return pb.WorkerList(
+            workers=[self.status(endpoint, now) for endpoint in self._snapshot.endpoints()],
+            policy=self._director.policy,
+            redis_connected=self._bus.connected,
+            redis_age_s=max(0.0, now - self._bus.last_word_at),
+            warm=self._director.warm,
+            index_blocks=len(self._index),
+        )
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.WorkerStatus:  # noqa: N802
+        return await self._set_draining(request.worker, True, context)
+
+    async def Undrain(self, request: pb.DrainRequest, context: Context) -> pb.WorkerStatus:  # noqa: N802
+        return await self._set_draining(request.worker, False, context)
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.Policy:  # noqa: N802
+        return pb.Policy(name=self._director.policy, available=self._director.policies)
+
+    async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.Policy:  # noqa: N802
+        try:
+            self._director.set_policy(request.name)
+        except UnknownPolicyError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return pb.Policy(name=self._director.policy, available=self._director.policies)
+
+    async def _set_draining(self, worker: str, draining: bool, context: Context) -> pb.WorkerStatus:
+        if not worker:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no worker named")
+        endpoint = self._snapshot.drain(worker, draining)
+        if endpoint is None:
+            known = ", ".join(sorted(other.worker for other in self._snapshot.endpoints())) or "none"
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker!r}; known are {known}")
+            raise AssertionError("abort raises")
+        return self.status(endpoint, self._clock.now())
+
+    def status(self, endpoint: Endpoint, now: float) -> pb.WorkerStatus:
+        record, load = endpoint.record, endpoint.load
+        verdict = self._self_check.verdict(record.worker, record.epoch)
+        index_state = self._index.state(endpoint.slot) if endpoint.credit else IndexState.DEGRADED
+        status = pb.WorkerStatus(
+            worker=record.worker,
+            endpoint=endpoint.slot,
+            url=record.url,
+            models=endpoint.models,
+            alive=endpoint.alive,
+            draining=endpoint.draining,
+            breaker=endpoint.breaker.view(now).value,  # type: ignore[arg-type]
+            index=index_state.value,  # type: ignore[arg-type]
+            blocks=self._index.blocks(endpoint.slot),
+            active=load.active,
+            prefill_tokens=load.prefill_tokens,
+            running=endpoint.running,
+            waiting=endpoint.waiting,
+            kv_usage=endpoint.kv_usage,
+            report_age_s=max(0.0, now - endpoint.reported_at),
+            block_size=record.block_size,
+            cache_blocks=record.cache_blocks,
+            match_samples=verdict.samples,
+            engine_version=record.engine_version,
+            requests=endpoint.requests,
+            failures=endpoint.failures,
+            alarm=self._alarm(endpoint, index_state, verdict.alarm, now),
+            accelerator=record.accelerator,
+            incarnation=record.epoch,
+        )
+        if verdict.match_ratio is not None:
+            status.match_ratio = verdict.match_ratio
+        return status
+
+    def _alarm(self, endpoint: Endpoint, index_state: IndexState, mismatch: str, now: float) -> str:
+        """The most urgent sentence, or none."""
+        silent_s = self._snapshot.silent_s(endpoint, now)
+        if silent_s > SILENT_S:
+            return f"its agent is silent for {silent_s:.1f} s"
+        if not endpoint.alive:
+            return "it has left"
+        if endpoint.state != EngineState.READY:
+            return f"its agent says the engine is {endpoint.state.name.lower()}"
+        state = endpoint.breaker.view(now)
+        if state != BreakerState.CLOSED:
+            return f"breaker {state.name.lower().replace('_', ' ')}: {endpoint.breaker.reason}"
+        still_s = stalled_s(endpoint, now)
+        if still_s > STALLED_S:
+            return f"engine may hang: {endpoint.load.active} requests there, no progress for {still_s:.0f} s"
+        if mismatch:
+            return mismatch
+        return "its index is known to be wrong: no prefix credit is given" if index_state == IndexState.DEGRADED else ""

@@ -1,0 +1,82 @@
+"""The fleet as data planes see it: which endpoints there are, which of them take requests, which models they serve.
+
+`look` is called after every change and every few milliseconds; it raises the version where something a data plane acts on has
+changed and wakes those who watch. Changes within one interval are one version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from contract.keyspace import ModelCard
+from controlplane.breaker import BreakerState
+from controlplane.director import Director
+from controlplane.endpoint import Endpoint
+from controlplane.snapshot import FleetSnapshot
+from proto import routing_pb2 as pb
+
+RESEND_S = 1.0
+"""A view is sent this often though nothing changed: its counts have."""
+
+
+class FleetWatch:
+    def __init__(self, snapshot: FleetSnapshot, director: Director, *, first_version: int) -> None:
+        """first_version: above every version of an earlier run, so that a restart does not look like old news."""
+        self._snapshot = snapshot
+        self._director = director
+        self._version = first_version
+        self._seen: object = None
+        self._changed = asyncio.Event()
+
+    def look(self, now: float) -> None:
+        """Notices what has changed since the last look."""
+        open_slots = tuple(
+            endpoint.slot for endpoint in self._snapshot.endpoints() if endpoint.breaker.view(now) == BreakerState.OPEN
+        )
+        state = (self._snapshot.version, open_slots, self._director.policy, self._director.warm)
+        if state != self._seen:
+            self._seen = state
+            self._version += 1
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def change(self) -> None:
+        """Returns at the next change, or when it is time to send the view again."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), RESEND_S)
+        except TimeoutError:
+            return
+
+    def view(self, now: float) -> pb.FleetView:
+        self.look(now)
+        return pb.FleetView(
+            version=self._version,
+            endpoints=[_endpoint(endpoint, now) for endpoint in self._snapshot.endpoints()],
+            models=[_model(name, served) for name, served in sorted(self._snapshot.models().items())],
+            policy=self._director.policy,
+            warm=self._director.warm,
+        )
+
+
+def _endpoint(endpoint: Endpoint, now: float) -> pb.EndpointView:
+    return pb.EndpointView(
+        endpoint=endpoint.slot,
+        worker=endpoint.worker,
+        url=endpoint.url,
+        models=endpoint.models,
+        available=endpoint.serving and endpoint.breaker.view(now) != BreakerState.OPEN,
+        active=endpoint.load.active,
+        block_size=endpoint.record.block_size,
+    )
+
+
+def _model(name: str, served: list[tuple[ModelCard, Endpoint]]) -> pb.ModelView:
+    """Where workers of one model differ, the smallest context and the first tokenizer that one of them knows."""
+    lengths = [card.max_model_len for card, _ in served if card.max_model_len > 0]
+    return pb.ModelView(
+        name=name,
+        base=served[0][0].base,
+        tokenizer=next((endpoint.record.tokenizer for _, endpoint in served if endpoint.record.tokenizer), ""),
+        block_sizes=sorted({endpoint.record.block_size for _, endpoint in served}),
+        max_model_len=min(lengths, default=0),
+    )

@@ -1,0 +1,109 @@
+"""The gRPC server around the two services: health and reflection on, addresses taken or refused in plain words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from controlplane.fleet_servicer import FleetServicer
+from controlplane.servicer import RoutingServicer
+from controlplane.settings import split_address
+from proto import fleet_pb2, fleet_pb2_grpc, routing_pb2, routing_pb2_grpc
+
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+"""A tick's questions with long prompts: 8 KiB of hashes per 16k tokens."""
+SERVICES = (
+    routing_pb2.DESCRIPTOR.services_by_name["Routing"].full_name,
+    fleet_pb2.DESCRIPTOR.services_by_name["Fleet"].full_name,
+)
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second control plane takes half of the connections of the first
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    # data planes ping idle streams to notice a dead host; that is no abuse
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+
+class AddressError(OSError):
+    """An address that cannot be listened on; the message names it."""
+
+
+class GrpcServer:
+    def __init__(self, routing: RoutingServicer, fleet: FleetServicer) -> None:
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        routing_pb2_grpc.add_RoutingServicer_to_server(routing, self._server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(fleet, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self.addresses: list[str] = []
+
+    async def start(self, addresses: Sequence[str]) -> None:
+        """AddressError: one of them cannot be had."""
+        for address in addresses:
+            self.addresses.append(self._listen(address))
+        await self._server.start()
+        for name in ("", *SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Says that it ends, lets calls in flight end within the grace, then ends them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    def _listen(self, address: str) -> str:
+        """The address as it can be dialled: a port 0 has become a number."""
+        where = split_address(address)
+        _probe(address, where)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise AddressError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
+        return address if isinstance(where, str) else f"{where[0]}:{port}"
+
+
+def _probe(address: str, where: tuple[str, int] | str) -> None:
+    """Tries the address first: gRPC's own complaint is a page long. AddressError."""
+    try:
+        if isinstance(where, str):
+            _probe_path(where)
+        elif where[1]:
+            _probe_port(*where)
+    except OSError as error:
+        raise AddressError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error
+
+
+def _probe_port(host: str, port: int) -> None:
+    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(target)
+        probe.listen(1)
+
+
+def _probe_path(path: str) -> None:
+    """A socket file that nobody listens on is left from a process that was killed: it is removed."""
+    if not os.path.isdir(os.path.dirname(path)):
+        raise OSError(errno.ENOENT, "no such directory")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "another process listens there")

@@ -1,0 +1,227 @@
+"""What the router has dispatched and not yet seen end: its own count, which is never stale.
+
+A reservation is made with the decision and charges its endpoint with one active request, its uncached prompt tokens (until
+the first byte) and its whole prompt (until the end). Each reservation has an owner: the data-plane process whose stream
+asked, or nobody for the unary call. When a stream breaks, its reservations stay for a grace period: the engine goes on
+working for that process, which comes back within it and claims what it still relays (`claim`); what it does not claim, or
+what nobody claims in time, is released as lost. Loads are kept by base URL, not by endpoint number, so that a control plane
+that was restarted rebuilds them from claims before it has read who serves under that URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from controlplane.question import Decision
+
+GRACE_S_MAX = 10.0
+"""How long the reservations of a broken stream wait for their process to come back."""
+UNARY_S_MAX = 600.0
+"""A reservation made through the unary call and never reported expires after this."""
+RESERVATION_S_MAX = 4 * 3600.0
+"""Any reservation: above every total timeout, so that a forgotten one cannot weigh for good."""
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """Of one endpoint, over all data planes."""
+
+    active: int = 0
+    no_first_byte: int = 0
+    prefill_tokens: int = 0
+    context_tokens: int = 0
+    moved_at: float = 0.0  # when the first of the active ones came, or the last sign of life of any of them
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    decision_id: int
+    url: str
+    owner: str
+    question_id: int
+    uncached_tokens: int
+    input_tokens: int
+    reserved_at: float
+    decision: Decision | None  # None where it was rebuilt from a claim
+    first_byte_seen: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Owner:
+    held: dict[int, Reservation] = field(default_factory=dict)
+    by_question: dict[int, int] = field(default_factory=dict)
+    gone_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a data plane says it is relaying right now."""
+
+    decision_id: int
+    url: str
+    uncached_tokens: int
+    input_tokens: int
+    first_byte_seen: bool
+
+
+class Ledger:
+    def __init__(self, *, grace_s_max: float = GRACE_S_MAX, unary_s_max: float = UNARY_S_MAX) -> None:
+        self._grace_s_max = grace_s_max
+        self._unary_s_max = unary_s_max
+        self._loads: dict[str, Load] = {}
+        self._reservations: dict[int, Reservation] = {}
+        self._owners: dict[str, _Owner] = {}
+
+    def __len__(self) -> int:
+        return len(self._reservations)
+
+    def __iter__(self) -> Iterator[Reservation]:
+        return iter(self._reservations.values())
+
+    def load(self, url: str) -> Load:
+        """The living load of an endpoint, made where there is none."""
+        load = self._loads.get(url)
+        if load is None:
+            load = self._loads[url] = Load()
+        return load
+
+    def forget(self, url: str) -> None:
+        """Drops the load of an endpoint that is no longer known, unless something is still active there."""
+        load = self._loads.get(url)
+        if load is not None and load.active == 0:
+            del self._loads[url]
+
+    def reserve(
+        self,
+        decision_id: int,
+        url: str,
+        *,
+        uncached_tokens: int,
+        input_tokens: int,
+        now: float,
+        owner: str = "",
+        question_id: int = 0,
+        decision: Decision | None = None,
+    ) -> Reservation:
+        assert decision_id not in self._reservations, f"decision {decision_id} reserved twice"
+        reservation = Reservation(decision_id, url, owner, question_id, uncached_tokens, input_tokens, now, decision)
+        self._reservations[decision_id] = reservation
+        load = self.load(url)
+        if load.active == 0:
+            load.moved_at = now
+        load.active += 1
+        load.no_first_byte += 1
+        load.prefill_tokens += uncached_tokens
+        load.context_tokens += input_tokens
+        if owner:
+            held = self._owner(owner)
+            held.held[decision_id] = reservation
+            held.by_question[question_id] = decision_id
+        return reservation
+
+    def first_byte(self, decision_id: int, now: float) -> Reservation | None:
+        """Refunds the prefill tokens. None: no such reservation, or it was seen before."""
+        reservation = self._reservations.get(decision_id)
+        if reservation is None or reservation.first_byte_seen:
+            return None
+        self._refund_prefill(reservation)
+        self.load(reservation.url).moved_at = now
+        return reservation
+
+    def release(self, decision_id: int, now: float) -> Reservation | None:
+        """Ends a reservation. None: there is none (it was released before, or never made)."""
+        reservation = self._reservations.pop(decision_id, None)
+        if reservation is None:
+            return None
+        self._refund_prefill(reservation)
+        load = self.load(reservation.url)
+        load.active -= 1
+        load.context_tokens -= reservation.input_tokens
+        load.moved_at = now
+        assert load.active >= 0, f"{reservation.url}: {load.active} active after a release"
+        owner = self._owners.get(reservation.owner)
+        if owner is not None:
+            owner.held.pop(decision_id, None)
+            if owner.by_question.get(reservation.question_id) == decision_id:
+                del owner.by_question[reservation.question_id]
+        return reservation
+
+    def cancel(self, owner: str, question_id: int, now: float) -> Reservation | None:
+        """Releases whatever this question of this process was given. None: nothing."""
+        held = self._owners.get(owner)
+        decision_id = None if held is None else held.by_question.get(question_id)
+        return None if decision_id is None else self.release(decision_id, now)
+
+    def arrived(self, owner: str, claims: Iterable[Claim], now: float) -> list[Reservation]:
+        """A process opened its stream and says what it holds: those are kept or made again.
+
+        Returns the reservations it had and does not hold any more, released.
+        """
+        state = self._owner(owner)
+        state.gone_at = None
+        state.by_question.clear()  # question numbers start again with the stream
+        claimed = {claim.decision_id: claim for claim in claims if claim.decision_id}
+        lost = [decision_id for decision_id in state.held if decision_id not in claimed]
+        for claim in claimed.values():
+            self._keep(owner, claim, now)
+        return [reservation for decision_id in lost if (reservation := self.release(decision_id, now)) is not None]
+
+    def departed(self, owner: str, now: float) -> None:
+        """Its stream broke: the grace period begins."""
+        state = self._owners.get(owner)
+        if state is None:
+            return
+        if state.held:
+            state.gone_at = now
+        else:
+            del self._owners[owner]
+
+    def expire(self, now: float) -> list[Reservation]:
+        """Releases what nobody came back for, and what is older than any request may be."""
+        overdue = [
+            decision_id
+            for name, owner in self._owners.items()
+            if owner.gone_at is not None and now - owner.gone_at >= self._grace_s_max
+            for decision_id in owner.held
+        ]
+        overdue += [held.decision_id for held in self._reservations.values() if now - held.reserved_at >= self._age_max(held)]
+        released = [reservation for decision_id in overdue if (reservation := self.release(decision_id, now)) is not None]
+        for name in [name for name, owner in self._owners.items() if owner.gone_at is not None and not owner.held]:
+            del self._owners[name]
+        return released
+
+    def _age_max(self, reservation: Reservation) -> float:
+        return RESERVATION_S_MAX if reservation.owner else self._unary_s_max
+
+    def _owner(self, name: str) -> _Owner:
+        owner = self._owners.get(name)
+        if owner is None:
+            owner = self._owners[name] = _Owner()
+        return owner
+
+    def _keep(self, owner: str, claim: Claim, now: float) -> None:
+        known = self._reservations.get(claim.decision_id)
+        if known is None:
+            self.reserve(
+                claim.decision_id,
+                claim.url,
+                uncached_tokens=claim.uncached_tokens,
+                input_tokens=claim.input_tokens,
+                now=now,
+                owner=owner,
+            )
+            self._owner(owner).by_question.pop(0, None)
+        if claim.first_byte_seen:
+            self.first_byte(claim.decision_id, now)
+
+    def _refund_prefill(self, reservation: Reservation) -> None:
+        if reservation.first_byte_seen:
+            return
+        reservation.first_byte_seen = True
+        load = self.load(reservation.url)
+        load.no_first_byte -= 1
+        load.prefill_tokens -= reservation.uncached_tokens
+        assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"

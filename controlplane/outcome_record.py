@@ -1,0 +1,106 @@
+"""From what is known at the end of a request to the record that the trainer reads."""
+
+from __future__ import annotations
+
+from contract.features import VERSION
+from contract.outcome import End, Outcome
+from controlplane.endpoint import Endpoint, features
+from controlplane.ledger import Reservation
+from controlplane.question import Ended, Question, Shed
+
+NOT_KNOWN = -1
+
+
+def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
+    """Of a reserved request. Without its decision (rebuilt from a claim) there are no features."""
+    decision = reservation.decision
+    question = None if decision is None else decision.question
+    return Outcome(
+        decision_id=reservation.decision_id,
+        request_id=ended.request_id or ("" if question is None else question.request_id),
+        decided_at=decided_at,
+        model=ended.model if question is None else question.model,
+        tenant="" if question is None else question.tenant,
+        worker="" if endpoint is None else endpoint.worker,
+        url=reservation.url,
+        policy="" if decision is None else decision.policy,
+        end=ended.end,
+        http_status=ended.http_status,
+        attempt=0 if question is None else question.attempt,
+        streamed=ended.streamed,
+        input_tokens=ended.prompt_tokens if ended.prompt_tokens >= 0 else reservation.input_tokens,
+        matched_tokens=NOT_KNOWN if decision is None else decision.candidate.matched_tokens,
+        cached_tokens=ended.cached_tokens,
+        output_tokens=ended.output_tokens,
+        ttft_s=ended.ttft_s,
+        itl_s=ended.itl_s,
+        e2e_s=ended.e2e_s,
+        predicted_ttft_s=NOT_KNOWN if decision is None else decision.predicted_ttft_s,
+        snapshot_age_s=NOT_KNOWN if decision is None else decision.candidate.report_age_s,
+        candidates=NOT_KNOWN if decision is None else decision.candidates,
+        feature_version=VERSION,
+        features=[] if decision is None else features(decision.candidate),
+        accelerator="" if endpoint is None else endpoint.record.accelerator,
+    )
+
+
+def fallback_outcome(ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
+    """Of a request that a data plane placed by itself."""
+    return Outcome(
+        decision_id=0,
+        request_id=ended.request_id,
+        decided_at=decided_at - max(0.0, ended.e2e_s),
+        model=ended.model,
+        tenant="",
+        worker="" if endpoint is None else endpoint.worker,
+        url=ended.url,
+        policy="fallback",
+        end=ended.end,
+        http_status=ended.http_status,
+        attempt=0,
+        streamed=ended.streamed,
+        input_tokens=ended.prompt_tokens if ended.prompt_tokens >= 0 else ended.input_tokens,
+        matched_tokens=NOT_KNOWN,
+        cached_tokens=ended.cached_tokens,
+        output_tokens=ended.output_tokens,
+        ttft_s=ended.ttft_s,
+        itl_s=ended.itl_s,
+        e2e_s=ended.e2e_s,
+        predicted_ttft_s=NOT_KNOWN,
+        snapshot_age_s=NOT_KNOWN,
+        candidates=NOT_KNOWN,
+        feature_version=VERSION,
+        features=[],
+        accelerator="" if endpoint is None else endpoint.record.accelerator,
+    )
+
+
+def shed_outcome(question: Question, shed: Shed, *, policy: str, decided_at: float, candidates: int) -> Outcome:
+    """Of a request that no endpoint ever saw."""
+    return Outcome(
+        decision_id=shed.decision_id,
+        request_id=question.request_id,
+        decided_at=decided_at,
+        model=question.model,
+        tenant=question.tenant,
+        worker="",
+        url="",
+        policy=policy,
+        end=End.SHED,
+        http_status=404 if shed.reason.name == "UNKNOWN_MODEL" else 503,
+        attempt=question.attempt,
+        streamed=question.streams,
+        input_tokens=question.input_tokens,
+        matched_tokens=NOT_KNOWN,
+        cached_tokens=NOT_KNOWN,
+        output_tokens=0,
+        ttft_s=NOT_KNOWN,
+        itl_s=NOT_KNOWN,
+        e2e_s=NOT_KNOWN,
+        predicted_ttft_s=NOT_KNOWN,
+        snapshot_age_s=NOT_KNOWN,
+        candidates=candidates,
+        feature_version=VERSION,
+        features=[],
+        shed_reason=shed.reason.name,
+    )

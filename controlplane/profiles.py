@@ -1,0 +1,77 @@
+"""Profiles: the routing policies by name, each a set of filters, weighted scorers and a picker.
+
+round_robin    the next one in turn                    random         chance
+least_load     fewest requests                         power_of_two   the less loaded of two drawn by chance
+prefix         longest match, ties to least load. As defined, and so it herds: everybody shares the first block
+cache_aware    SGLang's: the match where it pays and the fleet is balanced, else least load
+weighted       llm-d's: prefix 3, queue 2, free KV 2
+kv_cost        Dynamo's: blocks to prefill + blocks that decode
+lmetric        (uncached + queued prefill tokens) x batch size: the default
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controlplane import filters, picker, scorers
+from controlplane.filters import Filter
+from controlplane.picker import Picker
+from controlplane.scorers import Scorer
+
+NAMES = (
+    "round_robin",
+    "random",
+    "least_load",
+    "power_of_two",
+    "prefix",
+    "cache_aware",
+    "weighted",
+    "kv_cost",
+    "lmetric",
+)
+DEFAULT = "lmetric"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedScorer:
+    name: str
+    weight: float
+    score: Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One policy. Totals are the weighted mean of its scorers, so in [0, 1]; without scorers they are 0."""
+
+    name: str
+    filters: tuple[Filter, ...]
+    scorers: tuple[WeightedScorer, ...]
+    pick: Picker
+
+
+def build(active_max: int = filters.ACTIVE_MAX) -> dict[str, Profile]:
+    """Every profile by name. All share the filters: no policy may choose what is broken, tried or over the guard."""
+    guards = (filters.NOT_TRIED, filters.BREAKER, filters.below_guard(active_max))
+
+    def profile(name: str, pick: Picker, *weighted: WeightedScorer) -> Profile:
+        return Profile(name, guards, weighted, pick)
+
+    profiles = (
+        profile("round_robin", picker.round_robin),
+        profile("random", picker.uniform),
+        profile("least_load", picker.highest, WeightedScorer("load", 1, scorers.load)),
+        profile("power_of_two", picker.power_of_two),
+        profile("prefix", picker.highest, WeightedScorer("prefix", 1, scorers.prefix_length)),
+        profile("cache_aware", picker.highest, WeightedScorer("cache_aware", 1, scorers.cache_aware)),
+        profile(
+            "weighted",
+            picker.highest,
+            WeightedScorer("prefix", 3, scorers.prefix_share),
+            WeightedScorer("queue", 2, scorers.queue),
+            WeightedScorer("kv_free", 2, scorers.kv_free),
+        ),
+        profile("kv_cost", picker.highest, WeightedScorer("kv_cost", 1, scorers.kv_cost)),
+        profile("lmetric", picker.highest, WeightedScorer("lmetric", 1, scorers.lmetric)),
+    )
+    assert tuple(entry.name for entry in profiles) == NAMES, "NAMES lists every profile once, in this order"
+    return {entry.name: entry for entry in profiles}

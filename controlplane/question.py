@@ -1,0 +1,85 @@
+"""What the director is asked and what it says: plain values, free of the wire they travel on."""
+
+from __future__ import annotations
+
+from array import array
+from enum import IntEnum
+
+import msgspec
+
+from controlplane.endpoint import Candidate
+
+
+class ShedReason(IntEnum):
+    """Numbers equal those of `headway.v1.Shed.Reason` (a test compares them)."""
+
+    UNKNOWN_MODEL = 1
+    NO_WORKER = 2
+    ALL_BREAKERS_OPEN = 3
+    ALL_DRAINING = 4
+    ALL_SATURATED = 5
+    QUEUE_FULL = 6
+    DEADLINE = 7
+    EXCLUDED = 8
+    SLO_UNREACHABLE = 9
+
+
+class Question(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One request that wants an endpoint. `chains`: block size -> block hashes of the prompt's full blocks."""
+
+    model: str
+    input_tokens: int = 0
+    chains: dict[int, array[int]] = {}
+    exact_tokens: bool = True  # false: hashes of text chunks, token counts estimated
+    max_tokens: int = 0
+    tenant: str = ""
+    priority: int = 0
+    slo_ttft_ms: float = 0.0
+    exclude: tuple[int, ...] = ()
+    session: str = ""
+    request_id: str = ""
+    attempt: int = 0
+    streams: bool = False
+
+
+class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """An endpoint was chosen. `candidate` is its row as it was before this request was reserved on it."""
+
+    decision_id: int  # 0: a dry run
+    decided_at: float  # Unix time, s
+    question: Question
+    candidate: Candidate
+    expected_tokens: int  # the index's match, also where the credit for it is withheld: what the self-check compares
+    checkable: bool  # whether the engine's cached_tokens may be held against `expected_tokens`
+    predicted_ttft_s: float
+    policy: str
+    reason: str
+    candidates: int  # left after the filters
+
+
+class Shed(msgspec.Struct, frozen=True, gc=False):
+    """An expected refusal. `message` is one sentence for the caller."""
+
+    reason: ShedReason
+    message: str
+    retry_after_s: float = 0.0
+    decision_id: int = 0
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """How one request at one endpoint ended, as its data plane saw it. -1: not known."""
+
+    decision_id: int
+    end: int  # contract.outcome.End
+    http_status: int = 0
+    ttft_s: float = -1.0
+    e2e_s: float = -1.0
+    output_tokens: int = 0
+    prompt_tokens: int = -1
+    cached_tokens: int = -1
+    streamed: bool = False
+    itl_s: float = -1.0
+    request_id: str = ""
+    model: str = ""
+    url: str = ""
+    input_tokens: int = 0

@@ -1,0 +1,74 @@
+"""Filters, then scorers, then the picker: one profile applied to the candidates of one question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from controlplane.endpoint import Candidate
+from controlplane.filters import Filter
+from controlplane.picker import Turn
+from controlplane.profiles import Profile
+from controlplane.question import Question
+
+
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """The chosen candidate, and how many were left to choose from."""
+
+    candidate: Candidate
+    kept: int
+
+
+def schedule(profile: Profile, candidates: Sequence[Candidate], question: Question, turn: Turn) -> Choice | Filter:
+    """Chooses one of `candidates` (never empty). Returns the filter that left nobody where one did."""
+    kept = candidates
+    for check in profile.filters:
+        keeps = check.keeps
+        kept = [candidate for candidate in kept if keeps(candidate, question)]
+        if not kept:
+            return check
+    if len(kept) == 1 and profile.scorers:
+        return Choice(kept[0], 1)
+    return Choice(kept[profile.pick(kept, totals(profile, kept), question.model, turn)], len(kept))
+
+
+def totals(profile: Profile, candidates: Sequence[Candidate]) -> Sequence[float]:
+    """The weighted mean of the profile's scorers for each candidate."""
+    weighted = profile.scorers
+    if len(weighted) == 1:
+        return weighted[0].score(candidates)
+    sums = [0.0] * len(candidates)
+    if not weighted:
+        return sums
+    whole = sum(entry.weight for entry in weighted)
+    for entry in weighted:
+        share = entry.weight / whole
+        sums = [total + share * score for total, score in zip(sums, entry.score(candidates), strict=True)]
+    return sums
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the profile thought of one candidate. rejected_by: a filter's name, or empty and it was scored."""
+
+    candidate: Candidate
+    rejected_by: str = ""
+    scores: dict[str, float] = {}
+    total: float = 0.0
+
+
+def explain(profile: Profile, candidates: Sequence[Candidate], question: Question) -> list[Verdict]:
+    """The same filters and scorers again over the same rows: why the choice fell as it did."""
+    rejected = {candidate.slot: _rejected_by(profile, candidate, question) for candidate in candidates}
+    kept = [candidate for candidate in candidates if not rejected[candidate.slot]]
+    scores = {entry.name: entry.score(kept) for entry in profile.scorers} if kept else {}
+    sums = totals(profile, kept) if kept else []
+    verdicts = [Verdict(candidate, rejected[candidate.slot]) for candidate in candidates if rejected[candidate.slot]]
+    for position, candidate in enumerate(kept):
+        own = {name: values[position] for name, values in scores.items()}
+        verdicts.append(Verdict(candidate, "", own, sums[position]))
+    return sorted(verdicts, key=lambda verdict: verdict.candidate.slot)
+
+
+def _rejected_by(profile: Profile, candidate: Candidate, question: Question) -> str:
+    return next((check.name for check in profile.filters if not check.keeps(candidate, question)), "")

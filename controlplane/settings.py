@@ -1,0 +1,57 @@
+"""What can be set about a control plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controlplane import admission, director, filters, ledger, profiles
+from runtime import log
+from runtime.settings import SettingsError, check_port, check_positive, setting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The control plane: keeps the fleet in memory and decides where each request goes."""
+
+    listen: tuple[str, ...] = setting(("127.0.0.1:50051",), "gRPC addresses: HOST:PORT or unix:/path; repeated or with commas")
+    redis_url: str = setting("redis://127.0.0.1:6379/0", "the bus; also unix:///path/redis.sock", env="REDIS_URL")
+    policy: str = setting(profiles.DEFAULT, "routing policy at start", env="ROUTING_STRATEGY", choices=profiles.NAMES)
+    metrics_host: str = setting("127.0.0.1", "where /metrics, /health and /ready listen")
+    metrics_port: int = setting(9101, "their port; 0: off")
+    active_max: int = setting(filters.ACTIVE_MAX, "requests active at one endpoint above which it gets no more")
+    waiting_max: int = setting(admission.WAITING_MAX, "questions that may wait for room; 0: refuse at once")
+    wait_s_max: float = setting(admission.WAIT_S_MAX, "how long a question may wait for room")
+    grace_s_max: float = setting(ledger.GRACE_S_MAX, "how long reservations of a broken stream wait for their data plane")
+    hung_after_s: float = setting(director.HUNG_AFTER_S, "no progress for this long with requests there: the engine hangs")
+    seed: int = setting(0, "of the random choices; 0: a new one each start")
+    log_level: str = setting("info", "least severity that is logged", choices=log.LEVELS)
+    log_format: str = setting("text", "text or json", choices=log.FORMATS)
+
+    def check(self) -> None:
+        check_port("metrics_port", self.metrics_port)
+        check_positive(
+            active_max=self.active_max, wait_s_max=self.wait_s_max, grace_s_max=self.grace_s_max, hung_after_s=self.hung_after_s
+        )
+        if self.waiting_max < 0:
+            raise SettingsError(f"--waiting-max: {self.waiting_max} is below 0")
+        if not self.listen:
+            raise SettingsError("--listen: no address given")
+        for address in self.listen:
+            split_address(address)
+        if not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise SettingsError("--redis-url: begins with none of redis://, rediss://, unix://")
+
+
+def split_address(address: str) -> tuple[str, int] | str:
+    """(host, port), or the path of a Unix socket. SettingsError: neither."""
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:").removeprefix("//")
+        if not path.startswith("/"):
+            raise SettingsError(f"--listen: {address!r} names no absolute path")
+        if len(path.encode()) > 107:
+            raise SettingsError(f"--listen: the path of {address!r} is longer than the 107 bytes of a Unix socket")
+        return path
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise SettingsError(f"--listen: {address!r} is neither HOST:PORT nor unix:/path")
+    return host.strip("[]"), int(port)

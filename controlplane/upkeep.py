@@ -1,0 +1,62 @@
+"""What time alone changes, looked after on the running loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from controlplane.director import Director
+from controlplane.fleet_view import FleetWatch
+from controlplane.servicer import RoutingServicer
+from runtime.clock import Clock
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.02
+"""How often guesses expire, waiting questions are looked at, and changes of the fleet are noticed."""
+TICK_S = 0.25
+"""How often silent workers, lost reservations and hung engines are looked for."""
+
+
+class Index(Protocol):
+    def expire(self, now: float) -> None: ...
+
+
+class Bus(Protocol):
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def warm(self) -> bool: ...
+
+
+class Upkeep:
+    def __init__(
+        self, *, director: Director, index: Index, bus: Bus, routing: RoutingServicer, watch: FleetWatch, clock: Clock
+    ) -> None:
+        self._director = director
+        self._index = index
+        self._bus = bus
+        self._routing = routing
+        self._watch = watch
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        ticked_at = float("-inf")
+        while True:
+            now = self._clock.now()
+            if now - ticked_at >= TICK_S:
+                ticked_at = now
+                self._director.tick(now, connected=self._bus.connected)
+            self.look(now)
+            await asyncio.sleep(LOOK_S)
+
+    def look(self, now: float) -> None:
+        if self._bus.warm and not self._director.warm:
+            self._director.warm = True
+            log.info("the fleet has been read")
+        self._index.expire(now)
+        self._routing.answer_waiting(now)
+        self._watch.look(now)

@@ -1,0 +1,155 @@
+"""Between the wire and the director's plain values: the only place that knows both."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+from contract.blocks import unpack_hashes
+from contract.features import FEATURES
+from controlplane.endpoint import features
+from controlplane.explain import Trace
+from controlplane.ledger import Claim
+from controlplane.question import Decision, Ended, Question, Shed
+from controlplane.scheduler import Verdict, explain
+from proto import routing_pb2 as pb
+
+
+def question(asked: pb.Question) -> Question:
+    """ValueError: hashes that are not a multiple of 8 bytes."""
+    chains = {chain.block_size: unpack_hashes(chain.hashes) for chain in asked.chains}
+    return _question(asked, chains)
+
+
+def question_without_chains(asked: pb.Question) -> Question:
+    return _question(asked, {})
+
+
+def _question(asked: pb.Question, chains: dict[int, array[int]]) -> Question:
+    return Question(
+        model=asked.model,
+        input_tokens=asked.input_tokens,
+        chains=chains,
+        exact_tokens=asked.chain_kind == pb.TOKENS,
+        max_tokens=asked.max_tokens,
+        tenant=asked.tenant,
+        priority=asked.priority,
+        slo_ttft_ms=asked.slo_ttft_ms,
+        exclude=tuple(asked.exclude),
+        session=asked.session,
+        request_id=asked.request_id,
+        attempt=asked.attempt,
+        streams=asked.streams,
+    )
+
+
+def decision(result: Decision | Shed, question_id: int, policy: str) -> pb.Decision:
+    if isinstance(result, Shed):
+        return pb.Decision(question_id=question_id, decision_id=result.decision_id, shed=shed(result), policy=policy)
+    row = result.candidate
+    endpoint = row.endpoint
+    return pb.Decision(
+        question_id=question_id,
+        decision_id=result.decision_id,
+        endpoint=row.slot,
+        url=endpoint.record.url,
+        worker=endpoint.record.worker,
+        matched_tokens=row.matched_tokens,
+        predicted_ttft_s=result.predicted_ttft_s,
+        policy=result.policy,
+        reason=result.reason,
+        snapshot_age_s=row.report_age_s,
+        candidates=result.candidates,
+    )
+
+
+def shed(refusal: Shed) -> pb.Shed:
+    return pb.Shed(reason=refusal.reason.value, message=refusal.message, retry_after_s=refusal.retry_after_s)  # type: ignore[arg-type]
+
+
+def ended(outcome: pb.Outcome) -> Ended:
+    return Ended(
+        decision_id=outcome.decision_id,
+        end=outcome.end,
+        http_status=outcome.http_status,
+        ttft_s=outcome.ttft_s if outcome.HasField("ttft_s") else -1.0,
+        e2e_s=outcome.e2e_s,
+        output_tokens=outcome.output_tokens,
+        prompt_tokens=outcome.prompt_tokens if outcome.HasField("prompt_tokens") else -1,
+        cached_tokens=outcome.cached_tokens if outcome.HasField("cached_tokens") else -1,
+        streamed=outcome.streamed,
+        itl_s=outcome.itl_s if outcome.HasField("itl_s") else -1.0,
+        request_id=outcome.request_id,
+        model=outcome.model,
+        url=outcome.url,
+        input_tokens=outcome.input_tokens,
+    )
+
+
+def outcome(end: Ended) -> pb.Outcome:
+    """Ends of our own (LOST) have no number on the wire and show as END_UNSPECIFIED."""
+    known = end.end if end.end in pb.End.values() else pb.END_UNSPECIFIED
+    message = pb.Outcome(
+        decision_id=end.decision_id,
+        end=known,  # type: ignore[arg-type]
+        http_status=end.http_status,
+        e2e_s=max(0.0, end.e2e_s),
+        output_tokens=end.output_tokens,
+        streamed=end.streamed,
+        request_id=end.request_id,
+        model=end.model,
+        url=end.url,
+        input_tokens=end.input_tokens,
+    )
+    if end.ttft_s >= 0:
+        message.ttft_s = end.ttft_s
+    if end.itl_s >= 0:
+        message.itl_s = end.itl_s
+    if end.prompt_tokens >= 0:
+        message.prompt_tokens = end.prompt_tokens
+    if end.cached_tokens >= 0:
+        message.cached_tokens = end.cached_tokens
+    return message
+
+
+def claims(held: Iterable[pb.Held]) -> list[Claim]:
+    return [
+        Claim(entry.decision_id, entry.url, entry.uncached_tokens, entry.input_tokens, entry.first_byte_seen) for entry in held
+    ]
+
+
+def explanation(trace: Trace) -> pb.Explanation:
+    result = trace.result
+    message = pb.Explanation(
+        decision_id=trace.decision_id,
+        decided_at=trace.decided_at,
+        policy=trace.profile.name,
+        reason=result.message if isinstance(result, Shed) else result.reason,
+        model=trace.question.model,
+        request_id=trace.question.request_id,
+        input_tokens=trace.question.input_tokens,
+    )
+    chosen = -1 if isinstance(result, Shed) else result.candidate.slot
+    for verdict in explain(trace.profile, trace.candidates, trace.question):
+        message.candidates.append(_candidate(verdict, verdict.candidate.slot == chosen))
+    for endpoint, absence in trace.absent:
+        message.candidates.add(endpoint=endpoint.slot, worker=endpoint.worker, url=endpoint.url, rejected_by=absence)
+    if isinstance(result, Shed):
+        message.shed.CopyFrom(shed(result))
+    if trace.ended is not None:
+        message.outcome.CopyFrom(outcome(trace.ended))
+    return message
+
+
+def _candidate(verdict: Verdict, chosen: bool) -> pb.CandidateView:
+    row = verdict.candidate
+    return pb.CandidateView(
+        endpoint=row.slot,
+        worker=row.endpoint.worker,
+        url=row.endpoint.url,
+        rejected_by=verdict.rejected_by,
+        features=dict(zip(FEATURES, features(row), strict=True)),
+        scores=verdict.scores,
+        total=verdict.total,
+        chosen=chosen,
+    )
