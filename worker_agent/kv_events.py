@@ -16,6 +16,9 @@ import msgspec
 
 EngineHash = int | bytes
 
+_BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises on bytes that are not (whole, valid) msgpack."""
+
 
 class MalformedPayload(ValueError):
     """A payload that is not a batch of KV events. `kind` is for counting: a few words, the same for the same defect."""
@@ -125,12 +128,14 @@ class Decoder:
             return _MAP_BATCH.decode(payload) if self._maps_first else _ARRAY_BATCH.decode(payload)
         except msgspec.ValidationError:
             pass
-        except (msgspec.DecodeError, RecursionError) as error:
+        except _BROKEN as error:
             raise MalformedPayload("not msgpack", str(error)) from error
         try:
             batch: Batch = _ARRAY_BATCH.decode(payload) if self._maps_first else _MAP_BATCH.decode(payload)
         except msgspec.ValidationError:
             return self._decode_one_by_one(payload)
+        except _BROKEN as error:
+            raise MalformedPayload("not msgpack", str(error)) from error
         self._maps_first = not self._maps_first
         return batch
 
@@ -139,6 +144,8 @@ class Decoder:
             raw = _RAW_BATCH.decode(payload)
         except msgspec.ValidationError as error:
             raise MalformedPayload("not a batch", str(error)) from error
+        except _BROKEN as error:
+            raise MalformedPayload("not msgpack", str(error)) from error
         batch = _MapBatch(ts=raw.ts, events=[], rank=raw.rank)
         for item in raw.events:
             event = self._decode_event(bytes(item))
@@ -157,12 +164,12 @@ class Decoder:
             return None
         try:
             return _MAP_EVENT.decode(data) if is_map else _ARRAY_EVENT.decode(data)
-        except msgspec.ValidationError as error:
+        except _BROKEN as error:
             raise MalformedPayload(f"bad {tag}", str(error)) from error
 
 
 def _plain(data: bytes) -> Any:
     try:
         return msgspec.msgpack.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (*_BROKEN, TypeError) as error:  # TypeError: a map whose key is no key in Python
         raise MalformedPayload("not an event", str(error)) from error

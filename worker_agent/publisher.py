@@ -1,8 +1,8 @@
 """The Redis shell: everything that leaves the agent, one pipeline a tick.
 
 Changes stay in the block set, where they net out, until Redis takes them: so an absent Redis costs no memory beyond the
-cache's own size. A pipeline whose answer was lost may have been carried out; on return the last delta of the stream tells, and nothing is
-sent twice. A snapshot is written on every connection, for every epoch, when a reader asks, when Redis lost something, and often
+cache's own size. A pipeline whose answer was lost may have been carried out; on return the last delta of the stream tells, and
+nothing is sent twice. A snapshot is written on every connection, for every epoch, when a reader asks, when Redis lost something, and often
 enough that a late reader replays a bounded number of deltas.
 """
 

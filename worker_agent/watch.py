@@ -29,8 +29,10 @@ class EngineWatch:
         self._was_gone = True
 
     def silent(self, *, healthy: bool) -> None:
-        """/metrics did not answer in time, or not with figures, and /health was asked. What was gone stays gone until its figures
-        say who it is."""
+        """/metrics did not answer in time, or not with figures, and /health was asked.
+
+        What was gone stays gone until its figures say who it is.
+        """
         if self._was_gone:
             return
         self.state = EngineState.READY if healthy and self.metrics is not None else EngineState.UNHEALTHY
