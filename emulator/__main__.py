@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from aiohttp import web
 
@@ -22,12 +22,66 @@ from emulator.settings import Settings
 from emulator.texts import Texts
 from runtime import log as logs
 from runtime import service
-from runtime.clock import SystemClock
+from runtime.clock import Clock, SystemClock
 from runtime.settings import fail, read
 
 PROCESS = "emulator"
 
-log = logging.getLogger(__name__)
+
+class Emulator:
+    """Everything of one server, built from its settings."""
+
+    def __init__(self, settings: Settings, texts: Texts, clock: Clock) -> None:
+        """ValueError: sizes that do not fit together."""
+        preset = PRESETS[settings.preset]
+        config = engine_config(settings, preset)
+        model = settings.model or preset.model
+        loras = {name: path or name for name, _, path in (entry.partition("=") for entry in settings.lora)}
+        engine = Engine(config, preset.latency(settings.latency), texts.vocabulary, text_seed=settings.seed)
+        engine.slowdown = 1.0 / settings.speed
+        metrics = EngineMetrics(config, model=model, created_unix=clock.unix(), max_loras=len(loras))
+        self._settings = settings
+        self._publisher = None if settings.kv_events_port == -1 else _publisher(settings, config, list(loras))
+        self.app = App(
+            model=model,
+            loras=loras,
+            driver=Driver(engine, metrics, self._publisher, clock),
+            texts=texts,
+            created=int(clock.unix()),
+            max_queued_requests=settings.max_num_queued_reqs,
+            max_queued_tokens=settings.max_num_queued_tokens,
+        )
+        self._runner = server.runner(server.build(self.app, with_faults=settings.faults))
+
+    @property
+    def url(self) -> str:
+        """Where it listens, once started."""
+        return f"http://{self._settings.host}:{self._runner.addresses[0][1]}"
+
+    async def start(self, spawn: Callable[[Coroutine[Any, Any, None], str], object]) -> None:
+        """Bind and serve. spawn: starts a task that lives until `stop`. OSError: a port is taken."""
+        if self._publisher is not None:
+            self._publisher.open()
+            self.app.kv_sources = {"0": kv_source(self._publisher)}
+            spawn(self._publisher.serve_replays(), "kv replays")
+        spawn(self.app.driver.run(), "engine")
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=4_096).start()
+
+    async def end_requests(self) -> None:
+        """Let running requests end within the time that the settings give, then end them with `abort`."""
+        self.app.is_draining = True
+        if self._settings.shutdown_timeout > 0:
+            await self.app.driver.wait_idle(self._settings.shutdown_timeout)
+        self.app.driver.abort_all()
+        # A turn of the loop for the handlers to write the ends of their bodies.
+        await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        """Close every socket."""
+        await self._runner.cleanup()
+        if self._publisher is not None:
+            self._publisher.close()
 
 
 def engine_config(settings: Settings, preset: Preset) -> EngineConfig:
@@ -40,61 +94,11 @@ def engine_config(settings: Settings, preset: Preset) -> EngineConfig:
         max_num_seqs=settings.max_num_seqs or preset.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens or preset.max_num_batched_tokens,
         # A context is never longer than the cache: vLLM refuses to start with more, and shortens what it chose by itself.
-        max_model_len=settings.max_model_len or min(preset.max_model_len, capacity),
+        max_model_len=settings.max_model_len or max(1, min(preset.max_model_len, capacity)),
         caching=settings.prefix_caching,
         answer_tokens_mean=settings.answer_tokens_mean,
         hash_seed=settings.hash_seed or int.from_bytes(os.urandom(8), "little"),
     )
-
-
-def main(settings: Settings) -> None:
-    """Build everything, then live until told to end."""
-    preset = PRESETS[settings.preset]
-    try:
-        texts = Texts(settings.tokenizer)
-        config = engine_config(settings, preset)
-    except (TokenizerUnavailable, ValueError) as error:
-        fail(PROCESS, str(error))
-    # The first chat would otherwise pay for the template engine.
-    texts.warm_up()
-    engine = Engine(config, preset.latency(settings.latency), texts.vocabulary, text_seed=settings.seed)
-    engine.slowdown = 1.0 / settings.speed
-    loras = {name: path or name for name, _, path in (entry.partition("=") for entry in settings.lora)}
-    clock = SystemClock()
-    model = settings.model or preset.model
-    metrics = EngineMetrics(config, model=model, created_unix=clock.unix(), max_loras=len(loras))
-
-    async def live(life: service.Life) -> None:
-        publisher = None if settings.kv_events_port == -1 else _publisher(settings, config, list(loras))
-        driver = Driver(engine, metrics, publisher, clock)
-        app = App(
-            model=model,
-            loras=loras,
-            driver=driver,
-            texts=texts,
-            created=int(time.time()),
-            max_queued_requests=settings.max_num_queued_reqs,
-            max_queued_tokens=settings.max_num_queued_tokens,
-        )
-        if publisher is not None:
-            publisher.open()
-            app.kv_sources = {"0": kv_source(publisher)}
-            life.spawn(publisher.serve_replays(), name="kv replays")
-        life.spawn(driver.run(), name="engine")
-        runner = server.runner(server.build(app, with_faults=settings.faults))
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, settings.host, settings.port, backlog=4_096)
-            await site.start()
-            life.ready(f"http://{settings.host}:{runner.addresses[0][1]} serves {model} as {settings.preset}")
-            await life.ending.wait()
-            await _end(app, settings.shutdown_timeout)
-        finally:
-            await runner.cleanup()
-            if publisher is not None:
-                publisher.close()
-
-    service.run(live, PROCESS)
 
 
 def _publisher(settings: Settings, config: EngineConfig, loras: list[str]) -> Publisher:
@@ -122,15 +126,27 @@ def kv_source(publisher: Publisher) -> dict[str, object]:
     }
 
 
-async def _end(app: App, timeout_s: float) -> None:
-    """Let running requests end within the time given, then end them with `abort`."""
-    app.is_draining = True
-    deadline = time.monotonic() + timeout_s
-    while not app.driver.is_idle and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    app.driver.abort_all()
-    # One turn of the loop for the handlers to write the ends of their bodies.
-    await asyncio.sleep(0.01)
+def main(settings: Settings) -> None:
+    """Build everything, then live until told to end."""
+    try:
+        texts = Texts(settings.tokenizer)
+        engine_config(settings, PRESETS[settings.preset])
+    except (TokenizerUnavailable, ValueError) as error:
+        fail(PROCESS, str(error))
+    # The first chat would otherwise pay for the template engine.
+    texts.warm_up()
+
+    async def live(life: service.Life) -> None:
+        emulator = Emulator(settings, texts, SystemClock())
+        try:
+            await emulator.start(lambda coroutine, name: life.spawn(coroutine, name=name))
+            life.ready(f"{emulator.url} serves {emulator.app.model} as {settings.preset}")
+            await life.ending.wait()
+            await emulator.end_requests()
+        finally:
+            await emulator.stop()
+
+    service.run(live, PROCESS)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class App:
             return ""
         if model in self.loras:
             return model
-        raise errors.unknown_model(model, ", ".join([self.model, *self.loras]))
+        raise errors.unknown_model(model, self.model)
 
     def check_queue(self) -> None:
         """ApiError 503: a queue limit is set and reached."""

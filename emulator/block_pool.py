@@ -10,24 +10,24 @@ The KV cache of an engine is a fixed number of equal blocks. A block is always i
 the only way (besides a reset) that content is lost. Everything interesting is in the order of that queue:
 
 * A sequence gives its blocks back when it ends (or is preempted), **last block first**, at the queue's end. So the queue is
-  ordered by last use, and among the blocks of one sequence the tail comes first: a tail is useless without its head, a head is
-  useful without its tail. That is LRU over a tree without keeping a tree.
-* A hit takes a cached block out of the middle of the queue and counts a reference; when it comes back it is the youngest.
+  ordered by last use, and among the blocks of one sequence the tail comes first: a tail is useless without its head, a head
+  is useful without its tail. That is LRU over a tree without keeping a tree. * A hit takes a cached block out of the middle
+  of the queue and counts a reference; when it comes back it is the youngest.
 
-Only **full** blocks are cached, under a chained hash, so that equal hashes mean equal prefixes. The lookup walks the hashes of
-a prompt until the first one missing. A hit never covers the whole prompt: at least the last token is computed again, because
-its logits are what the first output token is sampled from. A prompt of exactly n blocks therefore hits n - 1, computes the last
-one into a fresh block and caches it under a hash that another block already carries.
+Only **full** blocks are cached, under a chained hash, so that equal hashes mean equal prefixes. The lookup walks the hashes
+of a prompt until the first one missing. A hit never covers the whole prompt: at least the last token is computed again,
+because its logits are what the first output token is sampled from. A prompt of exactly n blocks therefore hits n - 1,
+computes the last one into a fresh block and caches it under a hash that another block already carries.
 
-So **one hash can have several copies**. Nothing is deduplicated: tables of live sequences are append-only, and swapping a block
-under a running kernel is not worth it. Each copy is announced by its own `Stored` and taken back by its own `Removed`; whoever
-follows the events must count, not keep a set. Of several copies a lookup returns the oldest.
+So **one hash can have several copies**. Nothing is deduplicated: tables of live sequences are append-only, and swapping a
+block under a running kernel is not worth it. Each copy is announced by its own `Stored` and taken back by its own
+`Removed`; whoever follows the events must count, not keep a set. Of several copies a lookup returns the oldest.
 
 Block 0 is the null block: vLLM keeps it as padding and never hands it out, so a pool of n blocks serves n - 1, and usage is a
 share of n - 1. It is counted in `num_gpu_blocks` everywhere.
 
-Events are collected in the order in which they happen and are drained by the engine at the end of a step: an eviction before the
-store that caused it. `Cleared` waits for the next step like any other: an idle engine publishes nothing.
+Events are collected in the order in which they happen and are drained by the engine at the end of a step: an eviction
+before the store that caused it. `Cleared` waits for the next step like any other: an idle engine publishes nothing.
 """
 
 from __future__ import annotations

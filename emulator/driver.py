@@ -1,7 +1,7 @@
 """The engine in real time: one task that steps it, sleeps until the step is over, and hands out what it brought.
 
-A step begins where the one before ended, not when the loop happened to wake, so that timer granularity and a busy machine delay
-single tokens but do not slow the engine down. What the loop cannot catch up with within LAG_S_MAX is forgotten.
+A step begins where the one before ended, not when the loop happened to wake, so that timer granularity and a busy machine
+delay single tokens but do not slow the engine down. What the loop cannot catch up with within LAG_S_MAX is forgotten.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Driver:
         self._clock = clock
         self._wake = asyncio.Event()
         self._sinks: dict[str, tuple[Sink, int]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._in_step = False
         self._is_stale = False
         self.death: ApiError | None = None
@@ -56,9 +58,13 @@ class Driver:
     def num_waiting(self) -> int:
         return len(self.engine.scheduler.waiting)
 
-    @property
-    def is_idle(self) -> bool:
-        return not self._sinks
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Until no request is inside. False: some still are after `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     def submit(self, sink: Sink, requests: Sequence[Request]) -> None:
         """Queue the sequences of one call; their tokens arrive as choice 0, 1, ... ValueError: one of them cannot be."""
@@ -66,6 +72,7 @@ class Driver:
         for index, request in enumerate(requests):
             self.engine.add(request, now)
             self._sinks[request.request_id] = (sink, index)
+        self._idle.clear()
         self._wake.set()
 
     def cancel(self, request_ids: Sequence[str]) -> None:
@@ -75,6 +82,7 @@ class Driver:
             if self.engine.abort(request_id):
                 self.metrics.forget(request_id)
                 self._is_stale = True
+        self._note_idle()
         if self._is_stale and not self._in_step:
             self._refresh_gauges()
 
@@ -138,8 +146,13 @@ class Driver:
             if sink.deliver(index, token, finish):
                 self.metrics.finish(sequence, FinishReason.STOP, end_s)
                 self.cancel((request_id,))
+        self._note_idle()
         if self._is_stale:
             self._refresh_gauges()
+
+    def _note_idle(self) -> None:
+        if not self._sinks:
+            self._idle.set()
 
     def _refresh_gauges(self) -> None:
         self._is_stale = False
@@ -148,6 +161,7 @@ class Driver:
     def _drop_all(self) -> list[Sink]:
         sinks = list(dict.fromkeys(sink for sink, _ in self._sinks.values()))
         self._sinks.clear()
+        self._idle.set()
         for sequence in self.engine.abort_all():
             self.metrics.forget(sequence.request.request_id)
         self._refresh_gauges()

@@ -4,9 +4,9 @@
     result = engine.step(now)             one iteration that starts at `now` and ends at `now + result.duration_s`
     engine.abort(request_id)              frees its blocks at once
 
-`step` returns everything that becomes visible when the iteration ends: tokens, KV events, gauges. The server sleeps until then
-and delivers; a simulator puts it into its event queue. So gauges are one step late by construction, and an arrival during a
-step is seen by the next one.
+`step` returns everything that becomes visible when the iteration ends: tokens, KV events, gauges. The server sleeps until
+then and delivers; a simulator puts it into its event queue. So gauges are one step late by construction, and an arrival
+during a step is seen by the next one.
 
 Text is a function of the prompt and the sampling seed and of nothing else: not of the batch, the cache or the time.
 """
@@ -46,7 +46,8 @@ PLAIN_VOCABULARY = Vocabulary(openers=range(256, 512), words=range(512, 8_192), 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Sizes in blocks and tokens. answer_tokens_mean: where answers end by themselves, evenly between half and one and a half."""
+    """Sizes in blocks and tokens. answer_tokens_mean: where answers end by themselves, evenly between half of it and
+    one and a half."""
 
     block_size: int
     num_blocks: int

@@ -70,8 +70,9 @@ def too_long(limit: int, prompt_tokens: int, output_tokens: int = 0) -> ApiError
         )
     else:
         message = (
-            f"This model's maximum context length is {limit} tokens. However, your prompt contains at least {prompt_tokens} input "
-            "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
+            f"This model's maximum context length is {limit} tokens. However, your prompt contains at least "
+            f"{prompt_tokens} input tokens, which exceeds this limit even without any output tokens. "
+            "Please reduce the length of the input prompt."
         )
     return invalid(message, "input_tokens", prompt_tokens)
 

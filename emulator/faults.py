@@ -2,14 +2,14 @@
 
 Each fault is set by `POST /emulator/faults {"kind": ..., ...}` (only with --faults). Those with a count wear off.
 
-    die                    the engine dies: streams end with an error event, /health 503, new requests 500, then the process exits
+    die                    the engine dies: streams end with an error event, /health 503, new requests 500; later the exit
     hang                   no step is made; /health and /metrics answer as if nothing were (seconds: then it goes on)
     drain                  as after SIGTERM with a shutdown timeout: new requests get 200 and finish_reason "abort"
     slow                   every step takes `factor` times as long
     busy                   503, queue full (count)
     reset_before_headers   the connection is reset instead of an answer (count)
     reset_mid_stream       the connection is reset after `after_events` events (count)
-    truncate               the stream ends after `after_events` events without [DONE]; clean: with a proper end of the body (count)
+    truncate               the stream ends after `after_events` events without [DONE] (count); with clean, by a proper end
     silent                 headers, then nothing, for as long as the client stays (count)
     drop_kv_events         `count` batches of KV events are numbered but not sent
     clear                  everything back to normal (a dead engine stays dead)

@@ -1,8 +1,8 @@
 """KV events as vLLM puts them on the wire: `[topic, 8-byte big-endian sequence, msgpack]`.
 
-The payload is `[unix time, [event, ...], data-parallel rank]`. Events are maps with a `type` from vLLM 0.24 on (`map`) and arrays
-that begin with the type up to 0.23 (`array`, fields as in 0.22-0.23). Hashes are the low 64 bits of the engine's own hash.
-Pure: bytes in, bytes out. `publisher` owns the sockets.
+The payload is `[unix time, [event, ...], data-parallel rank]`. Events are maps with a `type` from vLLM 0.24 on (`map`) and
+arrays that begin with the type up to 0.23 (`array`, fields as in 0.22-0.23). Hashes are the low 64 bits of the engine's own
+hash. Pure: bytes in, bytes out. `publisher` owns the sockets.
 """
 
 from __future__ import annotations

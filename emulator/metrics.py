@@ -1,6 +1,7 @@
 """What /metrics says: vLLM's names, labels, units and buckets (0.32), fed from step results.
 
-Pure: `step` is called when a step's outputs arrive, so gauges are as late as the engine's. A client that leaves is counted nowhere.
+Pure: `step` is called when a step's outputs arrive, so gauges are as late as the engine's. A client that leaves is counted
+nowhere.
 """
 
 from __future__ import annotations

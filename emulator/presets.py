@@ -1,20 +1,22 @@
 """Engines worth imitating: their memory, their limits, their speed.
 
-`tiny-cpu`: the 32 M parameter Llama of the CPU recordings (vLLM 0.32, one thread, block 32, 700 blocks, max_num_seqs 8, chunks of
-2,048). The six numbers are a least-squares fit (relative error) to the recorded medians on an idle server: cold TTFT of 16 to
-3,900 tokens (13 ms to 1,216 ms), cached TTFT of the same prompts (13 to 33 ms), and inter-token time by running requests
-(5.1 ms for 1, 8.2 ms for 8). The fit is within 8 % of every cold median and, above 2,048 tokens of
-context excepted (19 %), 5 % of every cached one.
+`tiny-cpu`: the 32 M parameter Llama of the CPU recordings (vLLM 0.32, one thread, block 32, 700 blocks, max_num_seqs 8,
+chunks of 2,048). The six numbers are a least-squares fit (relative error) to the recorded medians on an idle server: cold
+TTFT of 16 to 3,900 tokens (13 ms to 1,216 ms), cached TTFT of the same prompts (13 to 33 ms), and inter-token time by
+running requests (5.1 ms for 1, 8.2 ms for 8). The fit is within 8 % of every cold median and, above 2,048 tokens of context
+excepted (19 %), 5 % of every cached one.
 
-`llama3-8b-h100`: Llama-3.1-8B in BF16 on one H100 80 GB: 27,200 blocks of 16 tokens (435k tokens, 131,072 bytes each), about 22,000
-prefill tokens/s in chunks of 8,192. Attention: 32 layers x the flash-attention-3 kernel timings of vLLM 0.24 on an H100 SXM, 0.264 ms
-for 4,096 x 4,096 tokens of 32 heads and 8 KV heads (1.0e-9 s a pair), and 0.689 ms for 32 sequences of 16,384 tokens of context when
-decoding (4.2e-8 s a token). A step's base is 16 GB of weights at 3.35 TB/s plus 1.7 ms of launches, in line with the 7.2 ms median
-cycle of decode-only steps that were recorded for a 34B model on two H100s.
+`llama3-8b-h100`: Llama-3.1-8B in BF16 on one H100 80 GB: 27,200 blocks of 16 tokens (435k tokens, 131,072 bytes each),
+about 22,000 prefill tokens/s in chunks of 8,192. Attention: 32 layers x the flash-attention-3 kernel timings of vLLM 0.24
+on an H100 SXM, 0.264 ms for 4,096 x 4,096 tokens of 32 heads and 8 KV heads (1.0e-9 s a pair), and 0.689 ms for 32
+sequences of 16,384 tokens of context when decoding (4.2e-8 s a token). A step's base is 16 GB of weights at 3.35 TB/s plus
+1.7 ms of launches, in line with the 7.2 ms median cycle of decode-only steps that were recorded for a 34B model on two
+H100s.
 
-`llama2-13b-a100-40gb`: 40 layers x 40 heads x 128 in FP16: 819,200 bytes of KV a token, 16-token blocks of 13,107,200 bytes; what 26 GB of
-weights leave of 40 GB at 0.9 utilisation holds 924 of them. Not measured; derived from the device: 26 GB at 1.3 TB/s achieved for a
-step's base and 0.63 us a context token, 26 GFLOP a token at 170 TFLOP/s achieved for prefill, 819 kFLOP a pair at 120 TFLOP/s.
+`llama2-13b-a100-40gb`: 40 layers x 40 heads x 128 in FP16: 819,200 bytes of KV a token, 16-token blocks of 13,107,200
+bytes; what 26 GB of weights leave of 40 GB at 0.9 utilisation holds 924 of them. Not measured; derived from the device: 26
+GB at 1.3 TB/s achieved for a step's base and 0.63 us a context token, 26 GFLOP a token at 170 TFLOP/s achieved for prefill,
+819 kFLOP a pair at 120 TFLOP/s.
 """
 
 from __future__ import annotations

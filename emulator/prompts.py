@@ -66,8 +66,9 @@ def _check_one(prompt: bytes, max_model_len: int, vocab_size: int, max_tokens: i
     count = len(prompt) // 4
     if count == 0:
         raise errors.invalid("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
-    if count >= max_model_len and max_tokens != 0:
-        raise errors.too_long(max_model_len, max(count, max_model_len + 1) if count > max_model_len else count)
+    if count > max_model_len or (count == max_model_len and max_tokens is None):
+        # The engine stops counting one token above the limit.
+        raise errors.too_long(max_model_len, min(count, max_model_len + 1))
     if max_tokens is not None and count + max_tokens > max_model_len:
         raise errors.too_long(max_model_len, count, max_tokens)
     ids = array("I")

@@ -78,18 +78,19 @@ class Routes:
 
     def _model(self, name: str, root: str, parent: str | None, length: int | None) -> dict[str, Any]:
         created = self._app.created
-        allowed = {"allow_sampling": True, "allow_logprobs": True, "allow_view": True}
         permission = {
             "id": f"modelperm-{uuid.uuid4().hex[:16]}",
             "object": "model_permission",
             "created": created,
             "allow_create_engine": False,
+            "allow_sampling": True,
+            "allow_logprobs": True,
             "allow_search_indices": False,
+            "allow_view": True,
             "allow_fine_tuning": False,
             "organization": "*",
             "group": None,
             "is_blocking": False,
-            **allowed,
         }
         return {
             "id": name,

@@ -1,10 +1,10 @@
 """Who computes what in the next step: continuous batching, chunked prefill, preemption by recompute.
 
-A step has a budget of tokens. Running sequences come first, in the order in which they were admitted: a decoding one takes one
-token, one whose prompt is not finished takes its next chunk. When blocks run out, the latest running sequence gives all of its
-blocks back and waits at the head of the queue; what it had computed is found in the prefix cache again, if nobody needed the
-blocks in between. Waiting sequences are admitted in order while the budget, the seats and the blocks last, and not at all in a
-step that preempted somebody.
+A step has a budget of tokens. Running sequences come first, in the order in which they were admitted: a decoding one takes
+one token, one whose prompt is not finished takes its next chunk. When blocks run out, the latest running sequence gives all
+of its blocks back and waits at the head of the queue; what it had computed is found in the prefix cache again, if nobody
+needed the blocks in between. Waiting sequences are admitted in order while the budget, the seats and the blocks last, and
+not at all in a step that preempted somebody.
 
 Blocks enter the prefix cache when their tokens are scheduled, not when the step ends: two equal prompts admitted in one step
 share, as in vLLM.

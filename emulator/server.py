@@ -45,10 +45,10 @@ def runner(application: web.Application) -> web.AppRunner:
 
 
 @web.middleware
-async def _errors(http: web.Request, handler: Handler) -> web.StreamResponse:
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refusals to error objects; routing errors to vLLM's `detail`."""
     try:
-        return await handler(http)
+        return await handler(request)
     except ApiError as error:
         return web.Response(body=error.body(), status=error.status, content_type="application/json")
     except web.HTTPMethodNotAllowed as error:
@@ -60,7 +60,7 @@ async def _errors(http: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException:
         raise
     except Exception:
-        log.exception("%s %s failed", http.method, http.path)
+        log.exception("%s %s failed", request.method, request.path)
         return json_answer({"error": {"message": "", "type": "InternalServerError", "param": None, "code": 500}}, status=500)
 
 

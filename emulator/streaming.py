@@ -1,7 +1,8 @@
 """Events onto a connection: one SSE event a chunk, headers at once, and the ways in which a stream can go wrong.
 
-Events are framed here and written to the transport directly: two thousand of them a second leave no room for a coroutine each.
-What a slow reader leaves in the transport's buffer is bounded by the answer's length, as in the server that is imitated.
+Events are framed here and written to the transport directly: two thousand of them a second leave no room for a coroutine
+each. What a slow reader leaves in the transport's buffer is bounded by the answer's length, as in the server that is
+imitated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Token ids to text: the words that answers are made of, each with its JSON form ready for the wire.
 
-Answers are built of whole words that encode back to themselves one by one, so that the next turn of a conversation, which carries
-the answer as text, gets the very tokens that are in the cache.
+Answers are built of whole words that encode back to themselves one by one, so that the next turn of a conversation, which
+carries the answer as text, gets the very tokens that are in the cache.
 """
 
 from __future__ import annotations

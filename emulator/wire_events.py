@@ -190,14 +190,23 @@ class ResponsesStyle:
             "truncation": "disabled",
             "usage": _responses_usage(totals) if totals else None,
             "user": asked.get("user"),
+            **({"metrics": {**totals.timings, "speculative_decoding": None}} if totals else {}),
+            "presence_penalty": float(asked.get("presence_penalty") or 0.0),
+            "frequency_penalty": float(asked.get("frequency_penalty") or 0.0),
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "input_messages": None,
+            "output_messages": None,
         }
 
 
 def _responses_usage(totals: Totals) -> dict[str, Any]:
+    cached = {"cached_tokens": totals.cached_tokens, "cache_write_tokens": 0}
+    output: dict[str, Any] = {"reasoning_tokens": 0, "tool_output_tokens": 0}
     return {
         "input_tokens": totals.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": totals.cached_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": {**cached, "input_tokens_per_turn": [], "cached_tokens_per_turn": []},
         "output_tokens": totals.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0, "tool_output_tokens": 0},
+        "output_tokens_details": {**output, "output_tokens_per_turn": [], "tool_output_tokens_per_turn": []},
         "total_tokens": totals.prompt_tokens + totals.completion_tokens,
     }
