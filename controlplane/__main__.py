@@ -8,18 +8,19 @@ import secrets
 import redis.asyncio
 
 from controlplane import admin, profiles
+from controlplane.addresses import AddressError
 from controlplane.admission import WaitingRoom
 from controlplane.breaker import BreakerBounds
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.fleet_view import FleetWatch
-from controlplane.grpc_server import AddressError, GrpcServer
-from controlplane.ingest import Ingest
+from controlplane.grpc_server import GrpcServer
 from controlplane.ledger import Ledger
 from controlplane.metrics import ControlPlaneCollector, registry
 from controlplane.outcomes import OutcomeLog
 from controlplane.prefix_index import PrefixIndex, tune_gc
+from controlplane.registrations import Registrations as Ingest
 from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.settings import Settings
@@ -80,11 +81,11 @@ async def serve(settings: Settings, life: Life) -> None:
         clock=clock,
     )
 
-    server = GrpcServer(routing, fleet)
-    await server.start(settings.listen)
     http = None
     if settings.metrics_port:
         http = await admin.start(settings.metrics_host, settings.metrics_port, registry(collector), lambda: director.warm)
+    server = GrpcServer(routing, fleet)
+    await server.start(settings.listen)
     life.spawn(ingest.run(), name="ingest")
     life.spawn(outcomes.run(), name="outcomes")
     life.spawn(upkeep.run(), name="upkeep")

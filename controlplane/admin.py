@@ -7,9 +7,12 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from controlplane.addresses import probe
+
 
 async def start(host: str, port: int, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> web.AppRunner:
-    """Serves on the running loop until the runner is cleaned up. OSError: the address cannot be had."""
+    """Serves on the running loop until the runner is cleaned up. AddressError: the address cannot be had."""
+    probe(f"{host}:{port}")
 
     async def metrics(request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -26,9 +29,5 @@ async def start(host: str, port: int, registry: CollectorRegistry, is_ready: Cal
     app.add_routes([web.get("/metrics", metrics), web.get("/health", health), web.get("/ready", ready)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError:
-        await runner.cleanup()
-        raise
+    await web.TCPSite(runner, host, port).start()
     return runner

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
-import socket
 from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from controlplane.addresses import AddressError, probe, split_address
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.servicer import RoutingServicer
-from controlplane.settings import split_address
 from proto import fleet_pb2, fleet_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
@@ -34,10 +31,6 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
-
-
-class AddressError(OSError):
-    """An address that cannot be listened on; the message names it."""
 
 
 class GrpcServer:
@@ -66,44 +59,9 @@ class GrpcServer:
     def _listen(self, address: str) -> str:
         """The address as it can be dialled: a port 0 has become a number."""
         where = split_address(address)
-        _probe(address, where)
+        probe(address)
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise AddressError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
         return address if isinstance(where, str) else f"{where[0]}:{port}"
-
-
-def _probe(address: str, where: tuple[str, int] | str) -> None:
-    """Tries the address first: gRPC's own complaint is a page long. AddressError."""
-    try:
-        if isinstance(where, str):
-            _probe_path(where)
-        elif where[1]:
-            _probe_port(*where)
-    except OSError as error:
-        raise AddressError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error
-
-
-def _probe_port(host: str, port: int) -> None:
-    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(target)
-        probe.listen(1)
-
-
-def _probe_path(path: str) -> None:
-    """A socket file that nobody listens on is left from a process that was killed: it is removed."""
-    if not os.path.isdir(os.path.dirname(path)):
-        raise OSError(errno.ENOENT, "no such directory")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, "another process listens there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controlplane import admission, director, filters, ledger, profiles
+from controlplane.addresses import split_address
 from runtime import log
 from runtime.settings import SettingsError, check_port, check_positive, setting
 
@@ -40,18 +41,3 @@ class Settings:
             split_address(address)
         if not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             raise SettingsError("--redis-url: begins with none of redis://, rediss://, unix://")
-
-
-def split_address(address: str) -> tuple[str, int] | str:
-    """(host, port), or the path of a Unix socket. SettingsError: neither."""
-    if address.startswith("unix:"):
-        path = address.removeprefix("unix:").removeprefix("//")
-        if not path.startswith("/"):
-            raise SettingsError(f"--listen: {address!r} names no absolute path")
-        if len(path.encode()) > 107:
-            raise SettingsError(f"--listen: the path of {address!r} is longer than the 107 bytes of a Unix socket")
-        return path
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        raise SettingsError(f"--listen: {address!r} is neither HOST:PORT nor unix:/path")
-    return host.strip("[]"), int(port)
