@@ -84,7 +84,7 @@ class Answer:
     def __init__(self) -> None:
         self.streaming = False
         self.first: float | None = None
-        """first event with content"""
+        """first event with content, or the one that ended an answer without any"""
         self.last: float | None = None
         """latest event with content"""
         self.gaps: list[float] = []
@@ -135,10 +135,10 @@ class Answer:
         if event.usage is not None:
             self.usage = event.usage
         for choice in event.choices:
-            if choice.has_content():
-                self._content(now)
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
+            if choice.has_content() or (self.first is None and choice.finish_reason is not None):
+                self._content(now)
 
     def _content(self, now: float) -> None:
         if self.last is None:
@@ -170,10 +170,10 @@ class Answer:
 
 def _message(error: Any) -> str:
     """An error object as one line."""
-    if isinstance(error, dict):
-        kind, text = error.get("type") or error.get("code"), error.get("message")
+    if isinstance(error, dict) and "message" in error:
+        kind, text = error.get("type") or error.get("code"), error["message"]
         return f"{kind}: {text}"[:MESSAGE_CHARS_MAX] if kind else str(text)[:MESSAGE_CHARS_MAX]
-    return str(error)[:MESSAGE_CHARS_MAX]
+    return (error if isinstance(error, str) else msgspec.json.encode(error).decode())[:MESSAGE_CHARS_MAX]
 
 
 def _body_error(body: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -98,8 +99,7 @@ class Connection(asyncio.Protocol):
         """any byte of an answer came for the exchange in progress"""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in deed, not in descent
         self.reusable = True
 
     async def run(self, exchange: Exchange, request: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from loadgen.rows import Blocks, Row, own_blocks, runs
+from loadgen.rows import NAMESPACE_BITS, Blocks, Row, own_blocks, runs
 
 Lines = Iterable[tuple[int, bytes]]
 T = TypeVar("T")
@@ -73,13 +73,15 @@ def agentic(lines: Lines, *, gap_s: float, idle_s_max: float) -> Iterator[Row]:
     rows: list[Row] = []
     for place, (number, line) in enumerate(lines):
         entry = decode(decoder, number, line)
-        base = (place + 1) << 40
+        base = (place + 1) << NAMESPACE_BITS
+        own = base + (1 << NAMESPACE_BITS - 1)
         clock = Pauses(place * gap_s, idle_s_max)
         for request in entry.requests:
             ids = tuple(range(base + first, base + first + count) for first, count in request.blocks)
-            needed = -(-request.input // entry.block_size)
-            if sum(map(len, ids)) < needed:
-                raise BadLine(number, f"{request.input} input tokens need {needed} blocks, not {sum(map(len, ids))}")
+            missing = -(-request.input // entry.block_size) - sum(map(len, ids))
+            if missing > 0:  # only full blocks have an id: what is left over is this request's own
+                ids += (range(own, own + missing),)
+                own += missing
             blocks = Blocks(request.input, ids, entry.block_size)
             rows.append(Row(clock.at(request.t), blocks, max(1, request.out), entry.conversation_id))
     rows.sort(key=lambda row: row.at_s)
