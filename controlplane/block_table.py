@@ -274,7 +274,7 @@ class BlockTable:
         self._set(places, owner[inside], lanes)
         for position in (at < 0).nonzero()[0].tolist():
             fresh[position] = self._add_spilled(int(blocks[position]), 1 << lanes[owner[position]])
-        return np.bincount(owner[fresh], minlength=len(lanes)).tolist()
+        return [int(count) for count in np.bincount(owner[fresh], minlength=len(lanes))]
 
     def discard_many(self, lanes: Sequence[int], hashes: Sequence[array[int]]) -> list[int]:
         """hashes[i] from lanes[i], no lane twice. Returns how many of each were held there."""
@@ -293,7 +293,7 @@ class BlockTable:
         self._unset(at[inside], owner[inside], lanes)
         emptied = at[inside][~self._new.occupied(at[inside])]
         self._blocks -= len(np.unique(emptied)) if len(lanes) > 1 else len(emptied)
-        return np.bincount(owner[held], minlength=len(lanes)).tolist()
+        return [int(count) for count in np.bincount(owner[held], minlength=len(lanes))]
 
     @staticmethod
     def _joined(hashes: Sequence[array[int]]) -> tuple[Words, Positions]:

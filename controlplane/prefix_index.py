@@ -66,13 +66,14 @@ class BlockChange:
 class _Slot:
     """What the index keeps of one endpoint."""
 
-    __slots__ = ("blocks", "exact", "guesses", "lanes", "state", "withheld")
+    __slots__ = ("blocks", "exact", "guesses", "lanes", "rank_blocks", "state", "withheld")
 
     def __init__(self, guesses: Guesses, exact: bool) -> None:
         self.exact = exact
         self.guesses = guesses
         self.lanes: dict[int, int] = {}  # rank -> lane
         self.blocks = 0
+        self.rank_blocks: dict[int, int] = {}
         self.state = IndexState.CATCHING_UP if exact else IndexState.SPECULATIVE
         self.withheld = False
 
@@ -176,7 +177,7 @@ class PrefixIndex:
     def store(self, slot: int, hashes: array[int], rank: int = 0) -> None:
         """The worker announced these blocks. KeyError: not attached."""
         entry = self._slots[slot]
-        entry.blocks += self._table.add(self._lane(slot, entry, rank), hashes)
+        self._count(entry, rank, self._table.add(self._lane(slot, entry, rank), hashes))
         if entry.guesses:
             entry.guesses.discard(hashes)
 
@@ -185,7 +186,7 @@ class PrefixIndex:
         entry = self._slots[slot]
         lane = entry.lanes.get(rank)
         if lane is not None:
-            entry.blocks -= self._table.discard(lane, hashes)
+            self._count(entry, rank, -self._table.discard(lane, hashes))
         if entry.guesses:
             entry.guesses.discard(hashes)
 
@@ -200,7 +201,7 @@ class PrefixIndex:
             later: list[BlockChange] = []
             for change in waiting:
                 if first.setdefault((change.slot, change.rank), change) is not change:
-                    later.append(change)
+                    later.append(change)  # noqa: PERF401 - the condition does the work
             self._apply_disjoint(list(first.values()))
             waiting = later
 
@@ -210,23 +211,27 @@ class PrefixIndex:
             lanes = [self._slots[change.slot].lanes[change.rank] for change in removing]
             counts = self._table.discard_many(lanes, [change.removed for change in removing])
             for change, count in zip(removing, counts, strict=True):
-                self._slots[change.slot].blocks -= count
+                self._count(self._slots[change.slot], change.rank, -count)
         adding = [change for change in changes if change.added]
         if adding:
             lanes = [self._lane(change.slot, self._slots[change.slot], change.rank) for change in adding]
             counts = self._table.add_many(lanes, [change.added for change in adding])
             for change, count in zip(adding, counts, strict=True):
-                self._slots[change.slot].blocks += count
+                self._count(self._slots[change.slot], change.rank, count)
         for change in changes:
             guesses = self._slots[change.slot].guesses
             if guesses:
                 guesses.discard(change.added)
                 guesses.discard(change.removed)
 
-    def clear(self, slot: int) -> None:
-        """The worker holds nothing. KeyError: not attached."""
+    def clear(self, slot: int, rank: int | None = None) -> None:
+        """The worker (or one rank of it) holds nothing. KeyError: not attached."""
         entry = self._slots[slot]
-        self._retire(entry)
+        if rank is None:
+            self._retire(entry)
+        elif rank in entry.lanes:
+            self._retire_lane(entry.lanes.pop(rank))
+            entry.blocks -= entry.rank_blocks.pop(rank, 0)
         entry.guesses.clear()
 
     def replace(self, slot: int, hashes: array[int]) -> None:
@@ -292,13 +297,22 @@ class PrefixIndex:
         self._slot_of_lane.append(-1)
         return len(self._slot_of_lane) - 1
 
+    @staticmethod
+    def _count(entry: _Slot, rank: int, blocks: int) -> None:
+        entry.blocks += blocks
+        entry.rank_blocks[rank] = entry.rank_blocks.get(rank, 0) + blocks
+
     def _retire(self, entry: _Slot) -> None:
         for lane in entry.lanes.values():
-            self._credited &= ~(1 << lane)
-            self._slot_of_lane[lane] = -1
-            self._table.retire(lane)
+            self._retire_lane(lane)
         entry.lanes = {}
+        entry.rank_blocks = {}
         entry.blocks = 0
+
+    def _retire_lane(self, lane: int) -> None:
+        self._credited &= ~(1 << lane)
+        self._slot_of_lane[lane] = -1
+        self._table.retire(lane)
 
     def _refresh(self, slot: int) -> None:
         """After a change of state or lanes: what counts."""
