@@ -16,11 +16,11 @@ from controlplane.explain import DecisionRing
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.fleet_view import FleetWatch
 from controlplane.grpc_server import GrpcServer
+from controlplane.ingest import Ingest
 from controlplane.ledger import Ledger
 from controlplane.metrics import ControlPlaneCollector, registry
 from controlplane.outcomes import OutcomeLog
 from controlplane.prefix_index import PrefixIndex, tune_gc
-from controlplane.registrations import Registrations as Ingest
 from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.settings import Settings

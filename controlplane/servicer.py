@@ -56,7 +56,9 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
 
     # --------------------------------------------------------------------------------------------------- the stream
 
-    async def RouteStream(self, request_iterator: AsyncIterator[pb.RouteBatch], context: Context) -> None:  # noqa: N802
+    async def RouteStream(  # type: ignore[override]  # noqa: N802 - reads and writes by itself: the stubs know generators only
+        self, request_iterator: AsyncIterator[pb.RouteBatch], context: Context
+    ) -> None:
         batch = await context.read()
         if batch is grpc.aio.EOF:
             return
