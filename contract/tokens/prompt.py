@@ -165,7 +165,9 @@ class PromptTokenizer:
         if body.get("prompt_embeds") is not None:
             raise NotTokenizable("prompt_embeds")
         _refuse_truncation(body)
-        return self.completion(body.get("prompt"), add_special_tokens=bool(body.get("add_special_tokens", True)))
+        if body.get("prompt") in (None, "", []):
+            raise PromptError("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+        return self.completion(body["prompt"], add_special_tokens=bool(body.get("add_special_tokens", True)))
 
     def _embedding_of(self, body: Mapping[str, Any]) -> list[bytes]:
         if "messages" in body:
