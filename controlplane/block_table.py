@@ -29,8 +29,9 @@ KEYS = 1 << SHIFT
 LANE_BITS = 64
 """Lanes a word."""
 PLACES_MIN = 1_024
-MOVE_PLACES_MIN = 512
-"""Places of the old generation that any change moves at least; a change of n blocks moves 8 n."""
+MOVE_PLACES_MIN = 1_024
+"""Places of the old generation that any change moves at least; a change of n blocks moves 16 n,
+so that the move ends before the new generation is full."""
 SPILL_ENTRY_BYTES = 150
 """A dictionary entry with its key and its value, measured."""
 
@@ -299,6 +300,8 @@ class BlockTable:
     def _joined(hashes: Sequence[array[int]]) -> tuple[Words, Positions]:
         """(all blocks, which of the arrays each came from)."""
         parts = [_unique(part) for part in hashes]
+        if not parts:
+            return np.empty(0, np.uint64), _NONE
         if len(parts) == 1:
             return parts[0], np.zeros(len(parts[0]), np.int64)
         return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -374,9 +377,8 @@ class BlockTable:
         """Before a change: room for its blocks, and what the old generation knows of them moves first."""
         while (self._new.used + len(blocks)) * 2 > self._new.places:
             self._finish_move()
-            wanted = (self._blocks + len(blocks)) * 3
-            places = PLACES_MIN
-            while places < wanted:
+            places = max(PLACES_MIN, self._new.places // 2)
+            while places < (self._blocks + len(blocks)) * 3:
                 places *= 2
             self._old, self._new, self._moved = self._new, _Generation(places, self._words), 0
             self._sweeping = 0  # begins again once everything has moved
@@ -386,7 +388,7 @@ class BlockTable:
             self._move(self._old, np.unique(at[at >= 0]))
             if self._old.spill:
                 self._move_spilled([block for block in set(blocks.tolist()) if block in self._old.spill])
-            self._step_move(max(MOVE_PLACES_MIN, 8 * len(blocks)))
+            self._step_move(max(MOVE_PLACES_MIN, 16 * len(blocks)))
 
     def _step_move(self, places: int) -> None:
         old = self._old
