@@ -14,6 +14,8 @@ from runtime.service import Life, run
 from runtime.settings import fail, read
 
 END_EXTRA_S = 5.0
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread that tokenises may hold the interpreter while the event loop waits for it."""
 
 
 def main() -> None:
@@ -32,6 +34,7 @@ def main() -> None:
 async def _serve(life: Life, settings: Settings, number: str | None, shared_port: str | None) -> None:
     if shared_port is not None:
         settings = _with_port(settings, int(shared_port))
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         app = App(settings, SystemClock())
     except ValueError as error:

@@ -47,6 +47,7 @@ class App:
             metrics=metrics,
             clock=clock,
             decision_timeout_s=settings.decision_timeout_ms / 1000,
+            queue_timeout_s=settings.queue_timeout_ms / 1000,
             outcomes_max=settings.outcomes_max,
         )
         self.gateway = Gateway(

@@ -40,6 +40,7 @@ class ClientConnection(asyncio.Protocol):
         "_deadline",
         "_has_host",
         "_head_bytes",
+        "_head_bytes_fed",
         "_in_head",
         "_in_message",
         "_lingering",
@@ -67,6 +68,7 @@ class ClientConnection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._head_bytes = 0
+        self._head_bytes_fed = 0
         self._has_host = False
         self._in_message = False
         self._in_head = True
@@ -219,15 +221,15 @@ class ClientConnection(asyncio.Protocol):
             if self._refusal is None and not (self._queue and not self._queue[-1].keep_alive):
                 self._refusal = protocol_error(400, f"The request is not valid HTTP/1.1: {error}.", "invalid_http")
             return
-        if fed_to_head and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._server.settings.head_bytes_max:
+        if fed_to_head and self._in_head:  # a header that goes on and on is no header yet: count what was fed
+            self._head_bytes_fed += len(data)
+            if self._head_bytes_fed > self._server.settings.head_bytes_max:
                 self._refusal = protocol_error(431, "The request head is too large.", "head_too_large")
 
     def on_message_begin(self) -> None:
         self._request = Request()
         self._body = []
-        self._body_bytes = self._head_bytes = 0
+        self._body_bytes = self._head_bytes = self._head_bytes_fed = 0
         self._has_host = False
         self._in_message = self._in_head = True
         self._deadline = self._server.clock.now() + self._server.settings.head_timeout_s
@@ -279,8 +281,6 @@ class ClientConnection(asyncio.Protocol):
         self._request.body = b"".join(self._body)
         self._body = []
         self._in_message = False
-        self._in_head = True
-        self._head_bytes = 0
         self._queue.append(self._request)
 
     def _too_large(self) -> ApiError:

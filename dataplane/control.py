@@ -28,6 +28,7 @@ RECONNECT_S_MIN = 0.05
 RECONNECT_S_MAX = 1.0
 MISSED_IN_A_ROW_MAX = 3
 PROBE_EVERY_S = 0.5
+TIMER_S_MIN = 0.001
 CONNECT_TIMEOUT_S = 2.0
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
@@ -60,6 +61,7 @@ class ControlClient:
         metrics: Metrics,
         clock: Clock,
         decision_timeout_s: float,
+        queue_timeout_s: float,
         outcomes_max: int,
     ) -> None:
         self._target = target
@@ -70,10 +72,12 @@ class ControlClient:
         self._metrics = metrics
         self._clock = clock
         self._timeout_s = decision_timeout_s
+        self._queue_timeout_s = queue_timeout_s
         self.connected = False
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[Answer, float]] = {}
         self._deadlines: deque[tuple[float, int]] = deque()
+        self._queued: dict[int, float] = {}  # question waiting for room -> its deadline, in order
         self._timer: asyncio.TimerHandle | None = None
         self._missed_in_a_row = 0
         self._probe_at = 0.0
@@ -108,6 +112,7 @@ class ControlClient:
     def cancel(self, question_id: int) -> None:
         """The asker has gone: no answer is wanted, and what was reserved for it is released."""
         if self._waiting.pop(question_id, None) is not None:
+            self._queued.pop(question_id, None)
             self._send_cancel(question_id)
 
     def release(self, decision: pb.Decision) -> None:
@@ -175,7 +180,7 @@ class ControlClient:
         call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch] = stub.RouteStream()
         writer: asyncio.Task[None] | None = None
         try:
-            await call.write(pb.RouteBatch(hello=pb.Hello(process=self._process, held=self._held())))
+            await call.write(pb.RouteBatch(hello=pb.Hello(process=self._process, held=self._held(), queue_notices=True)))
             self.connected = True
             self._missed_in_a_row = 0
             log.info("control plane connected", extra={"f": {"target": self._target}})
@@ -225,6 +230,11 @@ class ControlClient:
         now = self._clock.now()
         self._missed_in_a_row = 0
         for decision in batch.decisions:
+            if decision.queued:
+                if decision.question_id in self._waiting:
+                    self._queued[decision.question_id] = now + self._queue_timeout_s
+                continue
+            self._queued.pop(decision.question_id, None)
             waiting = self._waiting.pop(decision.question_id, None)
             if waiting is not None:  # else it was cancelled, and the control plane has been told
                 answer, asked_at = waiting
@@ -243,19 +253,26 @@ class ControlClient:
     def _on_timer(self) -> None:
         self._timer = None
         now = self._clock.now()
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= now:
+        deadlines, queued = self._deadlines, self._queued
+        while deadlines and (deadlines[0][0] <= now or deadlines[0][1] not in self._waiting):
             _, question_id = deadlines.popleft()
-            waiting = self._waiting.pop(question_id, None)
-            if waiting is not None:
-                self._missed_in_a_row += 1
-                self._metrics.late.add()
-                self._send_cancel(question_id)
-                waiting[0](None)
-        while deadlines and deadlines[0][1] not in self._waiting:
-            deadlines.popleft()
-        if deadlines:
-            self._timer = self._loop.call_later(max(0.001, deadlines[0][0] - now), self._on_timer)
+            if question_id not in queued:
+                self._miss(question_id)
+        for question_id in [question_id for question_id, until in queued.items() if until <= now]:
+            del queued[question_id]
+            self._miss(question_id)
+        if deadlines or queued:
+            next_at = deadlines[0][0] if deadlines else now + self._timeout_s
+            self._timer = self._loop.call_later(max(TIMER_S_MIN, next_at - now), self._on_timer)
+
+    def _miss(self, question_id: int) -> None:
+        """No answer in time: the fallback decides."""
+        waiting = self._waiting.pop(question_id, None)
+        if waiting is not None:
+            self._missed_in_a_row += 1
+            self._metrics.late.add()
+            self._send_cancel(question_id)
+            waiting[0](None)
 
     def _send_cancel(self, question_id: int) -> None:
         if self.connected:
@@ -265,6 +282,7 @@ class ControlClient:
     def _fail_all(self) -> None:
         waiting, self._waiting = self._waiting, {}
         self._deadlines.clear()
+        self._queued.clear()
         self._questions, self._first_bytes, self._cancels = [], [], []
         for answer, _ in waiting.values():
             answer(None)

@@ -166,7 +166,7 @@ class Exchange:
         path = self._request.path
         model = gateway.fleet.models.get(ask.model) if path in PROMPT_PATHS and ask.readable else None
         body = self._request.body
-        if gateway.prompts.is_quick(model, len(body), gateway.settings.inline_bytes_max):
+        if gateway.prompts.is_quick(model, len(body)):
             self._prepared(gateway.prompts.prepare(path, ask, body, model), self._started_at)
             return
         loop, began = asyncio.get_running_loop(), self._started_at

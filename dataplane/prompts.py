@@ -18,12 +18,15 @@ import msgspec
 
 from contract import blocks
 from contract.tokens import NotTokenizable, PromptError, TokenizerUnavailable, text_of
+from contract.tokens.chains import ChainCache
 from dataplane.openai import Ask
 from proto import routing_pb2 as pb
 
 log = logging.getLogger(__name__)
 
 RELOAD_AFTER_S = 60.0
+TEXT_INLINE_BYTES_MAX = 32 * 1024
+"""Bodies up to this size are cut and hashed as text on the event loop."""
 FALLBACK_BLOCK_TOKENS = 16
 """Block size of text chains where the fleet has not said one."""
 
@@ -31,7 +34,8 @@ FALLBACK_BLOCK_TOKENS = 16
 class Tokenizer(Protocol):
     """What is used of contract.tokens.PromptTokenizer."""
 
-    fast: bool
+    def is_cheap(self, body_bytes: int) -> bool:
+        """A body of this size may be tokenised on the event loop."""
 
     def prompts(self, path: str, body: Mapping[str, Any]) -> list[bytes]:
         """Flat little-endian uint32 token ids of every prompt in a body."""
@@ -72,6 +76,7 @@ class Prompts:
         self._overrides = dict(overrides)
         self._executor = executor
         self._by_spec: dict[str, _Loaded] = {}
+        self._chains = ChainCache()
         self._said: set[str] = set()
 
     def see(self, models: Iterable[pb.ModelView], now: float) -> None:
@@ -90,13 +95,14 @@ class Prompts:
         """Per model: ready, loading, or why its prompts are hashed as text."""
         return {model.name: self._status(model) for model in models}
 
-    def is_quick(self, model: pb.ModelView | None, body_bytes: int, inline_bytes_max: int) -> bool:
-        """`prepare` is short enough for the event loop. A slow tokenizer gets an eighth of the bytes."""
-        if model is None or body_bytes > inline_bytes_max:
-            return model is None
+    def is_quick(self, model: pb.ModelView | None, body_bytes: int) -> bool:
+        """`prepare` is short enough for the event loop."""
+        if model is None:
+            return True
         entry = self._by_spec.get(self._spec(model))
-        slow = entry is not None and entry.tokenizer is not None and not entry.tokenizer.fast
-        return body_bytes <= (inline_bytes_max // 8 if slow else inline_bytes_max)
+        if entry is None or entry.tokenizer is None:
+            return body_bytes <= TEXT_INLINE_BYTES_MAX
+        return entry.tokenizer.is_cheap(body_bytes)
 
     def prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
         """Tokenise and hash; may run in a thread."""
@@ -109,12 +115,19 @@ class Prompts:
         tokenizer = entry.tokenizer if entry is not None else None
         if tokenizer is not None:
             try:
-                return _token_prompt(tokenizer.prompts(path, fields), ask, model)
+                return self._token_prompt(tokenizer.prompts(path, fields), ask, model)
             except PromptError:
                 return UNREAD  # the caller's mistake: the engine answers it in its own words
             except NotTokenizable as error:
-                self._say(f"{model.name}{path}", f"on {path}: {error}")
+                self._say(f"{model.name} {path} {error.reason}", str(error))
         return _text_prompt(text_of(path, fields), ask, model)
+
+    def _token_prompt(self, prompts: list[bytes], ask: Ask, model: pb.ModelView) -> Prompt:
+        """Batches: the longest prompt's chain, and the tokens of all."""
+        longest = max(prompts, key=len, default=b"")
+        root = blocks.root_hash(model.base or model.name, lora=_lora(model), cache_salt=ask.cache_salt)
+        chains = tuple((size, self._chains.chain(longest, size, root).tobytes()) for size in model.block_sizes if size > 0)
+        return Prompt("tokens", sum(map(len, prompts)) // 4, chains)
 
     def _spec(self, model: pb.ModelView) -> str:
         return self._overrides.get(model.name) or self._overrides.get(model.base) or model.tokenizer
@@ -145,14 +158,6 @@ class Prompts:
         if name not in self._said:
             self._said.add(name)
             log.warning("prompts are hashed as text, not tokens", extra={"f": {"model": name, "why": why}})
-
-
-def _token_prompt(prompts: list[bytes], ask: Ask, model: pb.ModelView) -> Prompt:
-    """Batches: the longest prompt's chain, and the tokens of all."""
-    longest = max(prompts, key=len, default=b"")
-    root = blocks.root_hash(model.base or model.name, lora=_lora(model), cache_salt=ask.cache_salt)
-    chains = tuple((size, blocks.chain(longest, size, root).tobytes()) for size in model.block_sizes if size > 0)
-    return Prompt("tokens", sum(map(len, prompts)) // 4, chains)
 
 
 def _text_prompt(text: bytes, ask: Ask, model: pb.ModelView) -> Prompt:

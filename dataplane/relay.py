@@ -128,12 +128,17 @@ class Relay:
     @property
     def reusable(self) -> bool:
         """The connection can carry another request."""
-        return self.phase is Phase.ENDED and not self.trailing and self.head is not None and self.head.keep_alive
+        if self.phase is not Phase.ENDED or self.trailing or self.head is None:
+            return False
+        return self.head.keep_alive and (self.chunks is not None or self.head.length >= 0)
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now; b"" while held. FramingError: not HTTP/1.1."""
         if self.phase is Phase.PASSING:
             return self._pass(data)
+        if self.phase is Phase.ENDED:
+            self.trailing = True
+            return b""
         if self.phase is Phase.HEAD:
             data = self._read_head(data)
             if self.phase is Phase.HEAD:

@@ -37,10 +37,10 @@ def outcome(
         found.prompt_tokens = ending.prompt_tokens
     if ending.cached_tokens is not None:
         found.cached_tokens = ending.cached_tokens
-    events = relay.chunks.chunks if relay.chunks is not None and relay.is_stream and first_at else 0
+    events = relay.chunks.chunks - ending.done if relay.chunks is not None and relay.is_stream and first_at else 0
     found.output_tokens = ending.output_tokens if ending.output_tokens is not None else events
     if relay.is_stream and first_at:
         found.ttft_s = first_at - sent_at
-        if events > 1:
-            found.itl_s = (last_at - first_at) / (events - 1)
+        if found.output_tokens > 1:
+            found.itl_s = (last_at - first_at) / (found.output_tokens - 1)
     return found

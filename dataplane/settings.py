@@ -21,12 +21,12 @@ class Settings:
     tokenizer: tuple[str, ...] = setting((), "MODEL=PATH_OR_HUB_NAME in place of the tokenizer that the fleet names")
 
     decision_timeout_ms: int = setting(250, "how long a question may wait for the control plane before the fallback decides")
+    queue_timeout_ms: int = setting(10_000, "the same once the control plane has said that the question waits for room")
     outcomes_max: int = setting(10_000, "outcomes kept while the control plane is away")
 
     body_bytes_max: int = setting(32 * 1024 * 1024, "largest request body")
     head_bytes_max: int = setting(64 * 1024, "largest request head")
     requests_max: int = setting(10_000, "requests in flight in one process; more are refused with 503")
-    inline_bytes_max: int = setting(8 * 1024, "bodies up to this size are tokenised on the event loop, larger ones in a thread")
     hold_bytes_max: int = setting(256 * 1024, "how much of a response is held back while it could still be retried elsewhere")
 
     head_timeout_s: float = setting(10.0, "a request's head must arrive within this time")
@@ -54,6 +54,7 @@ class Settings:
         check_positive(
             processes=self.processes,
             decision_timeout_ms=self.decision_timeout_ms,
+            queue_timeout_ms=self.queue_timeout_ms,
             outcomes_max=self.outcomes_max,
             body_bytes_max=self.body_bytes_max,
             head_bytes_max=self.head_bytes_max,

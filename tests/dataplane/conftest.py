@@ -1,0 +1,115 @@
+"""A whole data plane in the test's event loop, scripted engines behind it, a scripted control plane beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from dataplane.app import App
+from dataplane.settings import Settings
+from runtime.clock import SystemClock
+from tests.fakes.backend import Backend
+from tests.fakes.control import Control
+
+WAIT_S = 10.0
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
+    """The loop that the process runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@dataclass
+class Proxy:
+    """A running data plane."""
+
+    app: App
+    port: int
+
+    async def until(self, condition: Callable[[App], bool]) -> None:
+        """Waits until `condition` holds. TimeoutError."""
+        async with asyncio.timeout(WAIT_S):
+            while not condition(self.app):  # noqa: ASYNC110 - the app has no event for everything a test may ask
+                await asyncio.sleep(0.002)
+
+    def count(self, counter: str, *labels: str) -> float:
+        """A counter's value."""
+        return float(getattr(self.app.gateway.metrics, counter).values.get(labels, 0))
+
+
+StartProxy = Callable[..., Awaitable[Proxy]]
+StartBackend = Callable[[], Awaitable[Backend]]
+
+
+@pytest.fixture
+async def start_backend() -> AsyncIterator[StartBackend]:
+    """Starts scripted engines."""
+    started: list[Backend] = []
+
+    async def start(port: int = 0) -> Backend:
+        started.append(await Backend.start(port))
+        return started[-1]
+
+    yield start
+    for backend in started:
+        await backend.stop()
+
+
+@pytest.fixture
+async def backend(start_backend: StartBackend) -> Backend:
+    """One scripted engine."""
+    return await start_backend()
+
+
+@pytest.fixture
+async def control(short_dir: Path) -> AsyncIterator[Control]:
+    """A scripted control plane on a Unix socket."""
+    control = await Control.start(f"unix:{short_dir}/c.sock")
+    yield control
+    await control.stop()
+
+
+@pytest.fixture
+async def start_proxy(short_dir: Path) -> AsyncIterator[StartProxy]:
+    """Starts data planes: `start_proxy(backend, ..., setting=value)`. Without `control` there is none.
+
+    After each test nothing may be left in flight: no request, no active count.
+    """
+    started: list[Proxy] = []
+
+    async def start(*backends: Backend, control: Control | None = None, connected: bool = True, **more: Any) -> Proxy:
+        settings = Settings(
+            **{
+                "port": 0,
+                "control": control.address if control else f"unix:{short_dir}/absent.sock",
+                "endpoint": tuple(f"m={backend.url}" for backend in backends),
+                "drain_timeout_s": 0.2,
+                **more,
+            }
+        )
+        app = App(settings, SystemClock())
+        proxy = Proxy(app, await app.start())
+        started.append(proxy)
+        if control is not None and connected:
+            await proxy.until(lambda app: app.control.connected and app.gateway.fleet.view is not None)
+        return proxy
+
+    yield start
+    for proxy in started:
+        await proxy.app.stop()
+        gateway = proxy.app.gateway
+        assert not gateway.exchanges
+        assert gateway.concurrency.in_flight == 0
+        assert not gateway.fleet.active, f"active counts left: {dict(gateway.fleet.active)}"
+
+
+@pytest.fixture
+async def proxy(start_proxy: StartProxy, backend: Backend) -> Proxy:
+    """A data plane with one engine and no control plane."""
+    return await start_proxy(backend)

@@ -1,0 +1,126 @@
+"""Events: cutting them out of bytes, and what they say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.sse import EventReader, Says, error_code, meaning, read_ending, read_tail, read_whole
+from tests.fakes.backend import LAST_CHUNK, chunk, delta, event, stream_bytes, stream_events, usage
+
+LINE = st.text(st.characters(exclude_characters="\r\n", exclude_categories=("Cs",)), min_size=1, max_size=20)
+
+
+@given(st.lists(LINE, max_size=6), st.sampled_from([b"\n", b"\r\n"]), st.lists(st.integers(0, 10_000), max_size=6))
+def test_events_are_the_same_wherever_the_bytes_are_torn(lines: list[str], end: bytes, places: list[int]) -> None:
+    data = b"".join(b": comment" + end + end + b"data: x" + line.encode() + end + end for line in lines)
+    bounds = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    reader = EventReader()
+    found = [each for a, b in itertools.pairwise(bounds) for each in reader.feed(data[a:b])]
+    assert found == [b"x" + line.encode() for line in lines]
+
+
+def test_event_names_and_several_data_lines_are_understood() -> None:
+    reader = EventReader()
+    assert reader.feed(b"event: a\ndata: {\ndata: }\n\nid: 3\n\n: ping\n\ndata:last\n\n") == [b"{\n}", b"last"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (delta("", role="assistant"), Says.NOTHING),
+        (delta("a"), Says.CONTENT),
+        (delta("", finish="length"), Says.CONTENT),
+        (delta("", finish="abort"), Says.ABORT),
+        (delta("a", finish="abort"), Says.CONTENT),
+        ({"choices": [{"text": "", "finish_reason": "abort"}]}, Says.ABORT),
+        ({"choices": [{"text": "x", "finish_reason": None}]}, Says.CONTENT),
+        ({"choices": [{"delta": {"reasoning_content": "hm"}}]}, Says.CONTENT),
+        ({"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}, Says.CONTENT),
+        ({"choices": [{"message": {"content": ""}, "finish_reason": "abort"}]}, Says.ABORT),
+        ({"choices": [], "usage": usage(1, 0, 0)}, Says.NOTHING),
+        ({"error": {"message": "x", "code": 500}}, Says.ERROR),
+        ({"type": "error"}, Says.ERROR),
+        ({"type": "message_start"}, Says.NOTHING),
+        ({"type": "response.created"}, Says.NOTHING),
+        ({"type": "content_block_delta"}, Says.CONTENT),
+        ({"type": "response.output_text.delta"}, Says.CONTENT),
+        ({"data": [{"embedding": [1]}]}, Says.CONTENT),
+    ],
+)
+def test_what_an_event_says(payload: object, says: Says) -> None:
+    assert meaning(json.dumps(payload).encode()) is says
+
+
+def test_done_is_done_and_what_cannot_be_read_is_passed_on() -> None:
+    assert meaning(b"[DONE]") is Says.DONE
+    assert meaning(b"not json") is Says.CONTENT
+    assert meaning(b"[" * 100_000) is Says.CONTENT
+
+
+def test_an_error_without_a_number_counts_as_the_engines() -> None:
+    assert error_code(b'{"error":{"code":400}}') == 400
+    assert error_code(b'{"error":{"code":"context_length_exceeded"}}') == 500
+    assert error_code(b'{"error":"text"}') == 500
+    assert error_code(b"{") == 500
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 100])
+def test_the_ending_is_read_from_a_torn_tail(start: int) -> None:
+    raw = stream_bytes(stream_events(["a", "b"], usage_of=usage(30, 2, 16)))[start:]
+    ending = read_ending(raw, chunked=True)
+    assert (ending.done, ending.finished, ending.aborted, ending.error) == (True, True, False, False)
+    assert (ending.prompt_tokens, ending.output_tokens, ending.cached_tokens) == (30, 2, 16)
+
+
+@pytest.mark.parametrize("size", [1, 3, 17])
+def test_chunk_framing_amid_an_event_does_not_hide_its_usage(size: int) -> None:
+    body = b"".join(stream_events(["a"], usage_of=usage(3, 1, 0)))
+    raw = b"".join(chunk(body[at : at + size]) for at in range(0, len(body), size)) + LAST_CHUNK
+    ending = read_ending(raw, chunked=True)
+    assert ending.done
+    assert ending.prompt_tokens == 3
+
+
+def test_a_dying_engines_error_event_is_seen_behind_its_done() -> None:
+    ending = read_ending(event(delta("a")) + event({"error": {"code": 500}}) + event("[DONE]"), chunked=False)
+    assert ending.error
+    assert ending.done
+
+
+def test_usage_of_a_long_body_is_read_from_its_end() -> None:
+    body = json.dumps({"data": [{"embedding": [0.5] * 1000}], "usage": usage(7, 0, 4), "metrics": {"a": {"b": 1}}}).encode()
+    assert read_tail(body[-300:]).cached_tokens == 4
+    assert read_tail(b'xx"usage": {"prompt').prompt_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("name", "cached"),
+    [("chat_stream_usage", 0), ("completion_stream_usage", None), ("messages_stream", None), ("responses_stream", None)],
+)
+def test_captured_streams_of_a_real_engine_end_well(shared: Path, name: str, cached: int | None) -> None:
+    raw = (shared / "vllm_real" / "http" / f"{name}.resp.raw").read_bytes().partition(b"\r\n\r\n")[2]
+    ending = read_ending(raw[-8000:], chunked=True)
+    assert ending.done
+    assert not ending.error
+    assert ending.output_tokens
+    assert cached is None or ending.cached_tokens == cached
+
+
+def test_captured_engine_death_and_sigterm_are_told_from_a_good_end(shared: Path) -> None:
+    folder = shared / "vllm_real" / "http"
+    assert read_ending((folder / "stream_when_engine_dies.resp.excerpt.raw").read_bytes()[-4000:], chunked=True).error
+    assert read_ending((folder / "stream_when_sigterm.resp.excerpt.raw").read_bytes()[-4000:], chunked=True).aborted
+
+
+def test_anthropic_and_responses_usage_is_read_too() -> None:
+    assert read_whole(b'{"usage":{"input_tokens":14,"output_tokens":6,"cache_read_input_tokens":4}}').cached_tokens == 4
+    assert (
+        read_whole(b'{"usage":{"input_tokens":14,"output_tokens":6,"input_tokens_details":{"cached_tokens":8}}}').cached_tokens
+        == 8
+    )
