@@ -24,7 +24,7 @@ from contract import tokens
 from headway import policy as policies
 from headway import runfile
 from headway.__main__ import UsageError
-from headway.control_client import add_control_argument
+from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
 from loadgen import arrivals, generators, traces
 from loadgen.client import Client, ServedModel, Target, served_model
 from loadgen.errors import LoadError
@@ -35,6 +35,7 @@ from loadgen.rows import Blocks, Trace
 from loadgen.summary import Figures, Slo
 from loadgen.synthetic import candidate_words, verified_words
 from loadgen.workload import ENDPOINTS, Shape, input_tokens, output_tokens
+from proto import fleet_pb2, fleet_pb2_grpc
 from runtime import rng
 from runtime.clock import SystemClock
 
@@ -65,13 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_target(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--url", default="", help="base URL (default: the stack started here, else http://127.0.0.1:8000)")
+    group.add_argument(
+        "--url",
+        default="",
+        help=f"base URL (default: the stack started here, else {runfile.URL_DEFAULT}; a key for it: {KEY_VARIABLE})",
+    )
     group.add_argument("--model", default="auto", help="auto: the first model of /v1/models")
     group.add_argument("--endpoint", choices=ENDPOINTS, default="chat", help="default %(default)s")
     group.add_argument("--timeout-s", type=_positive, default=600.0, help="of one request, to its end (default 600)")
     group.add_argument("--in-flight-max", type=_count, default=8192, help="beyond it a request is not sent, and fails")
     group.add_argument(
-        "--policy", default="", metavar="A,B,...", help="switch the router to each in turn, one round each, and compare them"
+        "--policy", default="", metavar="A,B,...", help="switch to each in turn, one round each, compare them, and switch back"
     )
     group.add_argument("--rounds", type=_count, default=1, help="how often to go through them (default 1)")
 
@@ -266,12 +271,23 @@ async def _play(
     async def before_round(name: str) -> None:
         await asyncio.to_thread(policies.switch, args, name)
 
+    before = await asyncio.to_thread(_policy_now, args) if any(plan.policies) else ""
     gc.collect()
     gc.freeze()  # the workload stays: no full collection walks it while requests are due
-    figures = await play(
-        plan, client, clock=clock, ending=ending, before_round=before_round, on_record=recorder.write, title=plan.trace.name
-    )
+    try:
+        figures = await play(
+            plan, client, clock=clock, ending=ending, before_round=before_round, on_record=recorder.write, title=plan.trace.name
+        )
+    finally:
+        if before:
+            await before_round(before)
     return figures, ending.is_set()
+
+
+def _policy_now(args: argparse.Namespace) -> str:
+    """UsageError: no control plane answers."""
+    ask = fleet_pb2.GetPolicyRequest()
+    return str(call(args, lambda channel: fleet_pb2_grpc.FleetStub(channel).GetPolicy(ask, timeout=CALL_TIMEOUT_S)).name)
 
 
 def _on_signal(ending: asyncio.Event) -> None:

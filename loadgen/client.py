@@ -59,6 +59,10 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.base}"
+
 
 @dataclass(slots=True)
 class Exchange:
@@ -281,7 +285,7 @@ class Client:
         except TimeoutError:
             exchange.end, exchange.error = ends.TIMED_OUT, f"no answer within {self._timeout_s:g} s"
         if not exchange.status:
-            raise LoadError(f"http://{self._target.authority} does not answer: {exchange.error}")
+            raise LoadError(f"{self._target.url} does not answer: {exchange.error}")
         return exchange.status, exchange.answer.body
 
     def close(self) -> None:

@@ -21,6 +21,8 @@ def render(columns: Sequence[Figures]) -> str:
         "  ".join([label.ljust(label_width), *(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))]).rstrip()
         for label, cells in kept
     ]
+    if bounds := _slo(columns[0]):
+        lines.append(f"goodput: requests with {bounds}; those that failed or were shed are misses")
     for column in columns:
         lines += _notes(column)
     return "\n".join(lines)
@@ -63,24 +65,25 @@ def _requests(figures: Figures) -> str:
 
 
 def _rates(figures: Figures) -> str:
-    return (
-        f"{figures.offered_per_s:.3g}/s offered, {figures.completed_per_s:.3g}/s completed, "
-        f"{figures.output_tokens_per_s:.0f} tokens/s"
-    )
+    return f"{figures.offered_per_s:.3g} / {figures.completed_per_s:.3g} / {figures.output_tokens_per_s:.0f}"
 
 
 def _goodput(figures: Figures) -> str:
     if figures.goodput_share is None or figures.goodput_per_s is None:
         return ""
+    return f"{percent(figures.goodput_share)}, {figures.goodput_per_s:.3g}/s"
+
+
+def _slo(figures: Figures) -> str:
     bounds = [f"TTFT <= {duration(figures.slo.ttft_s)}"] if figures.slo.ttft_s is not None else []
     bounds += [f"ITL <= {duration(figures.slo.itl_s)}"] if figures.slo.itl_s is not None else []
-    return f"{percent(figures.goodput_share)}, {figures.goodput_per_s:.3g}/s ({', '.join(bounds)})"
+    return ", ".join(bounds)
 
 
 def _cached(figures: Figures) -> str:
     if figures.cached_share is None:
         return "the engines do not report it"
-    return f"{percent(figures.cached_share)} of {figures.prompt_tokens} prompt tokens"
+    return f"{percent(figures.cached_share)} of {figures.prompt_tokens}"
 
 
 def _match(figures: Figures) -> str:
@@ -112,7 +115,7 @@ def _lateness(figures: Figures) -> str:
 
 _LINES = (
     ("requests", _requests),
-    ("rates", _rates),
+    ("requests/s due, done; tokens/s", _rates),
     ("TTFT p50 / p90 / p99", lambda figures: _three(figures.ttft_s)),
     ("ITL p50 / p90 / p99", lambda figures: _three(figures.itl_s)),
     ("E2E p50 / p90 / p99", lambda figures: _three(figures.e2e_s)),

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from loadgen import chats, tables
-from loadgen.errors import LoadError, TraceError
+from loadgen.errors import TraceError
 from loadgen.rows import Row, Trace
 from loadgen.tables import Lines
 
@@ -62,7 +63,8 @@ def read(path: Path, *, limit: int, options: Options | None = None) -> Trace:
     taken = list(islice(rows, limit))
     if not taken:
         raise TraceError(str(path), 0, "there is no request in it")
-    return Trace(path.name, taken, _FORMATS[name].timed)
+    timed = _FORMATS[name].timed
+    return Trace(path.name, sorted(taken, key=lambda row: row.at_s) if timed else taken, timed)
 
 
 def open_rows(path: Path, options: Options) -> tuple[str, Iterator[Row]]:
@@ -85,6 +87,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, stripped
     except EOFError:
         raise TraceError(str(path), 0, "the compressed file is cut off") from None
+    except zlib.error as error:
+        raise TraceError(str(path), 0, f"the compressed file is damaged: {error}") from None
     except OSError as error:
         raise TraceError(str(path), 0, error.strerror or str(error)) from None
 
@@ -97,7 +101,7 @@ def _named(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _format_of(path: Path, line: bytes) -> str:
-    """LoadError: none that is known here."""
+    """TraceError: none that is known here."""
     if line.startswith(b"{"):
         try:
             keys = set(json.loads(line))
@@ -118,6 +122,3 @@ def _format_of(path: Path, line: bytes) -> str:
     if "timestamp_s" in columns:
         return "servegen"
     raise TraceError(str(path), 1, f"no known trace: it begins with {line[:40].decode('utf-8', 'replace')!r}")
-
-
-__all__ = ["LoadError", "Options", "TraceError", "open_rows", "read"]

@@ -9,12 +9,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from headway.__main__ import UsageError, dispatch
 from loadgen import recorder
+from proto import fleet_pb2, fleet_pb2_grpc
 from tests.fakes.sse_server import Reply, Request, SseServer, complete, in_thread, json_reply, models, stream_head
 
 
@@ -89,6 +93,58 @@ def test_rounds_have_the_same_times_and_other_prompts(tmp_path: Path) -> None:
     assert sorted(times[0]) == sorted(times[1])
 
 
+class Fleet(fleet_pb2_grpc.FleetServicer):
+    """A control plane that only has a policy, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.policies = ["lmetric"]
+
+    def GetPolicy(self, request: fleet_pb2.GetPolicyRequest, context: grpc.ServicerContext) -> fleet_pb2.Policy:  # noqa: N802
+        return fleet_pb2.Policy(name=self.policies[-1])
+
+    def SetPolicy(self, request: fleet_pb2.SetPolicyRequest, context: grpc.ServicerContext) -> fleet_pb2.Policy:  # noqa: N802
+        if request.name == "none":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no policy 'none'; there are prefix, lmetric")
+        self.policies.append(request.name)
+        return fleet_pb2.Policy(name=request.name)
+
+
+@pytest.fixture
+def control() -> Iterator[tuple[Fleet, str]]:
+    fleet = Fleet()
+    server = grpc.server(ThreadPoolExecutor(2))
+    fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield fleet, f"127.0.0.1:{port}"
+    server.stop(None).wait(10)
+
+
+def test_policies_are_compared_round_by_round_and_the_one_before_comes_back(
+    tmp_path: Path, control: tuple[Fleet, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet, address = control
+    options = ("--policy", "prefix,round_robin", "--rounds", 2, "--json", "--control", address)
+    with in_thread(routed) as server:
+        assert headway(mooncake(tmp_path / "t.gz", 5), "--url", server.url, *options) == 0
+    assert fleet.policies == ["lmetric", "prefix", "round_robin", "prefix", "round_robin", "lmetric"]
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["policy"], each["ok"]) for each in figures] == [("prefix", 10), ("round_robin", 10)]
+
+
+def test_a_policy_that_is_none_is_refused_in_the_control_planes_words(
+    tmp_path: Path, control: tuple[Fleet, str], free_port: int
+) -> None:
+    fleet, address = control
+    trace = mooncake(tmp_path / "t.gz", 5)
+    with in_thread(routed) as server:
+        with pytest.raises(UsageError, match="no policy 'none'; there are prefix, lmetric"):
+            headway(trace, "--url", server.url, "--policy", "none", "--control", address)
+        with pytest.raises(UsageError, match="no control plane answers"):
+            headway(trace, "--url", server.url, "--policy", "prefix", "--control", f"127.0.0.1:{free_port}")
+    assert fleet.policies[-1] == "lmetric"
+
+
 def test_failed_requests_are_counted_by_kind_and_the_exit_code_is_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +163,8 @@ def test_failed_requests_are_counted_by_kind_and_the_exit_code_is_one(
     assert "5 truncated" in printed
     assert "5 shed" in printed
     assert "5 x shed: overloaded: full" in printed
-    assert "0.0 %, 0/s (TTFT <= 1 s)" in printed
+    assert "0.0 %, 0/s" in printed
+    assert "requests with TTFT <= 1 s" in printed
 
 
 def test_requests_too_long_for_the_model_are_left_out_and_that_is_said(

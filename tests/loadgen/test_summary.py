@@ -159,7 +159,7 @@ def test_a_comparison_has_a_column_for_each_policy() -> None:
     (cached,) = [line for line in lines if line.startswith("cached prompt tokens")]
     assert "80.0 %" in cached
     assert "20.0 %" in cached
-    assert len({line.find("100.0 %") for line in lines if line.startswith("goodput")}) == 1
+    assert len({line.find("100.0 %") for line in lines if line.startswith("goodput ")}) == 1
 
 
 @pytest.mark.parametrize(

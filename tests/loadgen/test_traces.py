@@ -160,6 +160,16 @@ def test_a_missing_or_cut_off_file_is_named(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-40])
     with pytest.raises(TraceError, match="cut off"):
         traces.read(whole, limit=1000)
+    data = bytearray(whole.read_bytes())
+    data[60:80] = b"\xff" * 20
+    whole.write_bytes(data)
+    with pytest.raises(TraceError, match=r"damaged|cut off|not JSON"):
+        traces.read(whole, limit=1000)
+
+
+def test_rows_out_of_order_are_sent_in_the_order_of_their_times(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", mooncake(3000), mooncake(0), mooncake(1000))
+    assert [row.at_s for row in traces.read(path, limit=10).rows] == [0.0, 1.0, 3.0]
 
 
 @pytest.mark.parametrize(
