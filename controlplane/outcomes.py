@@ -35,6 +35,7 @@ class OutcomeLog:
         self._something = asyncio.Event()
         self.written = 0
         self.dropped = 0
+        self.failed_writes = 0
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -56,6 +57,7 @@ class OutcomeLog:
             try:
                 await self.flush()
             except (RedisError, OSError) as error:
+                self.failed_writes += 1
                 if not backoff_s:
                     log.warning("outcomes wait: Redis does not take them", extra={"f": {"error": error}})
                 backoff_s = min(BACKOFF_S_MAX, 2 * backoff_s or BACKOFF_S)

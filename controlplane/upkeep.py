@@ -17,6 +17,8 @@ LOOK_S = 0.02
 """How often guesses expire, waiting questions are looked at, and changes of the fleet are noticed."""
 TICK_S = 0.25
 """How often silent workers, lost reservations and hung engines are looked for."""
+REDIS_SILENT_S = 0.5
+"""Redis answers many times a second; silent for this long it is as good as gone, though no connection broke yet."""
 
 
 class Index(Protocol):
@@ -26,6 +28,9 @@ class Index(Protocol):
 class Bus(Protocol):
     @property
     def connected(self) -> bool: ...
+
+    @property
+    def last_word_at(self) -> float: ...
 
     @property
     def warm(self) -> bool: ...
@@ -49,9 +54,13 @@ class Upkeep:
             now = self._clock.now()
             if now - ticked_at >= TICK_S:
                 ticked_at = now
-                self._director.tick(now, connected=self._bus.connected)
+                self._director.tick(now, connected=self._hears(now))
             self.look(now)
             await asyncio.sleep(LOOK_S)
+
+    def _hears(self, now: float) -> bool:
+        """Whether the silence of a worker would mean anything."""
+        return self._bus.connected and now - self._bus.last_word_at < REDIS_SILENT_S
 
     def look(self, now: float) -> None:
         if self._bus.warm and not self._director.warm:

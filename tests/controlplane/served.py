@@ -29,7 +29,10 @@ class Bus:
 
     connected: bool = True
     warm: bool = True
-    last_word_at: float = 0.0
+
+    @property
+    def last_word_at(self) -> float:
+        return SystemClock.now()
 
 
 class LivePlant(Plant):
@@ -119,7 +122,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def serve(directory: Path, **settings: object) -> AsyncIterator[Served]:
     plant = LivePlant(**settings)  # type: ignore[arg-type]
     clock = SystemClock()
-    bus = Bus(last_word_at=clock.now())
+    bus = Bus()
     watch = FleetWatch(plant.snapshot, plant.director, first_version=1)
     routing = RoutingServicer(plant.director, plant.ring, watch, clock)
     fleet = FleetServicer(
