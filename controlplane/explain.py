@@ -49,7 +49,9 @@ class DecisionRing:
             self._rows -= len(oldest.candidates)
 
     def get(self, decision_id: int) -> Trace | None:
-        """None: never made, or forgotten since."""
+        """decision_id 0: the latest. None: never made, or forgotten since."""
+        if decision_id == 0 and self._order:
+            decision_id = self._order[-1]
         return self._traces.get(decision_id)
 
     def ended(self, ended: Ended) -> None:

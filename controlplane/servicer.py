@@ -146,10 +146,8 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:  # noqa: N802
         trace = self._ring.get(request.decision_id)
         if trace is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"no decision {request.decision_id:016x} among the last {len(self._ring)}",
-            )
+            asked = f"decision {request.decision_id:016x}" if request.decision_id else "decision yet"
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no {asked} among the last {len(self._ring)}")
         return wire.explanation(trace)
 
     async def WatchFleet(  # noqa: N802

@@ -54,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
         console.print("\nWhy the last one went where it went:\n", style="bold")
         request = routing_pb2.ExplainRequest(decision_id=int(answers[-1].decision, 16))
         console.print(explain.render(routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S)))
+        reply = fleet.ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=CALL_TIMEOUT_S)
         console.print("\nThe fleet:\n", style="bold")
-        console.print(workers.render(fleet.ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=CALL_TIMEOUT_S)))
+        console.print(workers.render(reply, console.width))
     return 0
 
 

@@ -14,7 +14,16 @@ from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
 from proto import routing_pb2, routing_pb2_grpc
 
 # Those that differ between candidates and decide; --all shows every one.
-_FEATURES = ("matched_tokens", "uncached_tokens", "active", "prefill_tokens", "running", "waiting", "kv_usage", "report_age_s")
+_FEATURES = {
+    "matched_tokens": "cached",
+    "uncached_tokens": "uncached",
+    "active": "active",
+    "prefill_tokens": "prefill",
+    "running": "running",
+    "waiting": "waiting",
+    "kv_usage": "kv",
+    "report_age_s": "age s",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +65,9 @@ def _table(explanation: routing_pb2.Explanation, every_feature: bool) -> Table:
     scorers = list(dict.fromkeys(name for candidate in explanation.candidates for name in candidate.scores))
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("")
-    table.add_column("worker")
-    for name in [*features, *(f"score: {name}" for name in scorers), "total"]:
+    table.add_column("worker", no_wrap=True)
+    titles = [name if every_feature else _FEATURES[name] for name in features]
+    for name in [*titles, *(f"{name} score" for name in scorers), "total"]:
         table.add_column(name, justify="right")
     for candidate in sorted(explanation.candidates, key=lambda c: (not c.chosen, bool(c.rejected_by), -c.total)):
         style = "green" if candidate.chosen else "dim" if candidate.rejected_by else ""

@@ -40,7 +40,7 @@ SAMPLES = {"sample": "sample_mooncake.jsonl.gz", "sample-conversations": "sample
 RATE_DEFAULT = "4"
 """Requests a second, where a workload does not know its own times."""
 WORKERS_MAX = 4_096
-TABLE_WIDTH = 160
+TABLE_WIDTH = 120
 """What a row may take; narrower terminals wrap it, nothing is cut."""
 
 
@@ -133,8 +133,9 @@ def run(args: argparse.Namespace) -> int:
         return 1
     names = [f"worker-{number}" for number in range(args.workers)]
     rows = [figures(report, slo_ttft_s=args.slo_ttft_ms / 1000, workers=names) for report in reports]
-    out = Console(soft_wrap=True)
-    out.print(_table(rows), width=TABLE_WIDTH)
+    out = Console()
+    out.width = max(out.width, TABLE_WIDTH)
+    out.print(_table(rows))
     out.print(_legend(args, rows[0]), style="dim", highlight=False)
     _write(args, trace, rows, reports)
     return 0
@@ -254,9 +255,10 @@ _COLUMNS: tuple[tuple[str, Callable[[Figures], str], Callable[[Figures], int] | 
 
 
 def _legend(args: argparse.Namespace, row: Figures) -> str:
+    fleet = f"{args.workers} x {args.preset}"
     return (
-        f"{row.requests} requests in {duration(row.virtual_s)} of virtual time on {args.workers} x {args.preset}, seed {args.seed}. "
-        f"goodput: TTFT within {duration(row.slo_ttft_s)}; imbalance: requests of the busiest worker over an equal share."
+        f"{row.requests} requests in {duration(row.virtual_s)} of virtual time on {fleet}, seed {args.seed}\n"
+        f"goodput: TTFT within {duration(row.slo_ttft_s)}; imbalance: requests of the busiest worker over an equal share"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Literal
 
 from google.protobuf.json_format import MessageToJson
 from rich.console import Console, Group
@@ -30,12 +31,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(MessageToJson(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
     elif args.watch:
-        with Live(render(reply), console=console, auto_refresh=False) as live:
+        with Live(render(reply, console.width), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(0.5)
-                live.update(render(_ask(args)), refresh=True)
+                live.update(render(_ask(args), console.width), refresh=True)
     else:
-        console.print(render(reply))
+        console.print(render(reply, console.width))
     return 0
 
 
@@ -46,13 +47,19 @@ def _ask(args: argparse.Namespace) -> fleet_pb2.WorkerList:
     )
 
 
-def render(reply: fleet_pb2.WorkerList) -> Group:
-    """A table with one line a worker, then what an operator should know of the control plane itself."""
+def render(reply: fleet_pb2.WorkerList, width: int = 0) -> Group:
+    """A table with one line a worker, then what an operator should know of the control plane itself.
+
+    width: columns of the terminal; the least telling columns are left out where they do not fit. 0: all.
+    """
     table = Table(box=None, padding=(0, 1), header_style="bold")
-    for name, justify in _COLUMNS:
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for status in reply.workers:
-        table.add_row(*_row(status))
+    rows = [_row(status) for status in reply.workers]
+    shown = _columns_that_fit(rows, width)
+    for position in shown:
+        name, justify, _ = _COLUMNS[position]
+        table.add_column(name, justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[position] for position in shown))
     redis = "connected" if reply.redis_connected else f"gone, last word {reply.redis_age_s:.1f} s ago: serving from memory"
     state = "" if reply.warm else "   still reading the fleet's state"
     foot = Text(f"policy {reply.policy}   {reply.index_blocks:,} distinct blocks   Redis {redis}{state}", style="dim")
@@ -60,23 +67,33 @@ def render(reply: fleet_pb2.WorkerList) -> Group:
     return Group(table, foot, *alarms)
 
 
-_COLUMNS = (
-    ("worker", "left"),
-    ("state", "left"),
-    ("breaker", "left"),
-    ("active", "right"),
-    ("prefill tok", "right"),
-    ("running", "right"),
-    ("waiting", "right"),
-    ("kv", "right"),
-    ("blocks", "right"),
-    ("index", "left"),
-    ("match", "right"),
-    ("requests", "right"),
-    ("failed", "right"),
-    ("age", "right"),
-    ("url", "left"),
+# name, alignment, rank: those with a high rank are left out first on a narrow terminal
+_COLUMNS: tuple[tuple[str, Literal["left", "right"], int], ...] = (
+    ("worker", "left", 0),
+    ("state", "left", 0),
+    ("breaker", "left", 1),
+    ("active", "right", 0),
+    ("prefill tok", "right", 3),
+    ("running", "right", 2),
+    ("waiting", "right", 2),
+    ("kv", "right", 2),
+    ("blocks", "right", 1),
+    ("index", "left", 1),
+    ("match", "right", 1),
+    ("requests", "right", 1),
+    ("failed", "right", 1),
+    ("age", "right", 2),
+    ("url", "left", 3),
 )
+
+
+def _columns_that_fit(rows: list[list[Text]], width: int) -> list[int]:
+    """Positions of the columns to show, in order."""
+    cells = [[len(name), *(row[position].cell_len for row in rows)] for position, (name, _, _) in enumerate(_COLUMNS)]
+    shown = list(range(len(_COLUMNS)))
+    while width and len(shown) > 1 and sum(max(cells[position]) + 2 for position in shown) > width:
+        shown.remove(max(shown, key=lambda position: (_COLUMNS[position][2], position)))
+    return shown
 
 
 def _row(status: fleet_pb2.WorkerStatus) -> list[Text]:
@@ -87,14 +104,14 @@ def _row(status: fleet_pb2.WorkerStatus) -> list[Text]:
     return [
         Text(status.worker),
         Text(state, style),
-        Text(breaker, _BREAKER_STYLE.get(breaker, "")),
+        Text(breaker.lower(), _BREAKER_STYLE.get(breaker, "")),
         Text(str(status.active)),
         Text(f"{status.prefill_tokens:,}"),
         Text(str(status.running)),
         Text(str(status.waiting)),
         Text(f"{status.kv_usage:.0%}"),
         Text(f"{status.blocks:,}/{status.cache_blocks:,}"),
-        Text(index, _INDEX_STYLE.get(index, "")),
+        Text(index.lower(), _INDEX_STYLE.get(index, "")),
         Text(match),
         Text(f"{status.requests:,}"),
         Text(f"{status.failures:,}"),

@@ -756,6 +756,7 @@ class ExplainRequest(_message.Message):
 
     DECISION_ID_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.int
+    """0: the latest decision"""
     def __init__(
         self,
         *,
