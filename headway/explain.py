@@ -61,7 +61,7 @@ def render(explanation: routing_pb2.Explanation, *, every_feature: bool = False)
 
 def _table(explanation: routing_pb2.Explanation, every_feature: bool) -> Table:
     present = [name for candidate in explanation.candidates for name in candidate.features]
-    features = list(dict.fromkeys(present)) if every_feature else [name for name in _FEATURES if name in present]
+    features = list(dict.fromkeys(present)) if every_feature else [name for name in _FEATURES if _tells(explanation, name)]
     scorers = list(dict.fromkeys(name for candidate in explanation.candidates for name in candidate.scores))
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("")
@@ -76,6 +76,11 @@ def _table(explanation: routing_pb2.Explanation, every_feature: bool) -> Table:
         total = (candidate.rejected_by and f"out: {candidate.rejected_by}") or f"{candidate.total:.3f}"
         table.add_row("->" if candidate.chosen else "", candidate.worker, *cells, total, style=style)
     return table
+
+
+def _tells(explanation: routing_pb2.Explanation, feature: str) -> bool:
+    """Whether any candidate has something else than 0 there."""
+    return any(candidate.features.get(feature) for candidate in explanation.candidates)
 
 
 def _outcome(explanation: routing_pb2.Explanation) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from typing import Literal
 
@@ -53,7 +54,7 @@ def render(reply: fleet_pb2.WorkerList, width: int = 0) -> Group:
     width: columns of the terminal; the least telling columns are left out where they do not fit. 0: all.
     """
     table = Table(box=None, padding=(0, 1), header_style="bold")
-    rows = [_row(status) for status in reply.workers]
+    rows = [_row(status) for status in sorted(reply.workers, key=lambda status: _natural(status.worker))]
     shown = _columns_that_fit(rows, width)
     for position in shown:
         name, justify, _ = _COLUMNS[position]
@@ -85,6 +86,11 @@ _COLUMNS: tuple[tuple[str, Literal["left", "right"], int], ...] = (
     ("age", "right", 2),
     ("url", "left", 3),
 )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """worker-2 before worker-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _columns_that_fit(rows: list[list[Text]], width: int) -> list[int]:
