@@ -79,6 +79,10 @@ class SimAgent:
         return self._worker
 
     @property
+    def follows_events(self) -> bool:
+        return self._events
+
+    @property
     def incarnation(self) -> int:
         """Of the engine it follows."""
         return self._incarnation
@@ -125,6 +129,11 @@ class SimAgent:
             stream_id=self._bus.position(self._worker.name),
         )
         return BlockSnapshot(manifest, chunks)
+
+    @property
+    def pending_blocks(self) -> int:
+        """Changes that no delta has told yet."""
+        return self._blocks.changed_blocks
 
     def held(self) -> set[int]:
         """For checkers: block hashes it believes the engine to hold."""

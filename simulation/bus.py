@@ -1,4 +1,4 @@
-"""What Redis holds between agents and control plane, in virtual time: a stream of block deltas and one snapshot a worker."""
+"""What Redis holds between agents and control plane: registrations, and a stream of block deltas and one snapshot a worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from contract.keyspace import BLOCKS_ENTRIES_MAX, BlockDelta, SnapshotManifest
+from contract.keyspace import BLOCKS_ENTRIES_MAX, BlockDelta, SnapshotManifest, WorkerRecord
 from simulation.timeline import Timeline
 
 ASKED_S = 0.02
@@ -41,6 +41,8 @@ class SimBus:
         self._streams: dict[str, _Stream] = {}
         self._snapshots: dict[str, BlockSnapshot] = {}
         self._asked: set[str] = set()
+        self.records: dict[str, WorkerRecord] = {}
+        """Registrations, by worker."""
 
     def append(self, worker: str, delta: BlockDelta) -> None:
         stream = self._streams.setdefault(worker, _Stream())

@@ -23,7 +23,7 @@ from simulation.proxy import Call, Proxy, Result
 from simulation.truth import Truth
 from simulation.worker import SimWorker
 
-LOADS_EVERY = 16
+LOADS_EVERY = 4
 """Changes of reservations between two comparisons of all loads (the number of reservations is compared at each)."""
 BLOCKS_EVERY = 64
 """Batches of KV events, and deltas, between two comparisons of block sets."""
@@ -128,6 +128,8 @@ class Checker:
             self._compare_blocks(worker, agent, BLOCKS_PROBED)
 
     def _compare_blocks(self, worker: SimWorker, agent: SimAgent, probed: int) -> None:
+        if not agent.follows_events:
+            return
         incarnation, truth = self._truths[worker.name]
         if not worker.alive or incarnation != worker.incarnation or agent.incarnation != incarnation:
             return
@@ -135,7 +137,11 @@ class Checker:
         wanted = truth.held()
         hold(held == wanted, f"{worker.name}: the agent believes in {len(held)} blocks, the engine announced {len(wanted)}")
         slot = self._control.slot_of(worker.name)
-        if slot is None or self._control.position(worker.name) != (agent.epoch, agent.sequence, IndexState.EXACT):
+        if (
+            slot is None
+            or agent.pending_blocks
+            or self._control.position(worker.name) != (agent.epoch, agent.sequence, IndexState.EXACT)
+        ):
             return
         index = self._control.index
         count = index.blocks(slot)

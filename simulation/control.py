@@ -30,6 +30,10 @@ from simulation.timeline import UNIX_OFFSET_S, Timeline
 LOOK_S = 0.02
 TICK_S = 0.25
 """Both as in controlplane.upkeep."""
+READ_S = 0.005
+"""From the start of a process to the registrations it has read."""
+WARM_S_MAX = 5.0
+"""As in controlplane.ingest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class SimControl:
             unix_offset_s=UNIX_OFFSET_S,
             first_decision_id=first_decision_id,
         )
-        self.director.warm = True
+        self._started_s = self._timeline.now()
 
     # ------------------------------------------------------------------------------------------------------------- faults
 
@@ -112,9 +116,10 @@ class SimControl:
         self.up = False
 
     def restart(self) -> None:
-        """A new process: it knows nobody until it hears of them."""
+        """A new process: it knows nobody until it has read the registrations, and no blocks until it has read those."""
         self.up = True
-        self._start(first_decision_id=int(self._timeline.now() * 1e6) << 20)
+        self._start(first_decision_id=int(self._timeline.unix() * 1000) << 20)
+        self._timeline.after(READ_S, self._read_records)
 
     # ------------------------------------------------------------------------------------------------------ from the bus
 
@@ -198,11 +203,21 @@ class SimControl:
         self.tally.outcomes += 1
         self.tally.ends[outcome.end] = self.tally.ends.get(outcome.end, 0) + 1
 
+    def _read_records(self) -> None:
+        for record in self._bus.records.values():
+            self.registered(record)
+
+    def _is_warm(self, now: float) -> bool:
+        states = [self.index.state(feed.slot) for feed in self._feeds.values()]
+        return (bool(states) and IndexState.CATCHING_UP not in states) or now - self._started_s > WARM_S_MAX
+
     def _look(self) -> None:
         self._timeline.after(LOOK_S, self._look)
         if not self.up:
             return
         now = self._timeline.now()
+        if not self.director.warm:
+            self.director.warm = self._is_warm(now)
         self.index.expire(now)
         for feed in self._feeds.values():
             if feed.follower is not None and feed.follower.due(now):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from contract.outcome import End
 from controlplane.ledger import Claim
-from controlplane.question import Decision, Ended, Question, Shed
+from controlplane.question import Decision, Ended, Question, Shed, ShedReason
 from emulator.sequence import Request, Sequence
 from simulation.control import SimControl
 from simulation.timeline import Timeline
@@ -25,6 +25,9 @@ OWNER = "proxy-0"
 HOP_S = 0.0005
 """Network and parsing between router and engine, one way."""
 ATTEMPTS_MAX = 3
+
+_COLD = (ShedReason.UNKNOWN_MODEL, ShedReason.NO_WORKER)
+"""Refusals that a control plane which has not read its fleet cannot mean."""
 
 
 class Fate(Enum):
@@ -185,6 +188,9 @@ class Proxy:
             self._answered(self._waiting.pop(answer.question_id), answer.result)
 
     def _answered(self, call: Call, answer: Decision | Shed) -> None:
+        if isinstance(answer, Shed) and answer.reason in _COLD and not self._control.director.warm:
+            self._fall_back(call)
+            return
         if isinstance(answer, Shed):
             self._end(call, Fate.BROKEN if call.attempts else Fate.SHED, why=answer.reason.name.lower())
             return

@@ -137,6 +137,7 @@ class Simulation:
     # --------------------------------------------------------------------------------------------- what the agents publish
 
     def registered(self, record: WorkerRecord) -> None:
+        self._bus.records[record.worker] = record
         self._control.registered(record)
 
     def reported(self, report: EngineReport) -> None:
