@@ -36,21 +36,33 @@ from collections import OrderedDict
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 NULL_BLOCK = 0
 
 
+class Origin(NamedTuple):
+    """Whose blocks they are, as far as events tell; "" for none."""
+
+    lora: str = ""
+    cache_salt: str = ""
+    session: str = ""
+
+
+PLAIN = Origin()
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Blocks that were filled and hashed, in chain order. token_ids: flat uint32, all tokens of all blocks."""
+    """Blocks that were filled and hashed, in chain order. token_ids: flat uint32, all tokens of all blocks.
+
+    parent: hash of the block before; None where the first of these is the first of its sequence.
+    """
 
     hashes: tuple[int, ...]
     parent: int | None
     token_ids: bytes
-    lora: str
-    cache_salt: str
-    starts_sequence: bool
-    """The first of these blocks is the first of its sequence (the one that carries the salt)."""
+    origin: Origin = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +168,7 @@ class BlockPool:
                 self._free[block] = None
 
     def store(
-        self,
-        blocks: Items[int],
-        hashes: Items[int],
-        token_ids: bytes,
-        *,
-        parent: int | None,
-        lora: str = "",
-        cache_salt: str = "",
+        self, blocks: Items[int], hashes: Items[int], token_ids: bytes, *, parent: int | None, origin: Origin = PLAIN
     ) -> None:
         """Put full blocks of one sequence under their hashes and announce them. parent: hash of the block before, if any."""
         if not self.caching or not blocks:
@@ -173,14 +178,12 @@ class BlockPool:
             assert self._hash_of[block] is None, f"block {block} is stored twice"
             self._hash_of[block] = key
             self._copies.setdefault(key, {})[block] = None
-        self._events.append(Stored(tuple(hashes), parent, token_ids, lora, cache_salt, parent is None))
+        self._events.append(Stored(tuple(hashes), parent, token_ids, origin))
 
-    def announce(
-        self, hashes: Items[int], token_ids: bytes, *, parent: int | None, lora: str = "", cache_salt: str = ""
-    ) -> None:
+    def announce(self, hashes: Items[int], token_ids: bytes, *, parent: int | None, origin: Origin = PLAIN) -> None:
         """Say again that these are here, without a new copy (report mode `full`)."""
         if self.caching and hashes:
-            self._events.append(Stored(tuple(hashes), parent, token_ids, lora, cache_salt, parent is None))
+            self._events.append(Stored(tuple(hashes), parent, token_ids, origin))
 
     def reset(self) -> bool:
         """Forget every cached block. False, and nothing done, while blocks are in use."""

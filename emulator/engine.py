@@ -224,4 +224,4 @@ class Engine:
 
 
 def _loras(sequences: Items[Sequence]) -> tuple[str, ...]:
-    return tuple(sorted({sequence.request.lora for sequence in sequences if sequence.request.lora}))
+    return tuple(sorted({sequence.request.origin.lora for sequence in sequences if sequence.request.origin.lora}))

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from emulator import calls, errors, prompts
 from emulator.app import App
+from emulator.block_pool import Origin
 from emulator.calls import Call
 from emulator.errors import ApiError
 from emulator.faults import Fault
@@ -70,6 +71,7 @@ class Generate:
             raise app.driver.death
         tokens = prompts.tokenize(call.path, body, app.texts)
         is_embedding = call.path == calls.EMBEDDINGS
+        session = str(body.get("session_id") or http.headers.get("x-session-id", ""))
         prompts.check(
             tokens,
             max_model_len=app.max_model_len,
@@ -77,14 +79,14 @@ class Generate:
             max_tokens=0 if is_embedding else call.max_tokens,
         )
         app.check_queue()
-        requests = self._requests(call, lora, tokens, is_embedding=is_embedding)
+        requests = self._requests(call, Origin(lora, call.cache_salt, session), tokens, is_embedding=is_embedding)
         head = Head(_id(call.path, http), call.model, int(time.time()))
         if is_embedding:
             return await self._embed(call, head, tokens, requests)
         app.driver.metrics.request(n=call.n, max_tokens=requests[0].max_tokens)
         return await self._generate(http, call, head, tokens, requests)
 
-    def _requests(self, call: Call, lora: str, tokens: Sequence[bytes], *, is_embedding: bool) -> list[Request]:
+    def _requests(self, call: Call, origin: Origin, tokens: Sequence[bytes], *, is_embedding: bool) -> list[Request]:
         requests = []
         for prompt in tokens:
             room = self._app.max_model_len - len(prompt) // 4
@@ -99,8 +101,7 @@ class Generate:
                         ignore_eos=call.ignore_eos,
                         stop_token_ids=call.stop_token_ids,
                         seed=(call.seed + sample * 0x9E3779B97F4A7C15) & ((1 << 64) - 1),
-                        lora=lora,
-                        cache_salt=call.cache_salt,
+                        origin=origin,
                         kv_report_full=call.kv_report_full,
                     )
                 )
@@ -134,11 +135,13 @@ class Generate:
         )
         if call.echo:
             for index in range(len(requests)):
-                ids = array("I", tokens[index // call.n])
-                reply.echo(index, app.texts.tokenizer.decode(ids))
+                reply.echo(index, self._prompt_text(call.body["prompt"], tokens, index // call.n))
         await self._run(reply, requests, done)
-        if response is not None:
-            if writer is not None and writer.is_cut and (http.transport is None or http.transport.is_closing()):
+        if response is not None and writer is not None:
+            if writer.is_silent:
+                # Open and silent until the client has had enough.
+                await asyncio.get_running_loop().create_future()
+            if writer.is_cut and (http.transport is None or http.transport.is_closing()):
                 raise asyncio.CancelledError
             await response.write_eof()
             return response
@@ -176,6 +179,14 @@ class Generate:
         usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0, "prompt_tokens_details": None}
         answer = {"id": head.id, "object": "list", "created": head.created, "model": head.model, "data": data, "usage": usage}
         return web.Response(body=dumps(answer), content_type="application/json")
+
+    def _prompt_text(self, given: object, tokens: Sequence[bytes], index: int) -> str:
+        """A prompt as the caller wrote it; token ids as text."""
+        if isinstance(given, str):
+            return given
+        if isinstance(given, list) and isinstance(given[index], str):
+            return str(given[index])
+        return self._app.texts.tokenizer.decode(array("I", tokens[index]))
 
     def _stream_fault(self) -> Fault | None:
         for kind in _MID_STREAM:

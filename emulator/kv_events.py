@@ -49,19 +49,22 @@ class EventEncoder:
 
     def _map(self, event: Event) -> dict[str, Any]:
         if isinstance(event, Stored):
-            return {
+            fields = {
                 "type": "BlockStored",
                 "block_hashes": event.hashes,
                 "parent_block_hash": event.parent,
                 "token_ids": array("I", event.token_ids).tolist(),
                 "block_size": self._block_size,
-                "lora_id": self._loras.get(event.lora),
+                "lora_id": self._loras.get(event.origin.lora),
                 "medium": _MEDIUM,
-                "lora_name": event.lora or None,
+                "lora_name": event.origin.lora or None,
                 "extra_keys": extra_keys(event),
                 "group_idx": _GROUP,
                 "kv_cache_spec_kind": _KIND,
             }
+            if event.origin.session:
+                fields["session_id"] = event.origin.session
+            return fields
         if isinstance(event, Removed):
             return {"type": "BlockRemoved", "block_hashes": [event.hash], "medium": _MEDIUM, "group_idx": _GROUP}
         assert isinstance(event, Cleared)
@@ -70,18 +73,20 @@ class EventEncoder:
     def _array(self, event: Event) -> list[Any]:
         fields = self._map(event)
         if isinstance(event, Stored):
-            # The sliding window, which arrays cannot leave out.
+            # Sessions came after arrays; the sliding window is a place that arrays cannot leave out.
+            fields.pop("session_id", None)
             fields["kv_cache_spec_sliding_window"] = None
         return list(fields.values())
 
 
 def extra_keys(event: Stored) -> list[list[str] | None]:
     """Per block what else is hashed: the adapter's name on every block, the salt on the first of a sequence."""
-    adapter = [event.lora] if event.lora else []
+    lora, cache_salt, _ = event.origin
+    adapter = [lora] if lora else []
     rest = adapter or None
     keys: list[list[str] | None] = [rest] * len(event.hashes)
-    if event.starts_sequence and event.cache_salt:
-        keys[0] = [*adapter, event.cache_salt]
+    if event.parent is None and cache_salt:
+        keys[0] = [*adapter, cache_salt]
     return keys
 
 

@@ -83,6 +83,7 @@ class EngineMetrics:
             "Number of admission attempts rejected by a queue limit, by reason.",
             "reason",
             QUEUE_LIMITS,
+            without="engine",  # counted in the HTTP process
         )
         bounds = TOKEN_BOUNDS if config.max_model_len <= 5_000 else LONG_TOKEN_BOUNDS
         histogram = page.histogram

@@ -84,9 +84,9 @@ class Page:
     def counter(self, name: str, help: str) -> Value:
         return self.counters(name, help, "", ("",))[""]
 
-    def counters(self, name: str, help: str, label: str, values: Sequence[str]) -> dict[str, Value]:
-        """One counter for each value of a label. name: without `_total`."""
-        return self._declare(name, "counter", help, label, values)
+    def counters(self, name: str, help: str, label: str, values: Sequence[str], *, without: str = "") -> dict[str, Value]:
+        """One counter for each value of a label. name: without `_total`; without: a label of the page that it lacks."""
+        return self._declare(name, "counter", help, label, values, without)
 
     def histogram(self, name: str, help: str, bounds: Sequence[float]) -> Histogram:
         histogram = Histogram(bounds)
@@ -105,10 +105,13 @@ class Page:
         self._families.append((name, "gauge", help, children))
         return children
 
-    def _declare(self, name: str, kind: str, help: str, label: str, values: Sequence[str]) -> dict[str, Value]:
+    def _declare(
+        self, name: str, kind: str, help: str, label: str, values: Sequence[str], without: str = ""
+    ) -> dict[str, Value]:
         children = {value: Value() for value in values}
+        common = {key: value for key, value in self._labels.items() if key != without}
         rows: list[tuple[dict[str, str], Value | Histogram]] = [
-            ({**self._labels, label: value} if label else self._labels, child) for value, child in children.items()
+            ({**common, label: value} if label else common, child) for value, child in children.items()
         ]
         self._families.append((name, kind, help, rows))
         return children

@@ -123,11 +123,8 @@ class Scheduler:
             sequence.num_cached = sequence.num_computed
             plan.started.append(sequence)
         if sequence.request.kv_report_full and hit:
-            request = sequence.request
             tokens = sequence.tokens[: sequence.num_computed].tobytes()
-            self.pool.announce(
-                sequence.hashes[: len(hit)], tokens, parent=None, lora=request.lora, cache_salt=request.cache_salt
-            )
+            self.pool.announce(sequence.hashes[: len(hit)], tokens, parent=None, origin=sequence.request.origin)
 
     def _place(self, sequence: Sequence, count: int, plan: Plan) -> None:
         """Blocks for the next `count` tokens; those that get full go into the prefix cache."""
@@ -153,8 +150,7 @@ class Scheduler:
             sequence.hashes[first:num_full],
             sequence.tokens[first * self.block_size : num_full * self.block_size].tobytes(),
             parent=sequence.hashes[first - 1] if first else None,
-            lora=sequence.request.lora,
-            cache_salt=sequence.request.cache_salt,
+            origin=sequence.request.origin,
         )
         sequence.num_blocks_hashed = num_full
 

@@ -12,6 +12,8 @@ from enum import Enum
 
 from xxhash import xxh3_64_intdigest
 
+from emulator.block_pool import PLAIN, Origin
+
 _MASK = (1 << 64) - 1
 
 
@@ -39,8 +41,8 @@ class Request:
     ignore_eos: bool = False
     stop_token_ids: frozenset[int] = frozenset()
     seed: int = 0
-    lora: str = ""
-    cache_salt: str = ""
+    origin: Origin = PLAIN
+    """Adapter and salt, which keep caches apart, and the session, which events report."""
     kv_report_full: bool = False
     """Announce reused blocks again (`vllm_xargs: {"kv_cache_report_mode": "full"}`)."""
 
@@ -89,8 +91,9 @@ def new_sequence(request: Request, *, root: int, now: float, text_seed: int = 0)
         raise ValueError(f"request {request.request_id} has an empty prompt")
     # The adapter colours every block, the salt the first one and, through the chain, all that follow.
     parent = root
-    if request.lora or request.cache_salt:
-        parent = xxh3_64_intdigest(f"{request.lora}\x1f{request.cache_salt}".encode(), root)
+    lora, cache_salt, _ = request.origin
+    if lora or cache_salt:
+        parent = xxh3_64_intdigest(f"{lora}\x1f{cache_salt}".encode(), root)
     sequence = Sequence(request, tokens, len(tokens), parent, now)
     sequence.text_state = xxh3_64_intdigest(request.prompt, (request.seed ^ text_seed) & _MASK)
     return sequence

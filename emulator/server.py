@@ -32,12 +32,12 @@ def build(app: App, *, with_faults: bool) -> web.Application:
     return application
 
 
-def runner(application: web.Application) -> web.AppRunner:
+def runner(application: web.Application, *, keep_alive_s: float = KEEP_ALIVE_S) -> web.AppRunner:
     """Handlers are cancelled when their client leaves; signals are the caller's."""
     return web.AppRunner(
         application,
         access_log=None,
-        keepalive_timeout=KEEP_ALIVE_S,
+        keepalive_timeout=keep_alive_s,
         handler_cancellation=True,
         handle_signals=False,
         shutdown_timeout=1.0,

@@ -40,6 +40,10 @@ class EventWriter:
         self._on_cut = on_cut
         self.is_cut = False
 
+    @property
+    def is_silent(self) -> bool:
+        return self._fault is not None and self._fault.kind == "silent"
+
     def __call__(self, events: Sequence[bytes]) -> None:
         transport = self._transport
         if self.is_cut or transport is None or transport.is_closing():

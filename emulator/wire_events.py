@@ -144,7 +144,7 @@ class ResponsesStyle:
     def _event(self, name: str, data: dict[str, Any]) -> bytes:
         data |= {"sequence_number": self._sequence, "type": name}
         self._sequence += 1
-        return named_event(name, dumps(data))
+        return named_event(name, dumps(dict(sorted(data.items()))))
 
     def _place(self) -> dict[str, Any]:
         return {"content_index": 0, "item_id": self._item_id, "output_index": 0}
