@@ -49,6 +49,7 @@ class RankSource:
         self._todo: deque[RankEvent] = deque()
         self._subscription = _socket(context, zmq.SUB, SUBSCRIPTION_FRAMES_MAX)
         self._subscription.setsockopt(zmq.SUBSCRIBE, endpoint.topic.encode())
+        self._monitor = self._subscription.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         _connect(self._subscription, endpoint.publish)
         self.malformed: Counter[str] = Counter()
         self.frames = 0
@@ -65,6 +66,8 @@ class RankSource:
 
     def poll(self, now: float) -> Iterator[RankEvent]:
         """Everything that has arrived, up to a bound."""
+        for _ in _receive(self._monitor):
+            self._carry_out(self.sequence.disconnected(now))
         for frames in _receive(self._subscription):
             self._live(frames, now)
         for frames in _receive(self._replay):
@@ -77,6 +80,8 @@ class RankSource:
             yield self._todo.popleft()
 
     def close(self) -> None:
+        self._subscription.disable_monitor()
+        self._monitor.close(linger=0)
         self._subscription.close(linger=0)
         if self._replay is not None:
             self._replay.close(linger=0)
@@ -161,7 +166,7 @@ class EventSource:
     def close(self) -> None:
         for rank in self._ranks:
             rank.close()
-        self._context.term()
+        self._context.destroy(linger=0)
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frames_max: int) -> zmq.Socket[bytes]:

@@ -7,6 +7,7 @@ An engine numbers its payloads 0, 1, 2, ... and keeps the last ones for replay. 
     ... with another payload            a new engine that has already numbered past ours: begin again
     ... later, or never comes           the buffer no longer has it: a hole, what was believed until now is void
     a number below the expected one     a new engine (numbers never go back): begin again, from its first payload
+    the connection broke                 ask before anything else is believed
     nothing for a while                 ask too: a lost last payload shows up by nothing else, and neither does a quiet restart
 
 Pure: feed it what the sockets said and carry out what it returns. It is told the time only to give up on silent replays.
@@ -74,7 +75,9 @@ class RankSequence:
         # of the replay in progress
         self._replaying = False
         self._verifying = False
+        self._suspect = False  # since a broken connection nothing has confirmed that this is the same engine
         self._rounds = 0
+        self._lost_to = 0  # held payloads below it fell into a hole
         self._matched = False
         self._ignore_rest = False
         self._again = False
@@ -106,6 +109,14 @@ class RankSequence:
         self._held.clear()
         return self._new_incarnation(now)
 
+    def disconnected(self, now: float) -> list[Step]:
+        """The subscription's connection broke. What comes next may be another engine's, with any number: ask before believing."""
+        if not self._can_replay:
+            return []
+        self._suspect = True
+        self._held.clear()  # of the old connection; where they are still true, the replay has them
+        return self._ask(now, first=True)
+
     def live(self, sequence: int, payload: bytes, now: float) -> list[Step]:
         """A payload from the subscription."""
         self._quiet_since = now
@@ -130,7 +141,8 @@ class RankSequence:
                     self._matched = True
                     return []
                 return self._new_incarnation(now)
-            if sequence > self._next:
+            if sequence > self._next or (sequence == self._next and self._last is not None):
+                # The buffer no longer has our last payload: nothing says that this is the same engine.
                 return self._lost(sequence, payload)
         if sequence < self._next:
             return []
@@ -145,6 +157,7 @@ class RankSequence:
         """The end marker of the replay in progress."""
         if not self._replaying:
             return []
+        unconfirmed, self._suspect = self._suspect and not self._matched, False
         if self._again and self._rounds < REPLAY_ROUNDS_MAX:
             return self._ask(now, first=False)
         steps: list[Step] = []
@@ -156,6 +169,9 @@ class RankSequence:
             self._reset()
             self._begun = True
             steps.append(Begin(fresh=True))
+        elif unconfirmed and self._next > 0:
+            self._reset()
+            steps.append(Hole(0))
         return steps + self._resume(now)
 
     def tick(self, now: float) -> list[Step]:
@@ -163,7 +179,14 @@ class RankSequence:
         if self._replaying:
             if now - self._heard_at < REPLAY_TIMEOUT_S:
                 return []
-            return self._resume(now)
+            if not self._suspect:
+                return self._resume(now)
+            if not self._held:
+                return self._ask(now, first=True)
+            # Live payloads and no replay: nothing says whose they are.
+            self._suspect = False
+            self._reset()
+            return [Hole(0), *self._resume(now)]
         if self._can_replay and now - self._quiet_since >= VERIFY_AFTER_S:
             self._quiet_since = now
             steps = self._ask(now, first=True)
@@ -188,9 +211,11 @@ class RankSequence:
             return self._lost(sequence, payload)
         if sequence == self._next - 1 and payload == self._last:
             return []
-        self._held.appendleft((sequence, payload))
         steps = self._new_incarnation(now)
-        return steps if self._replaying else steps + self._resume(now)
+        if self._replaying:
+            # The replay has this payload, unless it is itself of a run that is over: then it must not be believed again.
+            return steps
+        return steps + ([self._advance(sequence, payload)] if sequence == 0 else self._lost(sequence, payload))
 
     def _advance(self, sequence: int, payload: bytes) -> Deliver:
         self._next = sequence + 1
@@ -210,6 +235,7 @@ class RankSequence:
         self._begun = self._matched = True
         if self._replaying:
             self._replayed[sequence] = hash(payload)
+            self._lost_to = sequence
         return [Hole(missed), self._advance(sequence, payload)]
 
     def _reset(self) -> None:
@@ -227,7 +253,7 @@ class RankSequence:
 
     def _ask(self, now: float, *, first: bool) -> list[Step]:
         if first:
-            self._rounds = 0
+            self._rounds = self._lost_to = 0
             self._replayed.clear()
         self._rounds += 1
         self.replays += 1
@@ -242,7 +268,7 @@ class RankSequence:
         steps: list[Step] = []
         while self._held:
             sequence, payload = self._held.popleft()
-            if sequence < self._next and self._replayed.get(sequence) == hash(payload):
+            if sequence < self._lost_to or (sequence < self._next and self._replayed.get(sequence) == hash(payload)):
                 continue
             steps += self._accept(sequence, payload, now, may_replay=False)
             if self._replaying:

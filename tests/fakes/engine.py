@@ -183,7 +183,9 @@ class FakeEngine:
 
     async def _models(self, request: web.Request) -> web.Response:
         base = {"id": self.model, "root": "models/tiny", "parent": None, "max_model_len": 4096}
-        adapters = [{"id": name, "root": f"loras/{name}", "parent": self.model, "max_model_len": None} for name in self.adapters]
+        adapters = [
+            {"id": name, "root": f"loras/{name}", "parent": self.model, "max_model_len": None} for name in self.adapters
+        ]
         return web.json_response({"object": "list", "data": [base, *adapters]})
 
     async def _sources(self, request: web.Request) -> web.Response:

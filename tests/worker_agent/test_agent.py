@@ -19,7 +19,10 @@ async def test_a_worker_is_registered_as_its_engine_describes_itself(rig: Rig) -
     assert (record.block_size, record.cache_blocks, record.engine_version) == (4, 1000, "0.32.0")
     assert record.tokenizer == "models/tiny"
     assert record.sends_kv_events
-    assert [(card.name, card.base, card.max_model_len) for card in record.models] == [("tiny", "tiny", 4096), ("sql", "tiny", 4096)]
+    assert [(card.name, card.base, card.max_model_len) for card in record.models] == [
+        ("tiny", "tiny", 4096),
+        ("sql", "tiny", 4096),
+    ]
 
 
 async def test_reports_carry_the_engines_figures_and_are_numbered(rig: Rig) -> None:
@@ -279,7 +282,9 @@ async def test_a_flushed_redis_is_filled_again(rig: Rig) -> None:
     assert await rig.record() is not None
 
 
-async def test_a_restarted_redis_is_filled_again_with_what_happened_meanwhile(rig_on_own_redis: Rig, own_redis: RedisServer) -> None:
+async def test_a_restarted_redis_is_filled_again_with_what_happened_meanwhile(
+    rig_on_own_redis: Rig, own_redis: RedisServer
+) -> None:
     rig = rig_on_own_redis
     agent = await rig.start()
     engine = rig.engine
