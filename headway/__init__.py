@@ -1,6 +1,6 @@
 """The command a person types.
 
-__main__         `headway COMMAND`: the dispatcher, one line per error
+__main__         `headway COMMAND`: the dispatcher, one line per error (errors)
 up               the whole stack on one machine: plan, order of start, health, restart, end
 plan             which processes a stack is made of, with their command lines (pure)
 supervisor       keeps a set of child processes alive, and leaves none behind

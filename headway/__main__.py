@@ -10,10 +10,7 @@ import importlib
 import sys
 from typing import NoReturn
 
-
-class UsageError(Exception):
-    """One sentence for whoever typed the command."""
-
+from headway.errors import UsageError
 
 # name -> (module with add_arguments(parser) and run(args) -> int, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 
 from headway import runfile
-from headway.__main__ import UsageError
+from headway.errors import UsageError
 
 T = TypeVar("T")
 

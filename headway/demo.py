@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headway import explain, runfile, workers
-from headway.__main__ import UsageError
+from headway.errors import UsageError
 from proto import fleet_pb2, fleet_pb2_grpc, routing_pb2, routing_pb2_grpc
 
 CALL_TIMEOUT_S = 60.0

@@ -9,7 +9,7 @@ import sys
 import time
 
 from headway import runfile
-from headway.__main__ import UsageError
+from headway.errors import UsageError
 
 END_TIMEOUT_S = 40.0
 

@@ -9,8 +9,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from headway.__main__ import UsageError
 from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from headway.errors import UsageError
 from proto import routing_pb2, routing_pb2_grpc
 
 # Those that differ between candidates and decide; --all shows every one.

@@ -23,8 +23,8 @@ import uvloop
 from contract import tokens
 from headway import policy as policies
 from headway import runfile
-from headway.__main__ import UsageError
 from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from headway.errors import UsageError
 from loadgen import arrivals, generators, traces
 from loadgen.client import Client, ServedModel, Target, served_model
 from loadgen.errors import LoadError

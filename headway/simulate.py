@@ -21,7 +21,7 @@ from rich.table import Table
 
 from controlplane.profiles import DEFAULT, NAMES
 from emulator.presets import PRESETS
-from headway.__main__ import UsageError
+from headway.errors import UsageError
 from loadgen import arrivals, generators, traces
 from loadgen.errors import LoadError
 from loadgen.report import duration, percent

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TextIO
 
 from headway import health, runfile
-from headway.__main__ import UsageError
 from headway.embedded_redis import RedisUnavailable
+from headway.errors import UsageError
 from headway.plan import PRESETS, Process, StackOptions, stack, taken_port
 from headway.supervisor import Child, describe_exit
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from headway.__main__ import UsageError, dispatch
+from headway.errors import UsageError, dispatch
 from loadgen import recorder
 from proto import fleet_pb2, fleet_pb2_grpc
 from tests.fakes.sse_server import Reply, Request, SseServer, complete, in_thread, json_reply, models, stream_head
