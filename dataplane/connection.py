@@ -211,7 +211,6 @@ class ClientConnection(asyncio.Protocol):
         """Feeds the parser; complete requests end in the queue, a refusal in `_refusal`."""
         if self._refusal is not None:
             return
-        fed_to_head = self._in_head
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -221,8 +220,10 @@ class ClientConnection(asyncio.Protocol):
             if self._refusal is None and not (self._queue and not self._queue[-1].keep_alive):
                 self._refusal = protocol_error(400, f"The request is not valid HTTP/1.1: {error}.", "invalid_http")
             return
-        if fed_to_head and self._in_head:  # a header that goes on and on is no header yet: count what was fed
-            self._head_bytes_fed += len(data)
+        if self._in_message and self._in_head:
+            # A header that goes on and on is no header yet: what was fed is counted. Not behind a pipelined request, where
+            # it is unknown how much of the read belongs to this head.
+            self._head_bytes_fed += 0 if self._queue else len(data)
             if self._head_bytes_fed > self._server.settings.head_bytes_max:
                 self._refusal = protocol_error(431, "The request head is too large.", "head_too_large")
 

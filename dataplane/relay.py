@@ -186,8 +186,7 @@ class Relay:
 
     def final(self) -> End:
         """How a response that was passed on to its end went."""
-        assert self.head is not None
-        end = _verdict_of_status(self.head.status).end
+        end = self.verdict().end
         if end is not End.COMPLETE:
             return end
         if self.ending.error or self.cut_short:

@@ -1,0 +1,118 @@
+"""`python -m dataplane`: starts, says so, shares a port, ends in order, refuses mistakes in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.dataplane.client import Client, Truncated, ask, chat, request
+from tests.fakes.backend import STREAM_HEAD, Backend, Seen, Wire, chunk, delta, event, stream_events
+
+WAIT_S = 30.0
+Launch = Callable[..., Awaitable[asyncio.subprocess.Process]]
+
+
+@pytest.fixture
+async def launch(short_dir: Path) -> AsyncIterator[Launch]:
+    started: list[asyncio.subprocess.Process] = []
+
+    async def start(*argv: str) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "dataplane",
+            "--control",
+            f"unix:{short_dir}/absent.sock",
+            *argv,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+async def until_ready(port: int) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                if (await ask(port, request(path="/ready", method="GET"))).status == 200:
+                    return
+            except (OSError, Truncated):
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_it_serves_and_ends_within_its_drain_with_requests_finished(
+    launch: Launch, backend: Backend, free_port: int, processes: str
+) -> None:
+    go_on = asyncio.Event()
+
+    async def step(seen: Seen, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD + chunk(event(delta("a"))))
+        await go_on.wait()
+        await wire.send(b"".join(map(chunk, stream_events(["b"])[1:])) + b"0\r\n\r\n")
+
+    backend.script(step)
+    process = await launch("--port", str(free_port), "--processes", processes, "--endpoint", f"m={backend.url}")
+    await until_ready(free_port)
+    client = await Client.connect(free_port)
+    await client.send(request(chat(stream=True)))
+    await backend.until(lambda backend: len(backend.requests) == 1)
+    process.terminate()
+    go_on.set()
+    assert (await client.read()).text == "ab"
+    async with asyncio.timeout(WAIT_S):
+        assert await process.wait() == 0
+    client.close()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_an_occupied_port_is_one_line_and_code_2(launch: Launch, processes: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = await launch("--port", str(taken.getsockname()[1]), "--processes", processes)
+        async with asyncio.timeout(WAIT_S):
+            _, error = await process.communicate()
+    assert process.returncode == 2
+    assert len(error.decode().splitlines()) == 1
+    assert "taken" in error.decode()
+
+
+async def test_a_mistyped_flag_is_one_line_and_code_2(launch: Launch) -> None:
+    process = await launch("--prot", "8000")
+    async with asyncio.timeout(WAIT_S):
+        _, error = await process.communicate()
+    assert process.returncode == 2
+    assert error.decode() == "dataplane: unrecognized arguments: --prot 8000\n"
+
+
+async def test_a_process_that_dies_is_started_again(launch: Launch, backend: Backend, free_port: int) -> None:
+    process = await launch("--port", str(free_port), "--processes", "2", "--endpoint", f"m={backend.url}")
+    await until_ready(free_port)
+    assert process.stderr is not None
+    children = await _children(process.pid)
+    assert len(children) == 2
+    os.kill(children[0], signal.SIGKILL)
+    async with asyncio.timeout(WAIT_S):
+        while len(set(await _children(process.pid)) - {children[0]}) < 2:  # noqa: ASYNC110 - procfs has no event
+            await asyncio.sleep(0.05)
+    await until_ready(free_port)
+
+
+async def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: ASYNC230 - procfs does not block
+        return [int(text) for text in file.read().split()]
