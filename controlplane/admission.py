@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controlplane.endpoint import Candidate, Endpoint
-from controlplane.question import Question, Shed, ShedReason
+from controlplane.question import Question, Request, Shed, ShedReason
 
 WAITING_MAX = 2_048
 """Questions waiting over all models."""
@@ -46,19 +46,19 @@ def refuse_filtered(reason: ShedReason, model: str, candidates: Sequence[Candida
     return Shed(reason, f"Every worker of the model '{model}' is at its limit of active requests.", RETRY_SOON_S)
 
 
-def refuse_hopeless(question: Question, candidates: Sequence[Candidate]) -> Shed | None:
+def refuse_hopeless(request: Request, candidates: Sequence[Candidate]) -> Shed | None:
     """The request has a TTFT bound that no candidate can meet even if nothing else happens there.
 
     Judged only where the prefill speed of every candidate is known: the uncached tokens, its own and those queued before it,
     at that speed. None: it may be met, or it cannot be told.
     """
-    if question.slo_ttft_ms <= 0:
+    if request.slo_ttft_ms <= 0:
         return None
     estimates = [prefill_s(candidate) for candidate in candidates]
-    if not estimates or min(estimates) * 1000 <= question.slo_ttft_ms:
+    if not estimates or min(estimates) * 1000 <= request.slo_ttft_ms:
         return None
-    message = f"No worker can give a first token within {question.slo_ttft_ms:.0f} ms: the soonest is {min(estimates):.2f} s."
-    return Shed(ShedReason.SLO_UNREACHABLE, message, max(RETRY_SOON_S, min(estimates) - question.slo_ttft_ms / 1000))
+    message = f"No worker can give a first token within {request.slo_ttft_ms:.0f} ms: the soonest is {min(estimates):.2f} s."
+    return Shed(ShedReason.SLO_UNREACHABLE, message, max(RETRY_SOON_S, min(estimates) - request.slo_ttft_ms / 1000))
 
 
 def prefill_s(candidate: Candidate) -> float:
@@ -91,8 +91,8 @@ class _FairQueue:
         self.size = 0
 
     def put(self, waiting: Waiting) -> None:
-        tenants = self._classes.setdefault(waiting.question.priority, OrderedDict())
-        tenants.setdefault(waiting.question.tenant, deque()).append(waiting)
+        tenants = self._classes.setdefault(waiting.question.request.priority, OrderedDict())
+        tenants.setdefault(waiting.question.request.tenant, deque()).append(waiting)
         self.size += 1
 
     def peek(self) -> Waiting | None:
@@ -104,19 +104,19 @@ class _FairQueue:
     def took_turn(self, waiting: Waiting) -> None:
         """It was served: its tenant goes to the end of the row."""
         self.remove(waiting)
-        tenants = self._classes.get(waiting.question.priority)
-        if tenants is not None and waiting.question.tenant in tenants:
-            tenants.move_to_end(waiting.question.tenant)
+        tenants = self._classes.get(waiting.question.request.priority)
+        if tenants is not None and waiting.question.request.tenant in tenants:
+            tenants.move_to_end(waiting.question.request.tenant)
 
     def remove(self, waiting: Waiting) -> None:
-        tenants = self._classes[waiting.question.priority]
-        line = tenants[waiting.question.tenant]
+        tenants = self._classes[waiting.question.request.priority]
+        line = tenants[waiting.question.request.tenant]
         line.remove(waiting)
         self.size -= 1
         if not line:
-            del tenants[waiting.question.tenant]
+            del tenants[waiting.question.request.tenant]
         if not tenants:
-            del self._classes[waiting.question.priority]
+            del self._classes[waiting.question.request.priority]
 
 
 class WaitingRoom:
@@ -145,18 +145,18 @@ class WaitingRoom:
 
     def offer(self, question: Question, owner: str, question_id: int, now: float) -> Shed | None:
         """Takes the question in, or says why not."""
-        of_tenant = self._of_tenant.get(question.tenant, 0)
+        of_tenant = self._of_tenant.get(question.request.tenant, 0)
         crowded = len(self._by_key) > of_tenant and of_tenant >= TENANT_SHARE_MAX * self._waiting_max
         if len(self._by_key) >= self._waiting_max or crowded or (owner, question_id) in self._by_key:
             message = f"{len(self._by_key)} requests are waiting for a worker already, {of_tenant} of them of this tenant."
             return Shed(ShedReason.QUEUE_FULL, message, RETRY_SOON_S)
         wait_s = self._wait_s_max
-        if question.slo_ttft_ms > 0:
-            wait_s = min(wait_s, question.slo_ttft_ms / 1000)
+        if question.request.slo_ttft_ms > 0:
+            wait_s = min(wait_s, question.request.slo_ttft_ms / 1000)
         waiting = Waiting(question, owner, question_id, now + wait_s)
-        self._queues.setdefault(question.model, _FairQueue()).put(waiting)
+        self._queues.setdefault(question.request.model, _FairQueue()).put(waiting)
         self._by_key[waiting.key] = waiting
-        self._of_tenant[question.tenant] = of_tenant + 1
+        self._of_tenant[question.request.tenant] = of_tenant + 1
         return None
 
     def next(self, model: str) -> Waiting | None:
@@ -165,7 +165,7 @@ class WaitingRoom:
         return None if queue is None else queue.peek()
 
     def served(self, waiting: Waiting) -> None:
-        self._queues[waiting.question.model].took_turn(waiting)
+        self._queues[waiting.question.request.model].took_turn(waiting)
         self._left(waiting)
 
     def withdraw(self, owner: str, question_id: int) -> bool:
@@ -189,15 +189,15 @@ class WaitingRoom:
         return late
 
     def _remove(self, waiting: Waiting) -> None:
-        self._queues[waiting.question.model].remove(waiting)
+        self._queues[waiting.question.request.model].remove(waiting)
         self._left(waiting)
 
     def _left(self, waiting: Waiting) -> None:
         del self._by_key[waiting.key]
-        left = self._of_tenant[waiting.question.tenant] - 1
+        left = self._of_tenant[waiting.question.request.tenant] - 1
         if left:
-            self._of_tenant[waiting.question.tenant] = left
+            self._of_tenant[waiting.question.request.tenant] = left
         else:
-            del self._of_tenant[waiting.question.tenant]
-        if self._queues[waiting.question.model].size == 0:
-            del self._queues[waiting.question.model]
+            del self._of_tenant[waiting.question.request.tenant]
+        if self._queues[waiting.question.request.model].size == 0:
+            del self._queues[waiting.question.request.model]

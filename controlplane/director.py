@@ -28,7 +28,7 @@ from controlplane.ledger import Claim, Ledger, Reservation
 from controlplane.outcome_record import fallback_outcome, request_outcome, shed_outcome
 from controlplane.picker import Turn
 from controlplane.profiles import Profile
-from controlplane.question import Decision, Ended, Question, Shed, ShedReason
+from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot, Lane
@@ -126,7 +126,7 @@ class Director:
     def ask(self, question: Question, now: float, *, owner: str, question_id: int) -> Decision | Shed | None:
         """As `decide` with a reservation; None: it waits for room, and `answers` or `cancel` will have it."""
         if self._waiting.enabled:
-            if self._waiting.waits_for(question.model):
+            if self._waiting.waits_for(question.request.model):
                 return self._queue(question, now, owner, question_id)
             result = self._attempt(question, now, owner, question_id, reserve=True)
             if isinstance(result, Shed) and result.reason == ShedReason.ALL_SATURATED:
@@ -142,36 +142,37 @@ class Director:
 
     def _attempt(self, question: Question, now: float, owner: str, question_id: int, *, reserve: bool) -> Decision | Shed:
         snapshot = self._snapshot
-        model = question.model
+        request = question.request
+        model = request.model
         lane = snapshot.lane(model)
         if lane is None or not lane.serving:
             absent = () if lane is None else lane.absent
             return admission.refuse_absent(model, absent, seen=snapshot.model_seen(model), warm=self.warm)
         matches = self._matches(lane, question)
-        candidates = _candidates(lane, question, matches, now)
+        candidates = _candidates(lane, request, matches, now)
         profile = self._profile
-        choice = schedule(profile, candidates, question, self._turn)
+        choice = schedule(profile, candidates, request, self._turn)
         if isinstance(choice, Filter):
             return admission.refuse_filtered(choice.emptied, model, candidates, now)
-        if question.slo_ttft_ms > 0:
-            hopeless = admission.refuse_hopeless(question, candidates)
+        if request.slo_ttft_ms > 0:
+            hopeless = admission.refuse_hopeless(request, candidates)
             if hopeless is not None:
                 return hopeless
         chosen = choice.candidate
         decision = Decision(
             decision_id=self._take_id() if reserve else 0,
             decided_at=now + self._unix_offset_s,
-            question=question,
+            request=request,
             candidate=chosen,
-            expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, question),
-            checkable=question.exact_tokens,
+            expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, request),
+            checkable=request.exact_tokens,
             predicted_ttft_s=0.0,
             policy=profile.name,
             reason=f"{chosen.matched_tokens} of {chosen.input_tokens} tokens cached, {chosen.batch} requests there",
             candidates=choice.kept,
         )
         if reserve:
-            self._reserve(decision, candidates, lane, now, owner, question_id)
+            self._reserve(decision, question.chains, candidates, lane, now, owner, question_id)
         return decision
 
     def _matches(self, lane: Lane, question: Question) -> dict[int, int]:
@@ -184,15 +185,22 @@ class Director:
         return matches
 
     def _reserve(
-        self, decision: Decision, candidates: list[Candidate], lane: Lane, now: float, owner: str, question_id: int
+        self,
+        decision: Decision,
+        chains: dict[int, array[int]],
+        candidates: list[Candidate],
+        lane: Lane,
+        now: float,
+        owner: str,
+        question_id: int,
     ) -> None:
-        question, chosen = decision.question, decision.candidate
+        request, chosen = decision.request, decision.candidate
         endpoint = chosen.endpoint
         self._ledger.reserve(
             decision.decision_id,
             endpoint.url,
             uncached_tokens=chosen.uncached_tokens,
-            input_tokens=question.input_tokens,
+            input_tokens=request.input_tokens,
             now=now,
             owner=owner,
             question_id=question_id,
@@ -200,37 +208,38 @@ class Director:
         )
         endpoint.breaker.began(now, decision.decision_id)
         endpoint.requests += 1
-        hashes = question.chains.get(endpoint.record.block_size)
+        hashes = chains.get(endpoint.record.block_size)
         if hashes:
             self._index.speculate(endpoint.slot, hashes, now)
         tally = self.tally
         key = (decision.policy, endpoint.worker)
         tally.decisions[key] = tally.decisions.get(key, 0) + 1
-        tally.input_tokens += question.input_tokens
+        tally.input_tokens += request.input_tokens
         tally.matched_tokens += chosen.matched_tokens
-        self._remember(decision.decision_id, decision, question, candidates, lane, decision.decided_at)
+        self._remember(decision.decision_id, decision, request, candidates, lane, decision.decided_at)
 
     def _remember(
         self,
         decision_id: int,
         result: Decision | Shed,
-        question: Question,
+        request: Request,
         candidates: list[Candidate],
         lane: Lane | None,
         at: float,
     ) -> None:
         absent = () if lane is None else tuple((endpoint, endpoint.absence) for endpoint in lane.absent)
-        self._ring.add(Trace(decision_id, at, self._profile, question, candidates, absent, result))
+        self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result))
 
     def _refused(self, question: Question, shed: Shed, now: float) -> Shed:
         """A refusal that leaves this process: numbered, counted, recorded."""
         numbered = Shed(shed.reason, shed.message, shed.retry_after_s, self._take_id())
         self.tally.sheds[shed.reason.name] = self.tally.sheds.get(shed.reason.name, 0) + 1
         at = now + self._unix_offset_s
-        lane = self._snapshot.lane(question.model)
-        candidates = _candidates(lane, question, self._matches(lane, question), now) if lane and lane.serving else []
-        self._remember(numbered.decision_id, numbered, question, candidates, lane, at)
-        self._record(shed_outcome(question, numbered, policy=self.policy, decided_at=at, candidates=len(candidates)))
+        request = question.request
+        lane = self._snapshot.lane(request.model)
+        candidates = _candidates(lane, request, self._matches(lane, question), now) if lane and lane.serving else []
+        self._remember(numbered.decision_id, numbered, request, candidates, lane, at)
+        self._record(shed_outcome(request, numbered, policy=self.policy, decided_at=at, candidates=len(candidates)))
         return numbered
 
     def _take_id(self) -> int:
@@ -323,9 +332,8 @@ class Director:
         endpoint.rates.gap(ended.itl_s)
         if decision is None or not decision.checkable or ended.end != End.COMPLETE or ended.cached_tokens < 0:
             return
-        question = decision.question
         endpoint.credit = self._self_check.compare(
-            endpoint.worker, endpoint.record.epoch, question.model, decision.expected_tokens, ended.cached_tokens
+            endpoint.worker, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
         )
 
     def _ended_unasked(self, ended: Ended, now: float) -> None:
@@ -384,23 +392,23 @@ def stalled_s(endpoint: Endpoint, now: float) -> float:
     return now - max(endpoint.load.moved_at, endpoint.progressed_at) if endpoint.load.active else 0.0
 
 
-def _usable(blocks: int, endpoint: Endpoint, question: Question) -> int:
+def _usable(blocks: int, endpoint: Endpoint, request: Request) -> int:
     """Matched blocks to tokens. An engine computes at least the last token of a prompt, so that block never counts."""
     if not blocks:
         return 0
     size = endpoint.record.block_size
-    return min(blocks, max(0, question.input_tokens - 1) // size) * size
+    return min(blocks, max(0, request.input_tokens - 1) // size) * size
 
 
-def _candidates(lane: Lane, question: Question, matches: dict[int, int], now: float) -> list[Candidate]:
+def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: float) -> list[Candidate]:
     """One row per serving endpoint. The hot loop: everything it reads is an attribute, everything it makes is one struct."""
-    input_tokens, max_tokens = question.input_tokens, question.max_tokens
+    input_tokens, max_tokens = request.input_tokens, request.max_tokens
     rows = []
     for endpoint in lane.serving:
         slot = endpoint.slot
         matched = 0
         if slot in matches and endpoint.credit:
-            matched = _usable(matches[slot], endpoint, question)
+            matched = _usable(matches[slot], endpoint, request)
         load, rates = endpoint.load, endpoint.rates
         active, running, waiting = load.active, endpoint.running, endpoint.waiting
         reported = running + waiting

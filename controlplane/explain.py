@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 import msgspec
 
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.profiles import Profile
-from controlplane.question import Decision, Ended, Question, Shed
+from controlplane.question import Decision, Ended, Request, Shed
 
 DECISIONS_MAX = 8_192
 ROWS_MAX = 131_072
@@ -22,8 +21,8 @@ class Trace(msgspec.Struct, gc=False):
     decision_id: int
     decided_at: float  # Unix time
     profile: Profile
-    question: Question
-    candidates: Sequence[Candidate]
+    request: Request
+    candidates: tuple[Candidate, ...]
     absent: tuple[tuple[Endpoint, str], ...]
     result: Decision | Shed
     ended: Ended | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from controlplane.endpoint import Candidate
-from controlplane.question import Question, ShedReason
+from controlplane.question import Request, ShedReason
 
 ACTIVE_MAX = 100
 """The guard. Above it the queue stands in front of the engine, where only the router's own count sees it."""
@@ -17,15 +17,15 @@ class Filter:
     """keeps: whether a candidate stays; emptied: why the question is shed where this filter leaves nobody."""
 
     name: str
-    keeps: Callable[[Candidate, Question], bool]
+    keeps: Callable[[Candidate, Request], bool]
     emptied: ShedReason
 
 
-def _not_tried(candidate: Candidate, question: Question) -> bool:
-    return candidate.slot not in question.exclude
+def _not_tried(candidate: Candidate, request: Request) -> bool:
+    return candidate.slot not in request.exclude
 
 
-def _admits(candidate: Candidate, question: Question) -> bool:
+def _admits(candidate: Candidate, request: Request) -> bool:
     return candidate.admits
 
 
@@ -36,7 +36,7 @@ BREAKER = Filter("breaker", _admits, ShedReason.ALL_BREAKERS_OPEN)
 def below_guard(active_max: int) -> Filter:
     """An endpoint with more than `active_max` active requests gets no more until its backlog clears."""
 
-    def keeps(candidate: Candidate, question: Question) -> bool:
+    def keeps(candidate: Candidate, request: Request) -> bool:
         return candidate.active <= active_max
 
     return Filter("guard", keeps, ShedReason.ALL_SATURATED)

@@ -6,7 +6,7 @@ from contract.features import VERSION
 from contract.outcome import End, Outcome
 from controlplane.endpoint import Endpoint, features
 from controlplane.ledger import Reservation
-from controlplane.question import Ended, Question, Shed
+from controlplane.question import Ended, Request, Shed
 
 NOT_KNOWN = -1
 
@@ -14,19 +14,19 @@ NOT_KNOWN = -1
 def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
     """Of a reserved request. Without its decision (rebuilt from a claim) there are no features."""
     decision = reservation.decision
-    question = None if decision is None else decision.question
+    request = None if decision is None else decision.request
     return Outcome(
         decision_id=reservation.decision_id,
-        request_id=ended.request_id or ("" if question is None else question.request_id),
+        request_id=ended.request_id or ("" if request is None else request.request_id),
         decided_at=decided_at,
-        model=ended.model if question is None else question.model,
-        tenant="" if question is None else question.tenant,
+        model=ended.model if request is None else request.model,
+        tenant="" if request is None else request.tenant,
         worker="" if endpoint is None else endpoint.worker,
         url=reservation.url,
         policy="" if decision is None else decision.policy,
         end=ended.end,
         http_status=ended.http_status,
-        attempt=0 if question is None else question.attempt,
+        attempt=0 if request is None else request.attempt,
         streamed=ended.streamed,
         input_tokens=ended.prompt_tokens if ended.prompt_tokens >= 0 else reservation.input_tokens,
         matched_tokens=NOT_KNOWN if decision is None else decision.candidate.matched_tokens,
@@ -75,22 +75,22 @@ def fallback_outcome(ended: Ended, endpoint: Endpoint | None, *, decided_at: flo
     )
 
 
-def shed_outcome(question: Question, shed: Shed, *, policy: str, decided_at: float, candidates: int) -> Outcome:
+def shed_outcome(request: Request, shed: Shed, *, policy: str, decided_at: float, candidates: int) -> Outcome:
     """Of a request that no endpoint ever saw."""
     return Outcome(
         decision_id=shed.decision_id,
-        request_id=question.request_id,
+        request_id=request.request_id,
         decided_at=decided_at,
-        model=question.model,
-        tenant=question.tenant,
+        model=request.model,
+        tenant=request.tenant,
         worker="",
         url="",
         policy=policy,
         end=End.SHED,
         http_status=404 if shed.reason.name == "UNKNOWN_MODEL" else 503,
-        attempt=question.attempt,
-        streamed=question.streams,
-        input_tokens=question.input_tokens,
+        attempt=request.attempt,
+        streamed=request.streams,
+        input_tokens=request.input_tokens,
         matched_tokens=NOT_KNOWN,
         cached_tokens=NOT_KNOWN,
         output_tokens=0,

@@ -24,12 +24,11 @@ class ShedReason(IntEnum):
     SLO_UNREACHABLE = 9
 
 
-class Question(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One request that wants an endpoint. `chains`: block size -> block hashes of the prompt's full blocks."""
+class Request(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What is asked for, without its prompt: small enough to be remembered by the thousands."""
 
     model: str
     input_tokens: int = 0
-    chains: dict[int, array[int]] = {}
     exact_tokens: bool = True  # false: hashes of text chunks, token counts estimated
     max_tokens: int = 0
     tenant: str = ""
@@ -42,12 +41,19 @@ class Question(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     streams: bool = False
 
 
+class Question(msgspec.Struct, frozen=True, gc=False):
+    """One request that wants an endpoint. `chains`: block size -> block hashes of the prompt's full blocks."""
+
+    request: Request
+    chains: dict[int, array[int]] = {}
+
+
 class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """An endpoint was chosen. `candidate` is its row as it was before this request was reserved on it."""
 
     decision_id: int  # 0: a dry run
     decided_at: float  # Unix time, s
-    question: Question
+    request: Request
     candidate: Candidate
     expected_tokens: int  # the index's match, also where the credit for it is withheld: what the self-check compares
     checkable: bool  # whether the engine's cached_tokens may be held against `expected_tokens`

@@ -10,7 +10,7 @@ from controlplane.endpoint import Candidate
 from controlplane.filters import Filter
 from controlplane.picker import Turn
 from controlplane.profiles import Profile
-from controlplane.question import Question
+from controlplane.question import Request
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -20,17 +20,17 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     kept: int
 
 
-def schedule(profile: Profile, candidates: Sequence[Candidate], question: Question, turn: Turn) -> Choice | Filter:
+def schedule(profile: Profile, candidates: Sequence[Candidate], request: Request, turn: Turn) -> Choice | Filter:
     """Chooses one of `candidates` (never empty). Returns the filter that left nobody where one did."""
     kept = candidates
     for check in profile.filters:
         keeps = check.keeps
-        kept = [candidate for candidate in kept if keeps(candidate, question)]
+        kept = [candidate for candidate in kept if keeps(candidate, request)]
         if not kept:
             return check
     if len(kept) == 1 and profile.scorers:
         return Choice(kept[0], 1)
-    return Choice(kept[profile.pick(kept, totals(profile, kept), question.model, turn)], len(kept))
+    return Choice(kept[profile.pick(kept, totals(profile, kept), request.model, turn)], len(kept))
 
 
 def totals(profile: Profile, candidates: Sequence[Candidate]) -> Sequence[float]:
@@ -57,9 +57,9 @@ class Verdict(msgspec.Struct, frozen=True):
     total: float = 0.0
 
 
-def explain(profile: Profile, candidates: Sequence[Candidate], question: Question) -> list[Verdict]:
+def explain(profile: Profile, candidates: Sequence[Candidate], request: Request) -> list[Verdict]:
     """The same filters and scorers again over the same rows: why the choice fell as it did."""
-    rejected = {candidate.slot: _rejected_by(profile, candidate, question) for candidate in candidates}
+    rejected = {candidate.slot: _rejected_by(profile, candidate, request) for candidate in candidates}
     kept = [candidate for candidate in candidates if not rejected[candidate.slot]]
     scores = {entry.name: entry.score(kept) for entry in profile.scorers} if kept else {}
     sums = totals(profile, kept) if kept else []
@@ -70,5 +70,5 @@ def explain(profile: Profile, candidates: Sequence[Candidate], question: Questio
     return sorted(verdicts, key=lambda verdict: verdict.candidate.slot)
 
 
-def _rejected_by(profile: Profile, candidate: Candidate, question: Question) -> str:
-    return next((check.name for check in profile.filters if not check.keeps(candidate, question)), "")
+def _rejected_by(profile: Profile, candidate: Candidate, request: Request) -> str:
+    return next((check.name for check in profile.filters if not check.keeps(candidate, request)), "")

@@ -10,7 +10,7 @@ from contract.features import FEATURES
 from controlplane.endpoint import features
 from controlplane.explain import Trace
 from controlplane.ledger import Claim
-from controlplane.question import Decision, Ended, Question, Shed
+from controlplane.question import Decision, Ended, Question, Request, Shed
 from controlplane.scheduler import Verdict, explain
 from proto import routing_pb2 as pb
 
@@ -26,10 +26,9 @@ def question_without_chains(asked: pb.Question) -> Question:
 
 
 def _question(asked: pb.Question, chains: dict[int, array[int]]) -> Question:
-    return Question(
+    request = Request(
         model=asked.model,
         input_tokens=asked.input_tokens,
-        chains=chains,
         exact_tokens=asked.chain_kind == pb.TOKENS,
         max_tokens=asked.max_tokens,
         tenant=asked.tenant,
@@ -41,6 +40,7 @@ def _question(asked: pb.Question, chains: dict[int, array[int]]) -> Question:
         attempt=asked.attempt,
         streams=asked.streams,
     )
+    return Question(request, chains)
 
 
 def decision(result: Decision | Shed, question_id: int, policy: str) -> pb.Decision:
@@ -125,12 +125,12 @@ def explanation(trace: Trace) -> pb.Explanation:
         decided_at=trace.decided_at,
         policy=trace.profile.name,
         reason=result.message if isinstance(result, Shed) else result.reason,
-        model=trace.question.model,
-        request_id=trace.question.request_id,
-        input_tokens=trace.question.input_tokens,
+        model=trace.request.model,
+        request_id=trace.request.request_id,
+        input_tokens=trace.request.input_tokens,
     )
     chosen = -1 if isinstance(result, Shed) else result.candidate.slot
-    for verdict in explain(trace.profile, trace.candidates, trace.question):
+    for verdict in explain(trace.profile, trace.candidates, trace.request):
         message.candidates.append(_candidate(verdict, verdict.candidate.slot == chosen))
     for endpoint, absence in trace.absent:
         message.candidates.add(endpoint=endpoint.slot, worker=endpoint.worker, url=endpoint.url, rejected_by=absence)

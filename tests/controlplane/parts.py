@@ -16,7 +16,7 @@ from controlplane.explain import DecisionRing
 from controlplane.index_state import IndexState
 from controlplane.ledger import Ledger, Load
 from controlplane.prefix_index import PrefixIndex
-from controlplane.question import Decision, Ended, Question, Shed
+from controlplane.question import Decision, Ended, Question, Request, Shed
 from controlplane.rates import Rates
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
@@ -88,7 +88,8 @@ def hashes(*blocks: int) -> array[int]:
 def question(*blocks: int, model: str = MODEL, tokens: int | None = None, **fields: object) -> Question:
     """A prompt of these blocks and half a block more."""
     length = BLOCK * len(blocks) + BLOCK // 2 if tokens is None else tokens
-    return Question(model=model, input_tokens=length, chains={BLOCK: hashes(*blocks)}, **fields)  # type: ignore[arg-type]
+    request = Request(model=model, input_tokens=length, **fields)  # type: ignore[arg-type]
+    return Question(request, {BLOCK: hashes(*blocks)})
 
 
 class Plant:

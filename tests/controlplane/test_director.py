@@ -14,7 +14,7 @@ from contract.outcome import End, Outcome, decode, encode
 from controlplane.breaker import BreakerState
 from controlplane.director import HUNG_AFTER_S, UnknownPolicyError
 from controlplane.index_state import IndexState
-from controlplane.question import Decision, Ended, Question, Shed, ShedReason
+from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
 from proto import routing_pb2
 from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, question, report
 
@@ -55,7 +55,7 @@ def test_endpoints_of_different_block_sizes_are_asked_with_their_own_chain() -> 
     slot = plant.join("wide", block_size=32)
     plant.index.store(0, hashes(1, 2))
     plant.index.store(slot, hashes(9))
-    asked = Question(model=MODEL, input_tokens=70, chains={16: hashes(1, 2), 32: hashes(9, 10)})
+    asked = Question(Request(model=MODEL, input_tokens=70), {16: hashes(1, 2), 32: hashes(9, 10)})
     plant.place(asked)
     trace = plant.ring.get(1)
     assert trace is not None

@@ -59,7 +59,7 @@ def fleets(draw: st.DrawFn, *, least: int = 1) -> list[Candidate]:
 
 
 def chosen(name: str, rows: Sequence[Candidate], *, seed: int = 1, **asked: object) -> int:
-    choice = schedule(PROFILES[name], rows, question(1, **asked), Turn(Random(seed)))  # type: ignore[arg-type]
+    choice = schedule(PROFILES[name], rows, question(1, **asked).request, Turn(Random(seed)))  # type: ignore[arg-type]
     assert isinstance(choice, Choice), choice
     return choice.candidate.slot
 
@@ -83,15 +83,15 @@ def test_totals_stay_between_0_and_1(name: str, rows: list[Candidate]) -> None:
 def test_the_choice_does_not_depend_on_the_order_of_the_candidates(name: str, rows: list[Candidate], shuffle: Random) -> None:
     mixed = list(rows)
     shuffle.shuffle(mixed)
-    first = schedule(PROFILES[name], rows, question(1), Turn(Random(3)))
-    second = schedule(PROFILES[name], mixed, question(1), Turn(Random(3)))
+    first = schedule(PROFILES[name], rows, question(1).request, Turn(Random(3)))
+    second = schedule(PROFILES[name], mixed, question(1).request, Turn(Random(3)))
     assert first == second
 
 
 @pytest.mark.parametrize("name", profiles.NAMES)
 @given(rows=fleets(), tried=st.sets(st.integers(0, 8)))
 def test_no_policy_chooses_what_a_filter_removed(name: str, rows: list[Candidate], tried: set[int]) -> None:
-    asked = question(1, exclude=tuple(tried))
+    asked = question(1, exclude=tuple(tried)).request
     allowed = {row.slot for row in rows if row.slot not in tried and row.admits and row.active <= 100}
     choice = schedule(PROFILES[name], rows, asked, Turn(Random(3)))
     if isinstance(choice, Filter):
@@ -103,7 +103,7 @@ def test_no_policy_chooses_what_a_filter_removed(name: str, rows: list[Candidate
 
 @given(rows=fleets())
 def test_an_explanation_names_every_candidate_once(rows: list[Candidate]) -> None:
-    verdicts = explain(PROFILES["weighted"], rows, question(1))
+    verdicts = explain(PROFILES["weighted"], rows, question(1).request)
     assert [verdict.candidate.slot for verdict in verdicts] == [row.slot for row in rows]
     assert all(bool(verdict.rejected_by) != bool(verdict.scores) for verdict in verdicts)
 
@@ -117,15 +117,15 @@ def test_an_explanation_names_every_candidate_once(rows: list[Candidate]) -> Non
     ],
 )
 def test_the_filter_that_leaves_nobody_says_why(rows: list[Candidate], exclude: tuple[int, ...], reason: ShedReason) -> None:
-    choice = schedule(PROFILES["lmetric"], rows, question(1, exclude=exclude), Turn(Random(1)))
+    choice = schedule(PROFILES["lmetric"], rows, question(1, exclude=exclude).request, Turn(Random(1)))
     assert isinstance(choice, Filter)
     assert choice.emptied == reason
 
 
 def test_the_guard_lets_the_hundred_and_first_in_and_the_next_not() -> None:
     guard = filters.below_guard(100)
-    assert guard.keeps(candidate(0, active=100), question(1))
-    assert not guard.keeps(candidate(0, active=101), question(1))
+    assert guard.keeps(candidate(0, active=100), question(1).request)
+    assert not guard.keeps(candidate(0, active=101), question(1).request)
 
 
 # One row per property that a policy is known for: the candidates, and which slot it takes.
