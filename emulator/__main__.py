@@ -102,9 +102,8 @@ def engine_config(settings: Settings, preset: Preset) -> EngineConfig:
 
 
 def _publisher(settings: Settings, config: EngineConfig, loras: list[str]) -> Publisher:
-    ids = {name: number for number, name in enumerate(loras, start=1)}
     return Publisher(
-        EventEncoder(block_size=config.block_size, format=settings.kv_events_format, loras=ids),
+        EventEncoder(block_size=config.block_size, format=settings.kv_events_format, loras=loras),
         host=settings.host,
         port=settings.kv_events_port,
         replay_port=settings.kv_replay_port,

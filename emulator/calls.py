@@ -17,6 +17,9 @@ EMBEDDINGS = "/v1/embeddings"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
 
+N_MAX = 16_384
+"""Samples of one prompt, as vLLM bounds them."""
+
 _INTEGERS = (
     "max_tokens",
     "max_completion_tokens",
@@ -189,6 +192,8 @@ def _check_values(call: Call) -> None:
         raise invalid(f"top_p must be in (0, 1], got {top_p}.", "top_p", top_p)
     if call.n < 1:
         raise invalid(f"n must be at least 1, got {call.n}.", "n", call.n)
+    if call.n > N_MAX:
+        raise invalid(f"n must be at most {N_MAX}, got {call.n}.", "n", call.n)
     if call.max_tokens is not None and call.max_tokens < 1:
         raise invalid(f"max_tokens must be at least 1, got {call.max_tokens}.", "max_tokens", call.max_tokens)
     if call.min_tokens < 0:

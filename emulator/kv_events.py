@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -31,15 +31,15 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class EventEncoder:
-    """Engine events to payload bytes. loras: adapter ids by name, 1 and up, as in the engine's own numbering."""
+    """Engine events to payload bytes. loras: adapters in the order of their ids, 1 and up; others are numbered as they come."""
 
-    def __init__(self, *, block_size: int, format: str = "map", loras: Mapping[str, int] | None = None, rank: int = 0) -> None:
+    def __init__(self, *, block_size: int, format: str = "map", loras: Sequence[str] = (), rank: int = 0) -> None:
         """ValueError: not one of FORMATS."""
         if format not in FORMATS:
             raise ValueError(f"KV event format {format!r} is not one of {', '.join(FORMATS)}")
         self._block_size = block_size
         self._maps = format == "map"
-        self._loras = loras or {}
+        self._lora_ids = {name: number for number, name in enumerate(loras, start=1)}
         self._rank = rank
 
     def encode(self, events: Sequence[Event], unix_s: float) -> bytes:
@@ -55,7 +55,7 @@ class EventEncoder:
                 "parent_block_hash": event.parent,
                 "token_ids": array("I", event.token_ids).tolist(),
                 "block_size": self._block_size,
-                "lora_id": self._loras.get(event.origin.lora),
+                "lora_id": self._lora_id(event.origin.lora),
                 "medium": _MEDIUM,
                 "lora_name": event.origin.lora or None,
                 "extra_keys": extra_keys(event),
@@ -69,6 +69,9 @@ class EventEncoder:
             return {"type": "BlockRemoved", "block_hashes": [event.hash], "medium": _MEDIUM, "group_idx": _GROUP}
         assert isinstance(event, Cleared)
         return {"type": "AllBlocksCleared"}
+
+    def _lora_id(self, name: str) -> int | None:
+        return self._lora_ids.setdefault(name, len(self._lora_ids) + 1) if name else None
 
     def _array(self, event: Event) -> list[Any]:
         fields = self._map(event)

@@ -17,6 +17,8 @@ def tokenize(path: str, body: Mapping[str, Any], texts: Texts) -> list[bytes]:
         return _tokenize(path, body, texts)
     except PromptError as error:
         raise errors.invalid(error.message, error.param) from None
+    except UnicodeEncodeError:
+        raise errors.invalid("The prompt holds a lone surrogate, which is no text.") from None
     except NotTokenizable as error:
         raise errors.invalid(f"This model does not support this kind of input: {error.reason}") from None
 

@@ -13,6 +13,7 @@ from emulator.kv_events import END_SEQUENCE, TOPIC, EventEncoder, ReplayBuffer, 
 
 log = logging.getLogger(__name__)
 
+_EVERYWHERE = ("0.0.0.0", "::", "*")
 HIGH_WATER_MARK = 100_000
 """Messages that may wait for one slow subscriber before they are dropped."""
 
@@ -85,4 +86,6 @@ def _bind(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str, port: int) 
         raise OSError(error.errno, f"KV events on {host}:{port}: {error.strerror}") from error
     endpoint = socket.last_endpoint
     assert isinstance(endpoint, bytes)
-    return endpoint.decode()
+    # An address that stands for all is reported with a star; whoever reads it puts in the host that it knows.
+    _, _, bound = endpoint.decode().rpartition(":")
+    return f"tcp://{'*' if host in _EVERYWHERE else host}:{bound}"

@@ -42,7 +42,7 @@ def from_map(event: dict[str, Any]) -> Stored | Removed | Cleared:
 
 
 def test_recorded_map_frames_are_written_byte_for_byte() -> None:
-    encoder = EventEncoder(block_size=32, loras={"sql": 1})
+    encoder = EventEncoder(block_size=32, loras=["sql"])
     count = 0
     for row in rows("v032_block32"):
         topic, sequence, payload = (bytes.fromhex(frame) for frame in row["frames"])
@@ -65,7 +65,7 @@ def test_each_generation_is_written_as_its_own_structures_encode(version: str, f
 
 
 def test_the_salt_marks_the_first_block_of_a_sequence_and_the_adapter_all() -> None:
-    encoder = EventEncoder(block_size=1, loras={"sql": 1})
+    encoder = EventEncoder(block_size=1, loras=["sql"])
     first = Stored((1, 2), None, array("I", (5, 6)).tobytes(), Origin("sql", "tenant"))
     later = Stored((3,), 2, array("I", (7,)).tobytes(), Origin("sql", "tenant"))
     _, events, _ = msgspec.msgpack.decode(encoder.encode([first, later], 0.0))

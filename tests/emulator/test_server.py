@@ -388,3 +388,26 @@ async def test_a_fault_that_makes_no_sense_is_refused(launch: Launch) -> None:
         assert (await post(emulator, "/emulator/faults", body)).status == 400
     closed = await launch(faults=False)
     assert (await post(closed, "/emulator/faults", {"kind": "busy"})).status == 404
+
+
+async def test_reused_blocks_are_announced_again_where_asked_for(launch: Launch) -> None:
+    emulator = await launch(kv_events_port=-1)
+    pool = emulator.app.driver.engine.pool
+    await post(emulator, "/v1/completions", completion(1))
+    before = pool.cached_counts()
+    body = completion(1, prompt=[*PROMPT[:96], 7], vllm_xargs={"kv_cache_report_mode": "full"})
+    assert (await post(emulator, "/v1/completions", body)).status == 200
+    assert pool.cached_counts() == before
+
+
+async def test_tokens_arrive_at_the_engines_pace(launch: Launch) -> None:
+    emulator = await launch(speed=1.0)
+    body = json.loads((await post(emulator, "/v1/completions", completion(40))).body)
+    assert body["metrics"]["mean_itl_ms"] == pytest.approx(5.07, abs=0.5)
+
+
+async def test_a_body_of_ten_megabytes_is_read_and_refused_in_one_sentence(launch: Launch) -> None:
+    emulator = await launch()
+    answer = await post(emulator, "/v1/completions", completion(1, prompt="word " * 2_000_000))
+    assert answer.status == 400
+    assert "maximum context length is 4096" in json.loads(answer.body)["error"]["message"]
