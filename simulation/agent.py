@@ -269,6 +269,7 @@ def _batch(events: list[Event], unix_s: float, block_size: int) -> kv_events.Bat
 
 
 def _stored(event: Stored, block_size: int) -> kv_events.Event:
+    """Simulated requests use no adapters and no salts, so there are no extra keys."""
     tokens = array("I")
     tokens.frombytes(event.token_ids)
     return _StoredEvent(
@@ -277,7 +278,6 @@ def _stored(event: Stored, block_size: int) -> kv_events.Event:
         block_size=block_size,
         parent_block_hash=event.parent,
         medium="GPU",
-        lora_name=event.lora or None,
         group_idx=0,
         kv_cache_spec_kind="full_attention",
     )

@@ -13,8 +13,9 @@ from enum import Enum
 from typing import Protocol
 
 from contract.outcome import End
+from controlplane import question
 from controlplane.ledger import Claim
-from controlplane.question import Decision, Ended, Question, Shed, ShedReason
+from controlplane.question import Decision, Ended, Shed, ShedReason
 from emulator.sequence import Request, Sequence
 from simulation.control import SimControl
 from simulation.timeline import Timeline
@@ -162,10 +163,9 @@ class Proxy:
         self._questions += 1
         call.question_id = self._questions
         job = call.job
-        question = Question(
+        asked = question.Request(
             model=self._model.name,
             input_tokens=job.input_tokens,
-            chains={self._model.block_size: call.chain},
             max_tokens=job.output_tokens,
             slo_ttft_ms=self._model.slo_ttft_ms,
             exclude=self._slots(call.tried),
@@ -174,11 +174,13 @@ class Proxy:
             attempt=call.attempts,
             streams=True,
         )
-        answer = self._control.director.ask(question, self._timeline.now(), owner=OWNER, question_id=call.question_id)
+        whole = question.Question(asked, {self._model.block_size: call.chain})
+        answer = self._control.director.ask(whole, self._timeline.now(), owner=OWNER, question_id=call.question_id)
         if answer is None:
             self._waiting[call.question_id] = call
         else:
             self._answered(call, answer)
+            self._witness.reservations_changed()
 
     def poll(self) -> None:
         """Takes the answers to questions that had to wait."""
@@ -186,6 +188,7 @@ class Proxy:
             return
         for answer in self._control.director.answers(self._timeline.now()):
             self._answered(self._waiting.pop(answer.question_id), answer.result)
+        self._witness.reservations_changed()  # after all of them: they were reserved together
 
     def _answered(self, call: Call, answer: Decision | Shed) -> None:
         if isinstance(answer, Shed) and answer.reason in _COLD and not self._control.director.warm:
@@ -198,7 +201,6 @@ class Proxy:
         call.decision = answer
         call.matched_tokens = answer.expected_tokens
         self._dispatch(call, self._workers[answer.candidate.endpoint.url])
-        self._witness.reservations_changed()
 
     def _fall_back(self, call: Call) -> None:
         """Nobody to ask: the fewest requests of our own, workers that it has not met yet first."""
