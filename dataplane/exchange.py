@@ -400,11 +400,15 @@ class Exchange:
         self._close_attempt(relay.final())
         self._finish(close=self._must_close(relay))
 
-    def _must_close(self, relay: Relay) -> bool:
-        """The message's end is told by closing."""
+    def _must_close(self, relay: Relay, *, broken: bool = False) -> bool:
+        """The message's end is told by closing. broken: the engine did not end it.
+
+        A chunked body was ended by ourselves then, with the error event in it, so the connection is as good as before: closing
+        it without having said so would fail whatever the client sends on it next.
+        """
         request = self._request
-        unframed = relay.chunks is None and relay.head is not None and relay.head.length < 0
-        return request.http10 or not request.keep_alive or unframed or relay.cut_short or self._gateway.draining
+        unframed = relay.chunks is None and (broken or relay.cut_short or (relay.head is not None and relay.head.length < 0))
+        return request.http10 or not request.keep_alive or unframed or self._gateway.draining
 
     # --- failure ---
 
@@ -454,7 +458,7 @@ class Exchange:
             self._client.write(self._error_event(message, relay))
         self._close_attempt(end)
         if can_tell:
-            self._finish(close=True)
+            self._finish(close=self._must_close(relay, broken=True))
         else:
             self._leave()
             self._client.cut()

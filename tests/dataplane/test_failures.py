@@ -184,11 +184,13 @@ async def test_after_the_first_token_a_break_ends_the_stream_with_an_error_event
     assert response.complete
     assert response.text == "partial"
     assert response.events[-1]["error"]["code"] == "upstream_failed"
-    assert await client.at_end()
-    client.close()
     await control.until(lambda control: len(control.outcomes) == 1)
     assert control.outcomes[0].end == pb.RESET
     assert not good.requests
+    good.script(raw(json_bytes(chat_payload("again"))))
+    await client.send(request(chat()))
+    assert (await client.read()).status == 200  # its body was ended as the protocol says: the connection serves on
+    client.close()
 
 
 async def test_a_stream_that_ends_without_finishing_gets_an_error_event(proxy: Proxy, backend: Backend) -> None:
