@@ -110,7 +110,7 @@ class RankSequence:
         return self._new_incarnation(now)
 
     def disconnected(self, now: float) -> list[Step]:
-        """The subscription's connection broke. What comes next may be another engine's, with any number: ask before believing."""
+        """The subscription's connection broke. What comes next may be another engine's: ask before believing."""
         if not self._can_replay:
             return []
         self._suspect = True

@@ -250,7 +250,7 @@ def test_chunks_hold_everything_once() -> None:
 
 
 class ManyEvents(RuleBasedStateMachine):
-    """An engine with physical copies on two ranks and two tiers; a block set that is told, sometimes not; a mirror fed by deltas.
+    """An engine with physical copies on two ranks and two tiers; a block set that is told, mostly; a mirror fed by deltas.
 
     Prompts come from a small tree, so prefixes are shared. The model computes hashes from whole prefixes and never looks at
     parents or counts.

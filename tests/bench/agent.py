@@ -1,0 +1,183 @@
+"""What a block costs the agent, from ZeroMQ frame to Redis, and what a scrape costs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+import zmq
+
+from contract.keyspace import ModelCard
+from headway.embedded_redis import RedisServer
+from runtime.clock import SystemClock
+from worker_agent.block_set import BlockSet
+from worker_agent.delta_log import DeltaLog
+from worker_agent.discovery import EngineIdentity, record_of
+from worker_agent.engine_info import EventEndpoint
+from worker_agent.engine_metrics import parse
+from worker_agent.follower import Follower
+from worker_agent.kv_events import Decoder
+from worker_agent.publisher import Publisher
+from worker_agent.settings import Settings
+
+PAGES = Path(__file__).parents[1] / "fixtures" / "vllm" / "metrics"
+BLOCKS, BLOCK_SIZE, PAYLOADS, REPEATS = 64, 16, 1_000, 5
+TICK_PAYLOADS = 16
+
+
+def run() -> None:
+    print(f"CPU time of this process, median of {REPEATS} runs. {PAYLOADS:,} payloads of new prompts as vLLM 0.32 packs them,")
+    print(
+        f"{BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below 128,000; then their removals, {BLOCKS} a payload. The engine"
+    )
+    print("is another process. A tick has a price of its own (two sockets, cold caches), whatever it carries.")
+    gc.collect()
+    gc.freeze()
+    stored, removed = _payloads()
+    _stages(stored)
+    for name, payloads in (("stored", stored), ("removed", removed)):
+        print(f"  {name:>8}: payload -> BlockDelta bytes        {_in_process(payloads, stored):6.3f} us a block")
+    _end_to_end(stored)
+    for page in ("load_waiting_lora", "dp2_load"):
+        body = (PAGES / f"{page}.txt").read_bytes()
+        print(
+            f"  scrape of {page} ({len(body) // 1024} KB)      {_cpu(lambda body=body: parse(body), 200) * 1e6:6.0f} us a page"
+        )
+
+
+def _payloads() -> tuple[list[bytes], list[bytes]]:
+    chance = random.Random(1)
+    stored, removed = [], []
+    for _ in range(PAYLOADS):
+        names = [chance.getrandbits(64) for _ in range(BLOCKS)]
+        store = {
+            "type": "BlockStored",
+            "block_hashes": names,
+            "parent_block_hash": None,
+            "token_ids": [chance.randrange(128_000) for _ in range(BLOCKS * BLOCK_SIZE)],
+            "block_size": BLOCK_SIZE,
+            "lora_id": None,
+            "medium": "GPU",
+            "lora_name": None,
+            "extra_keys": [None] * BLOCKS,
+            "group_idx": 0,
+            "kv_cache_spec_kind": "full_attention",
+        }
+        stored.append(msgspec.msgpack.encode([time.time(), [store], 0]))
+        gone = [{"type": "BlockRemoved", "block_hashes": [name], "medium": "GPU", "group_idx": 0} for name in names]
+        removed.append(msgspec.msgpack.encode([time.time(), gone, 0]))
+    return stored, removed
+
+
+def _cpu(work: Callable[[], Any], times: int) -> float:
+    """Seconds of CPU a call."""
+    figures = []
+    for _ in range(REPEATS):
+        before = time.process_time()
+        for _ in range(times):
+            work()
+        figures.append((time.process_time() - before) / times)
+    return statistics.median(figures)
+
+
+def _stages(stored: list[bytes]) -> None:
+    decoder = Decoder()
+    seconds = _cpu(lambda: [decoder.decode(payload) for payload in stored[:200]], 1)
+    print(f"  of which decoding                            {seconds / 200 / BLOCKS * 1e6:6.3f} us a block")
+
+
+def _in_process(payloads: list[bytes], stored: list[bytes]) -> float:
+    """us a block through decoder, block set (a take every 16 payloads) and delta encoding."""
+    figures = []
+    for _ in range(REPEATS):
+        decoder, block_set, deltas = Decoder(), BlockSet("m", BLOCK_SIZE), DeltaLog()
+        block_set.begin(0, 0.0)
+        if payloads is not stored:
+            for payload in stored:
+                block_set.apply(0, decoder.decode(payload))
+            block_set.take()
+        before = time.process_time()
+        for start in range(0, len(payloads), TICK_PAYLOADS):
+            for payload in payloads[start : start + TICK_PAYLOADS]:
+                block_set.apply(0, decoder.decode(payload))
+            deltas.append(block_set.take())
+            deltas.acknowledge(deltas.sequence)
+        figures.append((time.process_time() - before) / len(payloads) / BLOCKS * 1e6)
+    return statistics.median(figures)
+
+
+def _end_to_end(stored: list[bytes]) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="hw-"))
+    server = RedisServer(directory)
+    server.start()
+    try:
+        for per_tick in (1, 4, TICK_PAYLOADS):
+            figure = statistics.median(uvloop.run(_through_sockets(stored, server.url, per_tick)) for _ in range(3))
+            deltas = f"a tick of {per_tick * BLOCKS} blocks"
+            print(f"  ZeroMQ frame -> XADD answered, {deltas:<22}{figure:6.3f} us a block")
+    finally:
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _engine(stored: list[bytes], orders: Connection) -> None:
+    """A process that publishes: answers its port, then sends as many payloads as it is told, 0 ends it."""
+    context: zmq.Context[Any] = zmq.Context()
+    socket = context.socket(zmq.XPUB)
+    socket.setsockopt(zmq.SNDHWM, 100_000)
+    orders.send(socket.bind_to_random_port("tcp://127.0.0.1"))
+    socket.recv()
+    orders.send("subscribed")
+    sent = 0
+    while count := orders.recv():
+        for _ in range(count):
+            socket.send_multipart([b"", sent.to_bytes(8, "big"), stored[sent]])
+            sent += 1
+        orders.send(sent)
+    context.destroy(linger=0)
+
+
+async def _through_sockets(stored: list[bytes], url: str, per_tick: int) -> float:
+    """us of CPU of this process a block, its ZeroMQ thread included; the engine is another process."""
+    orders, theirs = multiprocessing.Pipe()
+    engine = multiprocessing.get_context("spawn").Process(target=_engine, args=(stored, theirs), daemon=True)
+    engine.start()
+    endpoint = EventEndpoint(0, f"tcp://127.0.0.1:{orders.recv()}")
+    identity = EngineIdentity((ModelCard("m", "m", "m", 4096),), "bench", BLOCK_SIZE, 0, 1, True, (endpoint,))
+    follower = Follower(identity, BLOCK_SIZE, SystemClock(), virgin=True)
+    publisher = Publisher(url, "bench", ids=random.Random(1))
+    publisher.begin(1)
+    record = record_of(identity, Settings(worker="bench", redis_url=url), 1, BLOCK_SIZE)
+    orders.recv()
+    await publisher.publish(0.0, record, None, follower.blocks)
+    spent = 0.0
+    for _ in range(PAYLOADS // per_tick):
+        orders.send(per_tick)
+        sent = orders.recv()
+        before = time.process_time()
+        await asyncio.sleep(0.002)  # the frames arrive meanwhile, by the ZeroMQ thread, whose time counts
+        while follower.payloads < sent:
+            follower.poll()
+        await publisher.publish(0.0, record, None, follower.blocks)
+        spent += time.process_time() - before
+    orders.send(0)
+    engine.join()
+    follower.close()
+    await publisher.close()
+    return spent / (PAYLOADS // per_tick * per_tick) / BLOCKS * 1e6
+
+
+if __name__ == "__main__":
+    run()

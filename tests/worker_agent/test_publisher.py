@@ -1,0 +1,157 @@
+"""The Redis side alone: bounded streams, late readers, a Redis that stalls."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.asyncio as aioredis
+
+from contract import keyspace
+from contract.keyspace import EngineReport, EngineState, ModelCard, WorkerRecord
+from headway.embedded_redis import RedisServer
+from tests.suites.block_reader import BlockReader
+from tests.worker_agent.conftest import BLOCK, prompt
+from tests.worker_agent.test_block_set import batch, removed, stored
+from worker_agent.block_set import BlockSet
+from worker_agent.publisher import Publisher
+
+RECORD = WorkerRecord(
+    worker="w1",
+    url="http://x",
+    epoch=1,
+    models=(ModelCard("m", "m", "m", 10),),
+    block_size=BLOCK,
+    cache_blocks=10,
+    sends_kv_events=True,
+)
+REPORT = EngineReport(worker="w1", epoch=1, sequence=0, state=EngineState.READY, scrape_age_s=0.0)
+
+
+@pytest.fixture
+async def publisher(redis_url: str) -> AsyncIterator[Publisher]:
+    made = Publisher(redis_url, "w1", ids=random.Random(1))
+    made.begin(1)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def reader(redis_url: str) -> AsyncIterator[BlockReader]:
+    client = aioredis.Redis.from_url(redis_url)
+    yield BlockReader(client, "w1")
+    await client.aclose()
+
+
+@pytest.fixture
+def block_set() -> BlockSet:
+    made = BlockSet("m", BLOCK)
+    made.begin(0, 0.0)
+    return made
+
+
+async def test_a_report_says_which_delta_a_reader_should_have(
+    publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str
+) -> None:
+    await publisher.publish(0.0, RECORD, REPORT, block_set)
+    block_set.apply(0, batch(stored([1], prompt(1, 1))))
+    assert await publisher.publish(0.1, RECORD, REPORT, block_set)
+    async with aioredis.Redis.from_url(redis_url) as client:
+        reports = [keyspace.decode_report(fields[b"r"]) for _, fields in await client.xrange(keyspace.REPORTS)]
+    await reader.read()
+    assert [report.sequence for report in reports] == [1, 2]
+    assert reports[-1].delta_sequence == reader.sequence
+
+
+async def test_the_stream_is_bounded_and_a_late_reader_still_exact(
+    publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker_agent.delta_log.SNAPSHOT_EVERY_DELTAS", 40)
+    monkeypatch.setattr("contract.keyspace.BLOCKS_ENTRIES_MAX", 100)
+    for number in range(500):
+        block_set.apply(0, batch(stored([number], prompt(number, 1))))
+        if number >= 20:
+            block_set.apply(0, batch(removed(number - 20)))
+        await publisher.publish(number * 0.015, RECORD, None, block_set)
+    async with aioredis.Redis.from_url(redis_url) as client:
+        assert await client.xlen(keyspace.blocks_key("w1")) < 300
+    await reader.read()
+    assert reader.gpu == block_set.held()
+    assert len(reader.gpu) == 20
+    assert (reader.snapshots_read, reader.holes) == (1, 0)
+
+
+async def test_a_snapshot_of_many_blocks_comes_in_chunks_and_replaces_the_one_before(
+    publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contract.keyspace.SNAPSHOT_CHUNK_BLOCKS", 3)
+    block_set.apply(0, batch(stored(list(range(10)), prompt(1, 10))))
+    await publisher.publish(0.0, RECORD, REPORT, block_set)
+    await reader.read()
+    assert reader.gpu == block_set.held()
+    await reader.ask()
+    await publisher.publish(0.1, RECORD, REPORT, block_set)
+    assert publisher.snapshots == 2
+    async with aioredis.Redis.from_url(redis_url) as client:
+        keys = await client.keys(keyspace.snapshot_key("w1") + ":*")
+        lives = sorted([await client.pttl(key) for key in keys])
+    assert len(lives) == 8, "the old chunks stay a while for whoever is reading them"
+    assert lives[3] <= 30_000 < lives[4]
+
+
+async def test_a_redis_that_stalls_gets_nothing_twice_and_misses_nothing(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker_agent.publisher.ANSWER_TIMEOUT_S", 0.2)
+    publisher = Publisher(own_redis.url, "w1", ids=random.Random(1))
+    client = aioredis.Redis.from_url(own_redis.url)
+    block_set = BlockSet("m", BLOCK)
+    block_set.begin(0, 0.0)
+    reader = BlockReader(client, "w1")
+    publisher.begin(1)
+    assert await publisher.publish(0.0, RECORD, REPORT, block_set)
+    await reader.read()
+    os.kill(own_redis.pid, signal.SIGSTOP)
+    try:
+        block_set.apply(0, batch(stored([1], prompt(1, 1))))
+        assert not await publisher.publish(1.0, RECORD, REPORT, block_set)
+        block_set.apply(0, batch(stored([2], prompt(2, 1)), removed(1)))
+        assert not await publisher.publish(3.0, RECORD, None, block_set)
+        assert not await publisher.publish(3.01, RECORD, None, block_set), "a failure is not retried at once"
+    finally:
+        os.kill(own_redis.pid, signal.SIGCONT)
+    assert await publisher.publish(9.0, RECORD, REPORT, block_set)
+    await reader.read()
+    assert reader.gpu == block_set.held()
+    assert len(reader.gpu) == 1
+    assert reader.epoch == 1
+    await publisher.close()
+    await client.aclose()
+
+
+async def test_more_changes_than_deltas_should_carry_become_a_snapshot(
+    publisher: Publisher, reader: BlockReader, block_set: BlockSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publisher.publish(0.0, RECORD, REPORT, block_set)
+    await reader.read()
+    monkeypatch.setattr("worker_agent.delta_log.UNSENT_BLOCKS_MAX", 5)
+    block_set.apply(0, batch(stored(list(range(10)), prompt(1, 10))))
+    await publisher.publish(0.1, RECORD, REPORT, block_set)
+    block_set.apply(0, batch(stored([99], prompt(2, 1))))
+    await publisher.publish(0.2, RECORD, REPORT, block_set)
+    await reader.read()
+    assert reader.gpu == block_set.held()
+    assert (reader.holes, reader.snapshots_read) == (1, 2)
+
+
+async def test_a_wrong_value_under_our_stream_key_is_waited_out(
+    publisher: Publisher, block_set: BlockSet, redis_url: str
+) -> None:
+    async with aioredis.Redis.from_url(redis_url) as client:
+        await client.set(keyspace.blocks_key("w1"), "not a stream")
+        assert not await publisher.publish(0.0, RECORD, REPORT, block_set)
+        await client.delete(keyspace.blocks_key("w1"))
+    assert await publisher.publish(5.0, RECORD, REPORT, block_set)
