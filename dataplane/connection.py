@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from dataplane.errors import ApiError, protocol_error
-from dataplane.http1 import Request, reply
+from dataplane.http1 import Request, path_of, reply
 from dataplane.upstream import WRITE_BUFFER_BYTES_MAX, no_delay
 
 if TYPE_CHECKING:
@@ -245,17 +245,19 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(protocol_error(400, "The request has more than one Host header.", "invalid_http"))
             self._has_host = True
         self._head_bytes += len(name) + len(value)
-        self._request.headers.append((name, value))
+        self._request.add_header(name, value)
 
     def on_headers_complete(self) -> None:
         request, settings = self._request, self._server.settings
         self._in_head = False
         request.method = self._parser.get_method().decode()
-        request.http10 = self._parser.get_http_version() == "1.0"
+        request.path = path_of(request.target)
+        version = self._parser.get_http_version()
+        request.http10 = version == "1.0"
         request.keep_alive = self._parser.should_keep_alive()
         if self._head_bytes > settings.head_bytes_max:
             self._refuse(protocol_error(431, "The request head is too large.", "head_too_large"))
-        if self._parser.get_http_version() not in ("1.0", "1.1"):
+        if version not in ("1.0", "1.1"):
             self._refuse(protocol_error(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", "http_version"))
         if not self._has_host and not request.http10:
             self._refuse(protocol_error(400, "The request has no Host header.", "invalid_http"))

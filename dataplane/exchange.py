@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Protocol
 
 from contract.outcome import End
@@ -50,6 +51,11 @@ class State(IntEnum):
     WAITING = 3
     RELAYING = 4
     DONE = 5
+
+
+_PREPARING, _ASKING, _CONNECTING, _WAITING, _RELAYING, _DONE = State
+_ENDED = Phase.ENDED
+_END_NAMES = {end: end.name.lower() for end in End}
 
 
 class Client(Protocol):
@@ -134,7 +140,7 @@ class Exchange:
         self._gateway = gateway
         self._client = client
         self._request = request
-        self._state = State.PREPARING
+        self._state = _PREPARING
         self._started_at = gateway.clock.now()
         self._request_id = request.get(b"x-request-id") or b"%032x" % random.getrandbits(128)
         self._traceparent = request.get(b"traceparent")
@@ -176,7 +182,7 @@ class Exchange:
         )
 
     def _prepared(self, prompt: Prompt, began: float) -> None:
-        if self._state is not State.PREPARING:
+        if self._state is not _PREPARING:
             return
         metrics = self._gateway.metrics
         metrics.chains.add(prompt.kind)
@@ -187,7 +193,10 @@ class Exchange:
     # --- ASKING ---
 
     def _ask_control(self) -> None:
-        self._state = State.ASKING
+        self._state = _ASKING
+        if not self._gateway.control.connected:
+            self._fall_back()
+            return
         self._question_id = self._gateway.control.ask(self._question(), self._decided)
 
     def _question(self) -> pb.Question:
@@ -210,7 +219,7 @@ class Exchange:
         return question
 
     def _decided(self, decision: pb.Decision | None) -> None:
-        if self._state is not State.ASKING:
+        if self._state is not _ASKING:
             return
         self._question_id = 0
         if decision is None:
@@ -281,10 +290,10 @@ class Exchange:
             self._connect(target)
 
     def _connect(self, target: Target) -> None:
-        self._state = State.CONNECTING
+        self._state = _CONNECTING
 
         def done(found: UpstreamConnection | Exception) -> None:
-            if self._state is not State.CONNECTING or self._target is not target:
+            if self._state is not _CONNECTING or self._target is not target:
                 if isinstance(found, UpstreamConnection):
                     self._gateway.pool.give(found)
             elif isinstance(found, UpstreamConnection):
@@ -298,7 +307,7 @@ class Exchange:
     def _send(self, connection: UpstreamConnection) -> None:
         target, request = self._target, self._request
         assert target is not None
-        self._state = State.WAITING
+        self._state = _WAITING
         self._connection = connection
         connection.owner = self
         http10 = request.http10
@@ -342,10 +351,10 @@ class Exchange:
         except FramingError as error:
             self._broke(End.ENGINE_ERROR, f"its response is not HTTP: {error}")
             return
-        if self._state is State.RELAYING:
+        if self._state is _RELAYING:
             if out:
                 self._client.write(out)
-            if relay.phase is Phase.ENDED:
+            if relay.phase is _ENDED:
                 self._complete()
         elif relay.ready:
             self._answered()
@@ -355,12 +364,12 @@ class Exchange:
         assert relay is not None
         self._connection = None
         relay.closed()
-        if relay.phase is Phase.ENDED:
-            if self._state is State.RELAYING:
+        if relay.phase is _ENDED:
+            if self._state is _RELAYING:
                 self._complete()
             else:
                 self._answered()
-        elif connection is not None and connection.reused and not relay.begun and self._state is State.WAITING:
+        elif connection is not None and connection.reused and not relay.begun and self._state is _WAITING:
             assert self._target is not None
             self._gateway.metrics.reconnects.add()
             self._connect(self._target)
@@ -375,19 +384,19 @@ class Exchange:
         verdict = relay.verdict()
         if verdict.retryable and self._may_retry(verdict.end):
             assert relay.head is not None
-            self._spare = relay if relay.phase is Phase.ENDED and not relay.cut_short else None
-            self._failure = errors.bad_gateway(f"Worker {target.worker} failed ({verdict.end.name.lower()}).")
+            self._spare = relay if relay.phase is _ENDED and not relay.cut_short else None
+            self._failure = errors.bad_gateway(f"Worker {target.worker} failed ({_END_NAMES[verdict.end]}).")
             self._close_attempt(verdict.end)
-            self._gateway.metrics.retries.add(verdict.end.name.lower())
+            self._gateway.metrics.retries.add(_END_NAMES[verdict.end])
             self._ask_control()
             return
         if relay.is_stream:
             self._first_at = self._last_at
             self._gateway.metrics.ttft.observe(self._first_at - self._sent_at)
             self._gateway.control.first_byte(target.decision_id, self._first_at - self._sent_at)
-        self._state = State.RELAYING
+        self._state = _RELAYING
         self._client.write(self._response_head(relay) + relay.release())
-        if relay.phase is Phase.ENDED:
+        if relay.phase is _ENDED:
             self._complete()
 
     def _complete(self) -> None:
@@ -417,7 +426,7 @@ class Exchange:
         target = self._target
         worker = target.worker if target is not None else "?"
         message = f"Worker {worker} failed: {why}."
-        if self._state is State.RELAYING:
+        if self._state is _RELAYING:
             self._break_off(end, message)
         else:
             self._failed(end, errors.gateway_timeout(message) if end is End.TIMED_OUT else errors.bad_gateway(message))
@@ -428,7 +437,7 @@ class Exchange:
         retry = self._may_retry(end)
         self._close_attempt(end)
         if retry:
-            self._gateway.metrics.retries.add(end.name.lower())
+            self._gateway.metrics.retries.add(_END_NAMES[end])
             self._ask_control()
         else:
             self._refuse(failure)
@@ -481,7 +490,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client left: nothing more is written, and the engine is told by closing."""
-        if self._state is State.DONE:
+        if self._state is _DONE:
             return
         self._gateway.control.cancel(self._question_id)
         self._count(499)
@@ -503,9 +512,9 @@ class Exchange:
         settings = self._gateway.settings
         if settings.total_timeout_s and now - self._started_at > settings.total_timeout_s:
             self._out_of_time()
-        elif self._state is State.WAITING and now - self._sent_at > settings.first_byte_timeout_s:
+        elif self._state is _WAITING and now - self._sent_at > settings.first_byte_timeout_s:
             self._broke(End.TIMED_OUT, f"no first token within {settings.first_byte_timeout_s:g} s")
-        elif self._state is State.RELAYING:
+        elif self._state is _RELAYING:
             stalled_since = self._client.stalled_since
             if not stalled_since and now - self._last_at > settings.idle_timeout_s:
                 self._broke(End.TIMED_OUT, f"silent for {settings.idle_timeout_s:g} s amid the response")
@@ -515,7 +524,7 @@ class Exchange:
 
     def _out_of_time(self) -> None:
         message = f"The request took longer than {self._gateway.settings.total_timeout_s:g} s."
-        if self._state is State.RELAYING:
+        if self._state is _RELAYING:
             self._break_off(End.TIMED_OUT, message)
             return
         self._gateway.control.cancel(self._question_id)
@@ -542,7 +551,7 @@ class Exchange:
         gateway.fleet.ended(target.url)
         if end in _BLAMES_ENDPOINT:
             gateway.fleet.failed(target.url, now)
-        gateway.metrics.attempts.add(end.name.lower())
+        gateway.metrics.attempts.add(_END_NAMES[end])
         gateway.control.report(
             outcome(
                 decision_id=target.decision_id,
@@ -565,8 +574,8 @@ class Exchange:
         gateway.metrics.e2e.observe(gateway.clock.now() - self._started_at)
 
     def _leave(self) -> None:
-        if self._state is not State.DONE:
-            self._state = State.DONE
+        if self._state is not _DONE:
+            self._state = _DONE
             self._gateway.exchanges.discard(self)
             self._gateway.concurrency.leave()
 
@@ -597,7 +606,7 @@ class Exchange:
         lines = [head.status_line, *head.lines]
         if relay.chunks is not None and not self._request.http10:
             lines.append(b"transfer-encoding: chunked")
-        if not any(line[:13].lower() == b"x-request-id:" for line in head.lines):
+        if not head.has_request_id:
             lines.append(b"x-request-id: " + self._request_id)
         lines += self._our_headers()
         lines += self._gateway.extra_headers
@@ -620,6 +629,7 @@ class Exchange:
         return lines
 
 
+@lru_cache(maxsize=4096)
 def _printable(text: str) -> bytes:
     """As a header value: visible ASCII only."""
     return bytes(byte if 32 <= byte < 127 else 63 for byte in text.encode("latin-1", "replace"))

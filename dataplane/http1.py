@@ -7,10 +7,13 @@ callback parser gives neither. `ChunkedReader` costs one find and one int a chun
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from dataplane.errors import REASONS
+
+_ZERO = ord("0")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -41,26 +44,34 @@ class FramingError(ValueError):
 
 @dataclass(slots=True)
 class Request:
-    """One request as read from a client. headers: names in lower case, in the order they came."""
+    """One request as read from a client.
+
+    path: the target without its query string; headers: names in lower case, in the order they came; fields: the first of
+    each name.
+    """
 
     method: str = ""
     target: bytes = b""
+    path: str = ""
     headers: Headers = field(default_factory=list)
+    fields: dict[bytes, bytes] = field(default_factory=dict)
     body: bytes = b""
     http10: bool = False
     keep_alive: bool = True
 
+    def add_header(self, name: bytes, value: bytes) -> None:
+        """name: in lower case."""
+        self.headers.append((name, value))
+        self.fields.setdefault(name, value)
+
     def get(self, name: bytes) -> bytes:
         """The first header of that name, b"" where there is none."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
+        return self.fields.get(name, b"")
 
-    @property
-    def path(self) -> str:
-        """Without the query string; undecodable bytes become replacement characters."""
-        return self.target.split(b"?", 1)[0].decode("utf-8", "replace")
+
+def path_of(target: bytes) -> str:
+    """Without the query string; undecodable bytes become replacement characters."""
+    return target.split(b"?", 1)[0].decode("utf-8", "replace")
 
 
 @dataclass(slots=True)
@@ -75,57 +86,87 @@ class ResponseHead:
     keep_alive: bool = True
     content_type: bytes = b""
     encoded: bool = False  # Content-Encoding: the body cannot be read, only passed on
+    has_request_id: bool = False
 
 
-def parse_response_head(head: bytes, *, to_head_request: bool = False) -> ResponseHead:
+_HEAD = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [^\r\n\0]*)?(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)*")
+"""A whole response head: no folded lines, no bare CR or LF, no space before a colon."""
+
+
+def parse_response_head(head: bytes) -> ResponseHead:
     """head: everything up to, without, the empty line. FramingError: not a response of HTTP/1.x."""
-    raw_lines = head.split(b"\r\n")
-    breaks = len(raw_lines) - 1
-    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
-        raise FramingError("a bare CR, LF or NUL in the response head")
-    status_line = raw_lines[0]
-    if not status_line.startswith(b"HTTP/1.") or not status_line[9:12].isdigit() or len(status_line) < 12:
-        raise FramingError(f"not a status line: {status_line[:60]!r}")
-    http10 = status_line[7:8] == b"0"
-    found = ResponseHead(int(status_line[9:12]), b"HTTP/1.1" + status_line[8:], [], keep_alive=not http10)
-    for line in raw_lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name[-1:] in b" \t" or name[:1] in b" \t":
-            raise FramingError(f"not a header line: {line[:60]!r}")
-        name = name.lower()
-        if name in HOP_BY_HOP:
-            _hop_by_hop(found, name, value.strip().lower())
-            continue
-        if name == b"content-length":
-            _content_length(found, value.strip())
-        elif name == b"content-type":
-            found.content_type = value.strip().lower()
-        elif name == b"content-encoding":
-            found.encoded = value.strip().lower() != b"identity"
-        found.lines.append(line)
+    if _HEAD.fullmatch(head) is None:
+        raise FramingError(f"not a response head: {head[:60]!r}")
+    status_line, *lines = head.split(b"\r\n")
+    http10 = status_line[7] == _ZERO
+    found = ResponseHead(int(status_line[9:12]), b"HTTP/1.1" + status_line[8:], lines, keep_alive=not http10)
+    dropped = []
+    for line in lines:
+        name, _, value = line.partition(b":")
+        read = _READ.get(name.lower())
+        if read is not None and read(found, value.strip()):
+            dropped.append(line)
+    if dropped:
+        found.lines = [line for line in lines if line not in dropped]
     if found.chunked and found.length >= 0:
         raise FramingError("both Content-Length and Transfer-Encoding in the response")
-    if found.status in (204, 304) or to_head_request:
+    if found.status in (204, 304):
         found.length, found.chunked = 0, False
     return found
 
 
-def _hop_by_hop(found: ResponseHead, name: bytes, value: bytes) -> None:
-    if name == b"connection":
-        if b"close" in value:
-            found.keep_alive = False
-        elif b"keep-alive" in value:
-            found.keep_alive = True
-    elif name == b"transfer-encoding":
-        if value != b"chunked" or found.chunked:
-            raise FramingError(f"transfer encoding {value[:40]!r} in the response")
-        found.chunked = True
+def _drop(found: ResponseHead, value: bytes) -> bool:
+    return True
 
 
-def _content_length(found: ResponseHead, value: bytes) -> None:
+def _connection(found: ResponseHead, value: bytes) -> bool:
+    value = value.lower()
+    if b"close" in value:
+        found.keep_alive = False
+    elif b"keep-alive" in value:
+        found.keep_alive = True
+    return True
+
+
+def _transfer_encoding(found: ResponseHead, value: bytes) -> bool:
+    if value.lower() != b"chunked" or found.chunked:
+        raise FramingError(f"transfer encoding {value[:40]!r} in the response")
+    found.chunked = True
+    return True
+
+
+def _content_length(found: ResponseHead, value: bytes) -> bool:
     if not value.isdigit() or len(value) > 18 or found.length not in (-1, int(value)):
         raise FramingError(f"content length {value[:40]!r} in the response")
     found.length = int(value)
+    return False
+
+
+def _content_type(found: ResponseHead, value: bytes) -> bool:
+    found.content_type = value.lower()
+    return False
+
+
+def _content_encoding(found: ResponseHead, value: bytes) -> bool:
+    found.encoded = value.lower() != b"identity"
+    return False
+
+
+def _request_id(found: ResponseHead, value: bytes) -> bool:
+    found.has_request_id = True
+    return False
+
+
+_READ: dict[bytes, Callable[[ResponseHead, bytes], bool]] = {
+    **dict.fromkeys(HOP_BY_HOP, _drop),
+    b"connection": _connection,
+    b"transfer-encoding": _transfer_encoding,
+    b"content-length": _content_length,
+    b"content-type": _content_type,
+    b"content-encoding": _content_encoding,
+    b"x-request-id": _request_id,
+}
+"""What a header says about the response; True: it is not passed on."""
 
 
 class ChunkedReader:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -25,6 +26,7 @@ from proto import routing_pb2 as pb
 log = logging.getLogger(__name__)
 
 RELOAD_AFTER_S = 60.0
+ROOTS_MAX = 4096
 TEXT_INLINE_BYTES_MAX = 32 * 1024
 """Bodies up to this size are cut and hashed as text on the event loop."""
 FALLBACK_BLOCK_TOKENS = 16
@@ -125,7 +127,7 @@ class Prompts:
     def _token_prompt(self, prompts: list[bytes], ask: Ask, model: pb.ModelView) -> Prompt:
         """Batches: the longest prompt's chain, and the tokens of all."""
         longest = max(prompts, key=len, default=b"")
-        root = blocks.root_hash(model.base or model.name, lora=_lora(model), cache_salt=ask.cache_salt)
+        root = _root(model.base or model.name, _lora(model), ask.cache_salt)
         chains = tuple((size, self._chains.chain(longest, size, root).tobytes()) for size in model.block_sizes if size > 0)
         return Prompt("tokens", sum(map(len, prompts)) // 4, chains)
 
@@ -161,10 +163,20 @@ class Prompts:
 
 
 def _text_prompt(text: bytes, ask: Ask, model: pb.ModelView) -> Prompt:
-    root = blocks.text_root_hash(model.base or model.name, lora=_lora(model), cache_salt=ask.cache_salt)
+    root = _text_root(model.base or model.name, _lora(model), ask.cache_salt)
     sizes = [size for size in model.block_sizes if size > 0] or [FALLBACK_BLOCK_TOKENS]
     chains = tuple((size, blocks.text_chain(text, size, root).tobytes()) for size in sizes)
     return Prompt("text", len(text) // blocks.TEXT_CHARS_PER_TOKEN, chains)
+
+
+@lru_cache(maxsize=ROOTS_MAX)
+def _root(base: str, lora: str, cache_salt: str) -> int:
+    return blocks.root_hash(base, lora=lora, cache_salt=cache_salt)
+
+
+@lru_cache(maxsize=ROOTS_MAX)
+def _text_root(base: str, lora: str, cache_salt: str) -> int:
+    return blocks.text_root_hash(base, lora=lora, cache_salt=cache_salt)
 
 
 def _lora(model: pb.ModelView) -> str:

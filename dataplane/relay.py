@@ -33,6 +33,11 @@ class Phase(IntEnum):
     ENDED = 3
 
 
+_HEAD, _HELD, _PASSING, _ENDED = Phase
+_NOTHING, _ABORT, _ERROR = Says.NOTHING, Says.ABORT, Says.ERROR
+# Module names: on the hot path the members are not looked up in their class each time.
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the beginning of a response means for the attempt."""
@@ -89,10 +94,10 @@ class Relay:
         dechunk: bool = False,
         must_end_with_done: bool = False,
     ) -> None:
-        self.phase = Phase.HEAD
+        self.phase = _HEAD
         self.head: ResponseHead | None = None
         self.ready = False  # HELD long enough: ask `verdict`, then `release`
-        self.first = Says.NOTHING
+        self.first = _NOTHING
         self.trailing = False  # bytes after the message: the connection must not be used again
         self.cut_short = False  # a stream that ended as HTTP but not as an event stream
         self.ending = Ending()
@@ -114,7 +119,7 @@ class Relay:
     @property
     def begun(self) -> bool:
         """The engine has answered something."""
-        return self.phase > Phase.HEAD or bool(self._buffer)
+        return self.phase > _HEAD or bool(self._buffer)
 
     @property
     def is_stream(self) -> bool:
@@ -128,28 +133,28 @@ class Relay:
     @property
     def reusable(self) -> bool:
         """The connection can carry another request."""
-        if self.phase is not Phase.ENDED or self.trailing or self.head is None:
+        if self.phase is not _ENDED or self.trailing or self.head is None:
             return False
         return self.head.keep_alive and (self.chunks is not None or self.head.length >= 0)
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now; b"" while held. FramingError: not HTTP/1.1."""
-        if self.phase is Phase.PASSING:
+        if self.phase is _PASSING:
             return self._pass(data)
-        if self.phase is Phase.ENDED:
+        if self.phase is _ENDED:
             self.trailing = True
             return b""
-        if self.phase is Phase.HEAD:
+        if self.phase is _HEAD:
             data = self._read_head(data)
-            if self.phase is Phase.HEAD:
+            if self.phase is _HEAD:
                 return b""
         self._hold(data)
         return b""
 
     def closed(self) -> None:
         """The engine closed its side: afterwards the phase is ENDED, or the response is broken."""
-        if self.phase in (Phase.HELD, Phase.PASSING) and self.chunks is None and self.remaining < 0:
-            if self.phase is Phase.HELD and self._events is None:
+        if self.phase in (_HELD, _PASSING) and self.chunks is None and self.remaining < 0:
+            if self.phase is _HELD and self._events is None:
                 self._read_body()
             self._close_message()
             self.ready = True
@@ -160,12 +165,12 @@ class Relay:
         found = _verdict_of_status(self.head.status)
         if found is not _GOOD:
             return found
-        if self.first is Says.ABORT:
+        if self.first is _ABORT:
             return Verdict(End.ENGINE_ABORTED, True)
-        if self.first is Says.ERROR:
+        if self.first is _ERROR:
             code = error_code(self.error_event)
             return _verdict_of_status(code) if 400 <= code <= 599 else Verdict(End.ENGINE_ERROR, True)
-        if self.first is Says.NOTHING and self.cut_short:
+        if self.first is _NOTHING and self.cut_short:
             return Verdict(End.ENGINE_ERROR, True)
         return _GOOD
 
@@ -173,10 +178,10 @@ class Relay:
         """Everything held back; from now on bytes pass."""
         held = b"".join(self._held)
         self._held.clear()
-        if self.phase is Phase.ENDED and self.cut_short and self.chunks is not None and not self._dechunk:
+        if self.phase is _ENDED and self.cut_short and self.chunks is not None and not self._dechunk:
             held = held[: _boundary(held)]
-        if self.phase is Phase.HELD:
-            self.phase = Phase.PASSING
+        if self.phase is _HELD:
+            self.phase = _PASSING
             if self.chunks is not None:
                 self.chunks.collect = self._dechunk
             if self.is_stream and not self._dechunk and self.chunks is not None and not self.chunks.at_boundary:
@@ -213,7 +218,7 @@ class Relay:
                 raise FramingError("the engine switched protocols")
         self._buffer = b""
         self.head = head
-        self.phase = Phase.HELD
+        self.phase = _HELD
         self.remaining = head.length
         if head.chunked:
             self.chunks = ChunkedReader(collect=True)
@@ -231,13 +236,13 @@ class Relay:
         self._held.append(payload if self._dechunk else data)
         self._held_bytes += len(data)
         self._keep(data)
-        if self._events is not None and self.first is Says.NOTHING:
+        if self._events is not None and self.first is _NOTHING:
             self._read_events(payload)
         elif self._events is None and ended:
             self._read_body()
         if ended:
             self._close_message()
-        if ended or self.first is not Says.NOTHING or self._held_bytes > self._hold_bytes_max or self._too_long():
+        if ended or self.first is not _NOTHING or self._held_bytes > self._hold_bytes_max or self._too_long():
             self.ready = True
 
     def _too_long(self) -> bool:
@@ -247,9 +252,9 @@ class Relay:
         assert self._events is not None
         for event in self._events.feed(payload):
             says = meaning(event)
-            if says is not Says.NOTHING:
+            if says is not _NOTHING:
                 self.first = says
-                self.error_event = event if says is Says.ERROR else b""
+                self.error_event = event if says is _ERROR else b""
                 return
 
     def _read_body(self) -> None:
@@ -259,9 +264,8 @@ class Relay:
         body = b"".join(self._held)
         if self.chunks is not None and not self._dechunk:
             body = _unchunk(body)
-        self.first = meaning(body)
-        self.error_event = body if self.first is Says.ERROR else b""
-        self.ending = read_whole(body)
+        self.first, self.ending = read_whole(body)
+        self.error_event = body if self.first is _ERROR else b""
 
     # --- PASSING ---
 
@@ -320,8 +324,8 @@ class Relay:
 
     def _close_message(self) -> None:
         """The last byte of the message is here: read how it ended."""
-        held = self.phase is Phase.HELD
-        self.phase = Phase.ENDED
+        held = self.phase is _HELD
+        self.phase = _ENDED
         tail = b"".join(self._tail)
         self._tail.clear()
         if self._events is not None:

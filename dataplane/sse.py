@@ -111,8 +111,9 @@ def meaning(data: bytes) -> Says:
 
 
 def _meaning_of_choices(choices: list[_Choice]) -> Says:
-    if any(choice.has_text for choice in choices):
-        return Says.CONTENT
+    for choice in choices:
+        if choice.has_text:
+            return Says.CONTENT
     reasons = {choice.finish_reason for choice in choices}
     if "abort" in reasons:
         return Says.ABORT
@@ -189,11 +190,15 @@ def read_ending(tail: bytes, *, chunked: bool) -> Ending:
     return ending
 
 
-def read_whole(body: bytes) -> Ending:
+def read_whole(body: bytes) -> tuple[Says, Ending]:
     """body: a JSON response that did not stream."""
     ending = Ending()
-    _read_last(body, ending)
-    return ending
+    last = _read_last(body, ending)
+    if last is None:
+        return Says.CONTENT, ending
+    if ending.error:
+        return Says.ERROR, ending
+    return _meaning_of_choices(last.choices) if last.choices else Says.CONTENT, ending
 
 
 def read_tail(tail: bytes) -> Ending:
@@ -209,11 +214,11 @@ def read_tail(tail: bytes) -> Ending:
     return ending
 
 
-def _read_last(data: bytes, ending: Ending) -> None:
+def _read_last(data: bytes, ending: Ending) -> _Last | None:
     try:
         last = _last_decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError):
-        return
+        return None
     if last.error is not None or last.type in ("error", "response.failed"):
         ending.error = True
     if last.type in _FINAL_TYPES:
@@ -225,6 +230,7 @@ def _read_last(data: bytes, ending: Ending) -> None:
     usage = last.usage or (last.response.usage if last.response else None)
     if usage is not None:
         _read_usage(usage, ending)
+    return last
 
 
 def _read_usage(usage: _Usage, ending: Ending) -> None:

@@ -130,20 +130,17 @@ def test_no_body_follows_204_whatever_the_head_says() -> None:
 
 
 def test_the_forwarded_head_names_the_engine_and_frames_the_body_itself() -> None:
-    request = Request(
-        "POST",
-        b"/v1/completions?x=1",
-        [
-            (b"host", b"proxy"),
-            (b"connection", b"keep-alive, X-Drop"),
-            (b"x-drop", b"1"),
-            (b"transfer-encoding", b"chunked"),
-            (b"authorization", b"Bearer k"),
-            (b"x-data-parallel-rank", b"7"),
-            (b"expect", b"100-continue"),
-        ],
-        b"body",
-    )
+    request = Request("POST", b"/v1/completions?x=1", body=b"body")
+    for name, value in (
+        (b"host", b"proxy"),
+        (b"connection", b"keep-alive, X-Drop"),
+        (b"x-drop", b"1"),
+        (b"transfer-encoding", b"chunked"),
+        (b"authorization", b"Bearer k"),
+        (b"x-data-parallel-rank", b"7"),
+        (b"expect", b"100-continue"),
+    ):
+        request.add_header(name, value)
     head = forward_head(request, host=b"engine:1", request_id=b"r", traceparent=b"t", data_parallel_rank=2)
     assert head.split(b"\r\n") == [
         b"POST /v1/completions?x=1 HTTP/1.1",

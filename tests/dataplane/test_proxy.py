@@ -291,8 +291,9 @@ async def test_a_slow_reader_holds_the_engine_back(start_proxy: StartProxy, back
     await proxy.until(lambda app: any(connection.stalled_since for connection in app.server.connections))
     assert sent < len(body) - 1_000_000
     client.writer.transport.resume_reading()
-    response = await client.read()
-    assert response.raw.partition(b"\r\n\r\n")[2] == body
+    async with asyncio.timeout(20):
+        await client.reader.readuntil(b"\r\n\r\n")
+        assert await client.reader.readexactly(len(body)) == body
     client.close()
 
 

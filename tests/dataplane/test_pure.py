@@ -20,6 +20,13 @@ from proto import routing_pb2 as pb
 from runtime.settings import SettingsError, parse
 from tests.fakes.backend import STREAM_HEAD, stream_bytes, stream_events, usage
 
+
+def posted(name: bytes, value: bytes, body: bytes) -> Request:
+    request = Request("POST", b"/v1/x", body=body)
+    request.add_header(name, value)
+    return request
+
+
 # --- openai ---
 
 
@@ -89,12 +96,12 @@ def test_the_model_of_a_multipart_body_is_found_at_either_end() -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n'
     filler = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"\0" * 200_000 + b"\r\n"
     for body in (part + filler, filler + part + b"--b--\r\n"):
-        request = Request("POST", b"/v1/audio/transcriptions", [(b"content-type", b"multipart/form-data; boundary=b")], body)
+        request = posted(b"content-type", b"multipart/form-data; boundary=b", body)
         assert read_ask(request) == Ask("whisper", readable=False)
 
 
 def test_compressed_bodies_are_refused_in_words() -> None:
-    refusal = read_ask(Request("POST", b"/v1/completions", [(b"content-encoding", b"gzip")], b"x"))
+    refusal = read_ask(posted(b"content-encoding", b"gzip", b"x"))
     assert isinstance(refusal, ApiError)
     assert refusal.status == 415
 

@@ -119,8 +119,10 @@ def test_captured_engine_death_and_sigterm_are_told_from_a_good_end(shared: Path
 
 
 def test_anthropic_and_responses_usage_is_read_too() -> None:
-    assert read_whole(b'{"usage":{"input_tokens":14,"output_tokens":6,"cache_read_input_tokens":4}}').cached_tokens == 4
+    assert read_whole(b'{"usage":{"input_tokens":14,"output_tokens":6,"cache_read_input_tokens":4}}')[1].cached_tokens == 4
     assert (
-        read_whole(b'{"usage":{"input_tokens":14,"output_tokens":6,"input_tokens_details":{"cached_tokens":8}}}').cached_tokens
+        read_whole(b'{"usage":{"input_tokens":14,"output_tokens":6,"input_tokens_details":{"cached_tokens":8}}}')[
+            1
+        ].cached_tokens
         == 8
     )
