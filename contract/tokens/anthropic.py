@@ -75,7 +75,7 @@ def _sort(
         raise NotTokenizable(f"content block {kind}")
     if kind == "text" and block.get("text"):
         texts.append({"type": "text", "text": block["text"]})
-    elif kind == "thinking" and block.get("thinking") is not None:
+    elif kind == "thinking" and isinstance(block.get("thinking"), str):
         thoughts.append(block["thinking"])
     elif kind == "tool_use":
         function = {"arguments": json.dumps(block.get("input") or {}), "name": block.get("name") or ""}

@@ -10,8 +10,8 @@ What was measured (8k vocabulary, English and code; 8,900 and 125,000 tokens; on
     fastokens, segment cache        0.01 ms    0.13 ms   released
 
 So `encode` of `tokenizers` is never called on a request's path. The next turn of a conversation (200 new tokens on 8,000 in 20
-messages; template, tokens and block hashes) costs 0.7 % of `tokenizers` encode on the whole with fastokens, and 3.3 % where only
-`tokenizers` can be had (2.5 % is the share of the new tokens themselves). `make bench ARGS=tokens` prints the figures.
+messages; template, tokens and block hashes) costs 0.7 % of `tokenizers` encode on the whole with fastokens, and 3.3 % where
+only `tokenizers` can be had (2.5 % is the share of the new tokens). `make bench ARGS=tokens` prints these figures.
 """
 
 from __future__ import annotations

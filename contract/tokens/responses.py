@@ -114,6 +114,11 @@ def _tools(tools: object) -> list[Message] | None:
         if tool.get("type") == "function":
             functions.append(dict(tool))
         elif tool.get("type") == "namespace":
-            inner = [one for one in tool.get("tools") or () if isinstance(one, Mapping) and one.get("type") == "function"]
-            functions += [{**one, "name": f"{tool.get('name')}__{one.get('name')}"} for one in inner]
+            functions += _namespaced(tool)
     return [{"type": "function", "function": function} for function in functions]
+
+
+def _namespaced(tool: Mapping[str, Any]) -> list[Message]:
+    tools = tool.get("tools")
+    inner = [one for one in tools if isinstance(one, Mapping)] if isinstance(tools, list) else []
+    return [{**one, "name": f"{tool.get('name')}__{one.get('name')}"} for one in inner if one.get("type") == "function"]
