@@ -6,13 +6,16 @@ home, the pair that its low bits name; where that is taken it lives elsewhere in
 of memory per block, all of them in flight at the same time. A key without bits is a tombstone: the same hash takes it up
 again, anything else does not, and the next move drops it. Lanes above 64 have their bits in further arrays.
 
-At half load a new generation is made and the old one moves over in slices, a piece with every change and every sweep; until
-it has, a question asks both. A lane retires by name: its bits stay, the caller masks them out of every answer, and sweeps
-take them away in slices. So nothing here takes longer than the slice it was given, whatever the size of the table.
+At seven sixteenths load the next generation is allocated, and its pages touched a few at a time (memory that the system has
+yet to hand out costs a fault a page, and a thousand faults are a pause). At half load it takes over, and the old one moves in
+slices, a piece with every change and every sweep; until it has, a question asks both. A lane retires by name: its bits stay,
+the caller masks them out of every answer, and sweeps take them away in slices. So nothing here takes longer than the slice it
+was given, whatever the size of the table; only the 65th lane, and each 64th after it, costs a new array of words at once.
 """
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -35,6 +38,14 @@ so that the move ends before the new generation is full."""
 SPILL_ENTRY_BYTES = 150
 """A dictionary entry with its key and its value, measured."""
 
+PAGE_WORDS = 512
+TOUCH_PLACES_MIN = 4_096
+"""Places of the next generation that any change touches at least; a change of n blocks touches 40 n."""
+
+RELEASE_PLACES = 131_072
+"""Places of a left generation whose memory goes back in one step: 2 MiB."""
+
+_ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 _NONE: Positions = np.empty(0, np.int64)
 
@@ -61,12 +72,13 @@ def _as_words(lanes: int, words: int) -> list[int]:
 class _Generation:
     """One fixed-size array of places and its spill."""
 
-    __slots__ = ("_buckets", "_mask", "_pairs", "flat", "keys", "places", "spill", "used", "words")
+    __slots__ = ("_buckets", "_mask", "_memory", "_pairs", "flat", "keys", "places", "spill", "touched", "used", "words")
 
     def __init__(self, places: int, words: int) -> None:
         """places: a power of two, at least 16; words: of lane bits a key."""
         self.places = places
-        self.flat: Words = np.zeros(2 * places, np.uint64)
+        self._memory = mmap.mmap(-1, 16 * places)
+        self.flat: Words = np.frombuffer(self._memory, np.uint64)
         self.keys: Words = self.flat[0::2]
         self.words: list[Words] = [self.flat[1::2]]
         self._pairs = self.flat.view(np.complex128)  # sixteen bytes that numpy copies as one element
@@ -74,6 +86,7 @@ class _Generation:
         self._mask = np.uint64(places - 1)
         self.spill: dict[int, int] = {}
         self.used = 0  # keys in places, tombstones included
+        self.touched = 0  # places whose memory the system has handed out
         # An empty place has key 0, so hash 0 would be found in any of them. Its bucket, the first, is therefore full from
         # the start with a key that belongs elsewhere: what falls there lives in the spill.
         self.keys[:KEYS] = KEYS
@@ -86,6 +99,23 @@ class _Generation:
     @property
     def full(self) -> bool:
         return self.used * 2 > self.places
+
+    def touch(self, places: int) -> None:
+        """Have the system hand out the memory of the next `places` places."""
+        end = min(self.touched + places, self.places)
+        if end > self.touched:
+            self.flat[2 * self.touched : 2 * end : PAGE_WORDS] |= _ZERO
+            for word in self.words[1:]:
+                word[self.touched : end : PAGE_WORDS] |= _ZERO
+            self.touched = end
+
+    def release(self, places: int) -> bool:
+        """Give the memory of that many places back, last ones first: all of it at once is a pause. True: nothing is left."""
+        start = max(0, self.touched - places)
+        if self.touched > start and hasattr(self._memory, "madvise"):
+            self._memory.madvise(mmap.MADV_DONTNEED, 16 * start, 16 * (self.touched - start))
+        self.touched = start
+        return start == 0
 
     def home(self, blocks: Words) -> Positions:
         return (blocks & self._mask).view(np.int64)
@@ -180,7 +210,7 @@ class _Generation:
         return held
 
     def nbytes(self) -> int:
-        return self.flat.nbytes + sum(word.nbytes for word in self.words[1:]) + len(self.spill) * SPILL_ENTRY_BYTES
+        return self.touched * 8 * (1 + len(self.words)) + len(self.spill) * SPILL_ENTRY_BYTES
 
 
 class BlockTable:
@@ -193,7 +223,10 @@ class BlockTable:
             places *= 2
         self._words = 1
         self._new = _Generation(places, 1)
+        self._new.touch(places)
         self._old: _Generation | None = None
+        self._next: _Generation | None = None
+        self._done: list[_Generation] = []  # empty, their memory going back in slices
         self._moved = 0  # places of the old generation
         self._blocks = 0
         self._retired = 0  # lanes whose bits may still be around
@@ -205,7 +238,8 @@ class BlockTable:
         return self._blocks
 
     def memory_bytes(self) -> int:
-        return self._new.nbytes() + (self._old.nbytes() if self._old is not None else 0)
+        """Arrays as far as their memory was handed out, and an estimate of the spills."""
+        return sum(one.nbytes() for one in (self._new, self._old, self._next, *self._done) if one is not None)
 
     # ----------------------------------------------------------------------------------------------------- questions
 
@@ -370,17 +404,18 @@ class BlockTable:
         if words > self._words:
             self._words = words
             self._new.widen(words)
-            if self._old is not None:
-                self._old.widen(words)
+            for other in (self._old, self._next):
+                if other is not None:
+                    other.widen(words)
 
     def _prepare(self, blocks: Words) -> None:
         """Before a change: room for its blocks, and what the old generation knows of them moves first."""
         while (self._new.used + len(blocks)) * 2 > self._new.places:
             self._finish_move()
-            places = max(PLACES_MIN, self._new.places // 2)
-            while places < (self._blocks + len(blocks)) * 3:
-                places *= 2
-            self._old, self._new, self._moved = self._new, _Generation(places, self._words), 0
+            least = (self._blocks + len(blocks)) * 2
+            following = self._next if self._next is not None and self._next.places > least else self._make_next(len(blocks))
+            following.touch(following.places)
+            self._old, self._new, self._next, self._moved = self._new, following, None, 0
             self._sweeping = 0  # begins again once everything has moved
             self._spill_keys = []
         if self._old is not None:
@@ -389,6 +424,23 @@ class BlockTable:
             if self._old.spill:
                 self._move_spilled([block for block in set(blocks.tolist()) if block in self._old.spill])
             self._step_move(max(MOVE_PLACES_MIN, 16 * len(blocks)))
+        elif self._done:
+            self._release()
+        elif self._new.used * 16 > self._new.places * 7:
+            if self._next is None:
+                self._next = self._make_next(len(blocks))
+            self._next.touch(max(TOUCH_PLACES_MIN, 40 * len(blocks)))
+
+    def _release(self) -> None:
+        if self._done[0].release(RELEASE_PLACES):
+            del self._done[0]
+
+    def _make_next(self, blocks: int) -> _Generation:
+        """Room for three halves of what there is, so that tombstones do not count; at least half of the present size."""
+        places = max(PLACES_MIN, self._new.places // 2)
+        while places < (self._blocks + blocks) * 3:
+            places *= 2
+        return _Generation(places, self._words)
 
     def _step_move(self, places: int) -> None:
         old = self._old
@@ -399,9 +451,10 @@ class BlockTable:
         self._move(old, start + old.keys[start:end].nonzero()[0])
         self._moved = end
         if old.spill:
-            self._move_spilled([block for block, _ in zip(old.spill, range(places), strict=False)])
+            self._move_spilled([block for block, _ in zip(old.spill, range(places // 64), strict=False)])
         if end == old.places and not old.spill:
             self._old = None
+            self._done.append(old)
 
     def _finish_move(self) -> None:
         """For a change that is larger than all room left: callers that slice their changes never get here."""
@@ -453,6 +506,8 @@ class BlockTable:
 
     def sweep(self, rows_max: int) -> list[int]:
         """Goes on with retired lanes, looking at no more than `rows_max` keys; returns lanes that are free again."""
+        if self._done:
+            self._release()
         if self._old is not None:
             self._step_move(max(PLACES_MIN, rows_max // 16))
         elif self._retired:
