@@ -120,7 +120,10 @@ class Agent:
     async def _check_health(self) -> None:
         now = self._clock.now()
         if now >= self._health_at:
-            self._healthy = await self._client.healthy()
+            try:
+                self._healthy = await self._client.healthy()
+            except Silent:
+                pass  # its figures came: a saturated server, not a dead one
             self._health_at = now + HEALTH_EVERY_S
 
     async def _ask_health_only(self, why: str) -> None:

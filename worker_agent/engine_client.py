@@ -8,7 +8,7 @@ import aiohttp
 
 SCRAPE_TIMEOUT_S = 15.0
 """A saturated API server answers /metrics in seconds (4.3 s seen): only well beyond that is it silent."""
-HEALTH_TIMEOUT_S = 3.0
+HEALTH_TIMEOUT_S = 5.0
 DISCOVERY_TIMEOUT_S = 10.0
 IDLE_CONNECTION_S_MAX = 4.0
 """vLLM closes idle connections after 5 s."""
@@ -21,7 +21,7 @@ class EngineError(Exception):
 
 
 class Refused(EngineError):
-    """Nothing listens, or the connection broke twice: the process is gone."""
+    """Nothing listens, no connection comes about, or it broke twice: the process is gone."""
 
 
 class Silent(EngineError):
@@ -88,19 +88,22 @@ class EngineClient:
         try:
             return await self._get_once(path, timeout_s)
         except Refused as error:
-            if isinstance(error.__cause__, aiohttp.ClientConnectorError):
+            if isinstance(error.__cause__, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
                 raise
         # A kept connection that the engine closed in this moment: once more, on a new one.
         return await self._get_once(path, timeout_s)
 
     async def _get_once(self, path: str, timeout_s: float) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        # `connect` bounds the name's resolution, too: a stopped container's name may take a resolver half a minute.
+        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._session.get(self.url + path, timeout=timeout) as answer:
                 body = await answer.content.read(BODY_BYTES_MAX) if answer.status != 200 else await answer.read()
                 if answer.status != 200:
                     raise BadStatus(path, answer.status)
                 return body
+        except aiohttp.ConnectionTimeoutError as error:  # even a saturated server's kernel accepts connections
+            raise Refused(f"{path}: no connection in {CONNECT_TIMEOUT_S:g} s") from error
         except (TimeoutError, aiohttp.ServerTimeoutError) as error:
             raise Silent(f"{path}: no answer in {timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
