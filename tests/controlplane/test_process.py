@@ -153,10 +153,11 @@ class Agent:
         self._client.set(keyspace.snapshot_chunk_key(worker, 1, 0), keyspace.encode_delta(chunk))
         manifest = SnapshotManifest(epoch=epoch, sequence=0, snapshot_id=1, chunks=1, blocks=len(blocks), stream_id="0")
         self._client.set(keyspace.snapshot_key(worker), keyspace.encode_manifest(manifest))
-        self._client.set(keyspace.worker_key(worker), keyspace.encode_worker(self._record), px=self._record.ttl_ms)
         self.report()
 
     def report(self, state: EngineState = EngineState.READY) -> None:
+        """Renews the registration, too."""
+        self._client.set(keyspace.worker_key(self._record.worker), keyspace.encode_worker(self._record), px=self._record.ttl_ms)
         sent = report(self._record.worker, epoch=self._record.epoch, state=state)
         self._client.xadd(keyspace.REPORTS, {keyspace.REPORT_FIELD: keyspace.encode_report(sent)})
 
