@@ -16,7 +16,7 @@ pure:
     ledger           what the router dispatched and has not seen end
     breaker          whether an endpoint works
     rates            how fast it has been lately
-    self_check       whether predicted matches come true
+    self_check       whether predicted matches come true; alarms say what is wrong with a worker
     explain          the ring of recent decisions
     outcome_record   the record of one request for the trainer
     index_state prefix_index block_table dict_table speculation   who holds which beginning of a prompt
@@ -28,6 +28,6 @@ shells:
     outcomes         outcome records to Redis
     upkeep           what time alone changes
     metrics, admin   Prometheus figures; the HTTP port that serves them
-    grpc_server      listeners, health, reflection
+    grpc_server      listeners, health, reflection; addresses tries them first
     settings, __main__
 """

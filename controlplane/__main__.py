@@ -10,6 +10,7 @@ import redis.asyncio
 from controlplane import admin, profiles
 from controlplane.addresses import AddressError
 from controlplane.admission import WaitingRoom
+from controlplane.alarms import AlarmLog
 from controlplane.breaker import BreakerBounds
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
@@ -67,7 +68,8 @@ async def serve(settings: Settings, life: Life) -> None:
     watch = FleetWatch(snapshot, director, first_version=unix_ms)
     routing = RoutingServicer(director, ring, watch, clock)
     fleet = FleetServicer(snapshot=snapshot, director=director, index=index, bus=ingest, self_check=self_check, clock=clock)
-    upkeep = Upkeep(director=director, index=index, bus=ingest, routing=routing, watch=watch, clock=clock)
+    alarms = AlarmLog(snapshot.endpoints, fleet.alarm)
+    upkeep = Upkeep(director=director, index=index, bus=ingest, routing=routing, watch=watch, alarms=alarms, clock=clock)
     collector = ControlPlaneCollector(
         director=director,
         snapshot=snapshot,

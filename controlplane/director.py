@@ -36,6 +36,9 @@ from controlplane.snapshot import FleetSnapshot, Lane
 HUNG_AFTER_S = 20.0
 """Active requests there, reports that say READY, and neither a token nor an end for this long: a hung engine."""
 
+REPORT_FRESH_S = 2.0
+"""Older reports (an agent or a Redis that stands still) say nothing about the engine's progress."""
+
 
 class Index(Protocol):
     """What the director asks of the prefix index."""
@@ -380,7 +383,8 @@ class Director:
     def _watch_progress(self, endpoint: Endpoint, now: float) -> None:
         """The gray failure: everything says healthy and nothing moves."""
         still_s = stalled_s(endpoint, now)
-        if still_s >= self._hung_after_s and endpoint.serving and endpoint.breaker.admits(now):
+        heard = now - endpoint.reported_at < REPORT_FRESH_S
+        if still_s >= self._hung_after_s and heard and endpoint.serving and endpoint.breaker.admits(now):
             endpoint.breaker.suspect(
                 now, f"engine hung: {endpoint.load.active} requests there, no progress for {still_s:.0f} s"
             )

@@ -6,9 +6,8 @@ from typing import Any, Protocol
 
 import grpc
 
-from contract.keyspace import EngineState
-from controlplane.breaker import BreakerState
-from controlplane.director import Director, UnknownPolicyError, stalled_s
+from controlplane.alarms import alarm
+from controlplane.director import Director, UnknownPolicyError
 from controlplane.endpoint import Endpoint
 from controlplane.index_state import IndexState
 from controlplane.self_check import SelfCheck
@@ -18,10 +17,6 @@ from proto import fleet_pb2_grpc
 from runtime.clock import Clock
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-SILENT_S = 1.5
-"""An agent speaks ten times a second; one that is silent this long has something to explain."""
-STALLED_S = 10.0
 
 
 class IndexView(Protocol):
@@ -102,7 +97,6 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     def status(self, endpoint: Endpoint, now: float) -> pb.WorkerStatus:
         record, load = endpoint.record, endpoint.load
         verdict = self._self_check.verdict(record.worker, record.epoch)
-        index_state = self._index.state(endpoint.slot) if endpoint.credit else IndexState.DEGRADED
         status = pb.WorkerStatus(
             worker=record.worker,
             endpoint=endpoint.slot,
@@ -111,7 +105,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             alive=endpoint.alive,
             draining=endpoint.draining,
             breaker=endpoint.breaker.view(now).value,  # type: ignore[arg-type]
-            index=index_state.value,  # type: ignore[arg-type]
+            index=self._index_state(endpoint).value,  # type: ignore[arg-type]
             blocks=self._index.blocks(endpoint.slot),
             active=load.active,
             prefill_tokens=load.prefill_tokens,
@@ -125,7 +119,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             engine_version=record.engine_version,
             requests=endpoint.requests,
             failures=endpoint.failures,
-            alarm=self._alarm(endpoint, index_state, verdict.alarm, now),
+            alarm=self.alarm(endpoint, now),
             accelerator=record.accelerator,
             incarnation=record.epoch,
         )
@@ -133,21 +127,16 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             status.match_ratio = verdict.match_ratio
         return status
 
-    def _alarm(self, endpoint: Endpoint, index_state: IndexState, mismatch: str, now: float) -> str:
-        """The most urgent sentence, or none."""
-        silent_s = self._snapshot.silent_s(endpoint, now)
-        if silent_s > SILENT_S:
-            return f"its agent is silent for {silent_s:.1f} s"
-        if not endpoint.alive:
-            return "it has left"
-        if endpoint.state != EngineState.READY:
-            return f"its agent says the engine is {endpoint.state.name.lower()}"
-        state = endpoint.breaker.view(now)
-        if state != BreakerState.CLOSED:
-            return f"breaker {state.name.lower().replace('_', ' ')}: {endpoint.breaker.reason}"
-        still_s = stalled_s(endpoint, now)
-        if still_s > STALLED_S:
-            return f"engine may hang: {endpoint.load.active} requests there, no progress for {still_s:.0f} s"
-        if mismatch:
-            return mismatch
-        return "its index is known to be wrong: no prefix credit is given" if index_state == IndexState.DEGRADED else ""
+    def alarm(self, endpoint: Endpoint, now: float) -> str:
+        """What an operator should read of this worker; empty where all is well."""
+        record = endpoint.record
+        return alarm(
+            endpoint,
+            index_state=self._index_state(endpoint),
+            mismatch=self._self_check.verdict(record.worker, record.epoch).alarm,
+            silent_s=self._snapshot.silent_s(endpoint, now),
+            now=now,
+        )
+
+    def _index_state(self, endpoint: Endpoint) -> IndexState:
+        return self._index.state(endpoint.slot) if endpoint.credit else IndexState.DEGRADED

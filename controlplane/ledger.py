@@ -187,7 +187,11 @@ class Ledger:
             if owner.gone_at is not None and now - owner.gone_at >= self._grace_s_max
             for decision_id in owner.held
         ]
-        overdue += [held.decision_id for held in self._reservations.values() if now - held.reserved_at >= self._age_max(held)]
+        for held in self._reservations.values():  # oldest first
+            if now - held.reserved_at < min(self._unary_s_max, RESERVATION_S_MAX):
+                break
+            if now - held.reserved_at >= self._age_max(held):
+                overdue.append(held.decision_id)
         released = [reservation for decision_id in overdue if (reservation := self.release(decision_id, now)) is not None]
         for name in [name for name, owner in self._owners.items() if owner.gone_at is not None and not owner.held]:
             del self._owners[name]

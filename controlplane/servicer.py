@@ -8,6 +8,7 @@ answered later, in a message of their own.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +21,8 @@ from controlplane.fleet_view import FleetWatch
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc
 from runtime.clock import Clock
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -162,5 +165,5 @@ async def _send_quietly(stream: _Stream, batch: pb.DecisionBatch) -> None:
     """A stream that broke meanwhile is noticed by its reader, who releases what these decisions reserved."""
     try:
         await stream.send(batch)
-    except (grpc.aio.AbortError, grpc.aio.UsageError, grpc.RpcError, asyncio.InvalidStateError):
-        return
+    except Exception as error:  # gRPC's own for a call that is over are not public
+        log.debug("an answer found its stream closed: %s", error)

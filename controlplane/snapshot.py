@@ -47,6 +47,7 @@ class FleetSnapshot:
         self._by_url: dict[str, Endpoint] = {}
         self._lanes: dict[str, Lane | None] = {}
         self._models_seen: dict[str, None] = {}
+        self._in_order: tuple[Endpoint, ...] | None = None
         self._heard_floor = 0.0
         self._ticked_at: float | None = None
         self.version = 1
@@ -105,7 +106,7 @@ class FleetSnapshot:
         if not connected or paused:
             self._heard_floor = now
         forgotten = []
-        for endpoint in list(self._by_slot.values()):
+        for endpoint in self.endpoints():
             silent_s = self.silent_s(endpoint, now)
             if endpoint.alive and silent_s > endpoint.record.ttl_ms / 1000:
                 endpoint.alive = False
@@ -145,9 +146,11 @@ class FleetSnapshot:
         """Whether any worker ever served it."""
         return model in self._models_seen
 
-    def endpoints(self) -> list[Endpoint]:
+    def endpoints(self) -> tuple[Endpoint, ...]:
         """All known, by slot."""
-        return [self._by_slot[slot] for slot in sorted(self._by_slot)]
+        if self._in_order is None:
+            self._in_order = tuple(self._by_slot[slot] for slot in sorted(self._by_slot))
+        return self._in_order
 
     def at_slot(self, slot: int) -> Endpoint | None:
         return self._by_slot.get(slot)
@@ -222,6 +225,7 @@ class FleetSnapshot:
     def _changed(self) -> None:
         self.version += 1
         self._lanes.clear()
+        self._in_order = None
 
     def _build_lane(self, model: str) -> Lane | None:
         known = [endpoint for endpoint in self.endpoints() if model in endpoint.models]

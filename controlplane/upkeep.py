@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from controlplane.alarms import AlarmLog
 from controlplane.director import Director
 from controlplane.fleet_view import FleetWatch
 from controlplane.servicer import RoutingServicer
@@ -38,13 +39,22 @@ class Bus(Protocol):
 
 class Upkeep:
     def __init__(
-        self, *, director: Director, index: Index, bus: Bus, routing: RoutingServicer, watch: FleetWatch, clock: Clock
+        self,
+        *,
+        director: Director,
+        index: Index,
+        bus: Bus,
+        routing: RoutingServicer,
+        watch: FleetWatch,
+        alarms: AlarmLog,
+        clock: Clock,
     ) -> None:
         self._director = director
         self._index = index
         self._bus = bus
         self._routing = routing
         self._watch = watch
+        self._alarms = alarms
         self._clock = clock
 
     async def run(self) -> None:
@@ -55,6 +65,7 @@ class Upkeep:
             if now - ticked_at >= TICK_S:
                 ticked_at = now
                 self._director.tick(now, connected=self._hears(now))
+                self._alarms.look(now)
             self.look(now)
             await asyncio.sleep(LOOK_S)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from controlplane.alarms import AlarmLog
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.fleet_view import FleetWatch
 from controlplane.grpc_server import GrpcServer
@@ -133,7 +134,10 @@ async def serve(directory: Path, **settings: object) -> AsyncIterator[Served]:
         self_check=plant.self_check,
         clock=clock,
     )
-    upkeep = Upkeep(director=plant.director, index=plant.index, bus=bus, routing=routing, watch=watch, clock=clock)
+    alarms = AlarmLog(plant.snapshot.endpoints, fleet.alarm)
+    upkeep = Upkeep(
+        director=plant.director, index=plant.index, bus=bus, routing=routing, watch=watch, alarms=alarms, clock=clock
+    )
     server = GrpcServer(routing, fleet)
     address = f"unix:{directory / 'cp.sock'}"
     await server.start([address])

@@ -366,6 +366,16 @@ def test_a_hung_engine_that_reports_health_is_shut_out() -> None:
     assert plant.place(question_id=2).candidate.endpoint.worker != worker
 
 
+def test_without_fresh_reports_nobody_is_called_hung() -> None:
+    plant = Plant(1)
+    plant.place()
+    for _ in range(200):
+        plant.now += 0.25
+        plant.director.tick(plant.now, connected=False)
+    assert plant.endpoint().alive
+    assert plant.endpoint().breaker.view(plant.now) == BreakerState.CLOSED
+
+
 def test_an_idle_engine_does_not_hang_however_long_it_idles() -> None:
     plant = Plant(1)
     plant.pass_time(10 * HUNG_AFTER_S, step_s=0.5)

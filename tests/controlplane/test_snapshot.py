@@ -90,7 +90,7 @@ def test_a_worker_gone_for_long_is_forgotten_and_its_number_used_again(snapshot:
         forgotten = snapshot.tick(now, connected=True)
     assert [endpoint.worker for endpoint in forgotten] == ["a"]
     assert now > FORGET_AFTER_S
-    assert snapshot.endpoints() == []
+    assert snapshot.endpoints() == ()
     assert snapshot.model_seen(MODEL)
     assert snapshot.worker_registered(record("b"), now) == 0
 
