@@ -9,6 +9,9 @@ A request's way:
 connection  one client connection: HTTP/1.1 parsed, pipelined requests one after the other
 server      listening, what is answered here, deadlines, drain
 exchange    one routed request as a state machine: attempts, retries, failures, exactly one outcome an attempt
+gateway     what exchanges share; where a request goes
+question    a request as a question to the control plane
+headers     response heads and error events
 openai      paths, and the few fields of a body that routing needs
 prompts     body -> token ids -> block hashes; tokenizers in the background
 control     RouteStream and WatchFleet: questions of a tick in one message, deadlines, outcomes

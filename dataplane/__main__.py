@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from dataclasses import replace
 
 from dataplane.app import App
 from dataplane.processes import NUMBER_VARIABLE, PORT_VARIABLE, reserve, supervise
@@ -14,6 +16,7 @@ from runtime.service import Life, run
 from runtime.settings import fail, read
 
 END_EXTRA_S = 5.0
+READY_POLL_S = 0.05
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread that tokenises may hold the interpreter while the event loop waits for it."""
 
@@ -48,14 +51,25 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
 async def _parent(life: Life, settings: Settings) -> None:
     with reserve(settings.host, settings.port) as reserved:
         port = reserved.getsockname()[1]
-        life.ready(f"http://{settings.host}:{port} by {settings.processes} processes")
+        life.spawn(_say_ready(life, settings, port), name="ready")
         environ = {**os.environ, f"{PORT_VARIABLE}_SHARED": str(port)}
         await supervise(life, settings.processes, sys.argv[1:], environ, end_timeout_s=settings.drain_timeout_s + END_EXTRA_S)
 
 
-def _with_port(settings: Settings, port: int) -> Settings:
-    from dataclasses import replace
+async def _say_ready(life: Life, settings: Settings, port: int) -> None:
+    """As soon as one of the processes accepts; the others share its port."""
+    while not life.ending.is_set():
+        try:
+            _, writer = await asyncio.open_connection(settings.host, port)
+        except OSError:
+            await asyncio.sleep(READY_POLL_S)
+            continue
+        writer.close()
+        life.ready(f"http://{settings.host}:{port} by {settings.processes} processes")
+        return
 
+
+def _with_port(settings: Settings, port: int) -> Settings:
     return replace(settings, port=port)
 
 

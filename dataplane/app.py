@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contract import tokens
 from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
-from dataplane.exchange import Gateway
 from dataplane.fallback import Fleet, static_view
+from dataplane.gateway import Gateway
 from dataplane.metrics import Metrics
 from dataplane.prompts import Prompts
 from dataplane.server import Server

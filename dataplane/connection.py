@@ -134,7 +134,9 @@ class ClientConnection(asyncio.Protocol):
         if close:
             self._end()
             return
-        self._deadline = self._server.clock.now() + self._server.settings.keep_alive_s
+        settings = self._server.settings
+        patience_s = settings.head_timeout_s if self._in_message else settings.keep_alive_s
+        self._deadline = self._server.clock.now() + patience_s
         if not self._pumping:
             self._pump()
 

@@ -239,7 +239,7 @@ class ControlClient:
             if waiting is not None:  # else it was cancelled, and the control plane has been told
                 answer, asked_at = waiting
                 self._metrics.decision.observe(now - asked_at)
-                answer(decision)
+                _answer(answer, decision)
 
     def _silent(self, now: float) -> bool:
         """The control plane let several questions pass: only a probe now and then waits for it."""
@@ -272,7 +272,7 @@ class ControlClient:
             self._missed_in_a_row += 1
             self._metrics.late.add()
             self._send_cancel(question_id)
-            waiting[0](None)
+            _answer(waiting[0], None)
 
     def _send_cancel(self, question_id: int) -> None:
         if self.connected:
@@ -285,4 +285,12 @@ class ControlClient:
         self._queued.clear()
         self._questions, self._first_bytes, self._cancels = [], [], []
         for answer, _ in waiting.values():
-            answer(None)
+            _answer(answer, None)
+
+
+def _answer(answer: Answer, decision: pb.Decision | None) -> None:
+    """A fault in one asker must not end the stream of all."""
+    try:
+        answer(decision)
+    except Exception:
+        log.exception("an answer was not taken")

@@ -15,29 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
-from typing import Protocol
 
 from contract.outcome import End
-from dataplane import errors
-from dataplane.admission import Concurrency, RetryBudget
-from dataplane.control import ControlClient
+from dataplane import errors, headers, question
 from dataplane.errors import ApiError
-from dataplane.fallback import Fleet
+from dataplane.gateway import Client, Gateway, Target, decided
 from dataplane.http1 import FramingError, Request, forward_head, reply
-from dataplane.metrics import Metrics
 from dataplane.openai import DONE_PATHS, PROMPT_PATHS, Ask, path_label, read_ask
-from dataplane.prompts import UNREAD, Prompt, Prompts
+from dataplane.prompts import UNREAD, Prompt
 from dataplane.relay import Phase, Relay
 from dataplane.report import outcome
-from dataplane.settings import Settings
-from dataplane.upstream import UpstreamConnection, UpstreamPool
+from dataplane.upstream import UpstreamConnection
 from proto import routing_pb2 as pb
-from runtime.clock import Clock
 
 _JOIN_BYTES_MAX = 64 * 1024
 _COLD = (pb.Shed.UNKNOWN_MODEL, pb.Shed.NO_WORKER)
@@ -56,56 +46,6 @@ class State(IntEnum):
 _PREPARING, _ASKING, _CONNECTING, _WAITING, _RELAYING, _DONE = State
 _ENDED = Phase.ENDED
 _END_NAMES = {end: end.name.lower() for end in End}
-
-
-class Client(Protocol):
-    """The connection that the request came on."""
-
-    stalled_since: float  # 0: it reads
-    write: Callable[[bytes], None]
-
-    def finished(self, *, close: bool) -> None:
-        """The response is complete."""
-
-    def cut(self) -> None:
-        """Close at once: the response cannot be completed."""
-
-
-@dataclass(slots=True)
-class Gateway:
-    """What exchanges share."""
-
-    settings: Settings
-    clock: Clock
-    fleet: Fleet
-    control: ControlClient
-    pool: UpstreamPool
-    prompts: Prompts
-    executor: Executor
-    budget: RetryBudget
-    concurrency: Concurrency
-    metrics: Metrics
-    exchanges: set[Exchange]
-    extra_headers: tuple[bytes, ...] = ()
-    draining: bool = False
-
-    def held(self) -> list[pb.Held]:
-        """What this process is relaying right now, for a control plane that has forgotten."""
-        return [held for exchange in self.exchanges if (held := exchange.held()) is not None]
-
-
-@dataclass(slots=True)
-class Target:
-    """One decided endpoint."""
-
-    endpoint: int
-    url: str
-    worker: str
-    decision_id: int = 0
-    matched_tokens: int = 0
-    policy: str = ""
-    rank: int | None = None
-    by_fallback: bool = False
 
 
 class Exchange:
@@ -178,7 +118,7 @@ class Exchange:
         loop, began = asyncio.get_running_loop(), self._started_at
         future = gateway.executor.submit(gateway.prompts.prepare, path, ask, body, model)
         future.add_done_callback(
-            lambda done: loop.call_soon_threadsafe(self._prepared, UNREAD if done.exception() else done.result(), began)
+            lambda done: done.cancelled() or loop.call_soon_threadsafe(self._prepared, done.result(), began)
         )
 
     def _prepared(self, prompt: Prompt, began: float) -> None:
@@ -197,26 +137,17 @@ class Exchange:
         if not self._gateway.control.connected:
             self._fall_back()
             return
-        self._question_id = self._gateway.control.ask(self._question(), self._decided)
-
-    def _question(self) -> pb.Question:
-        ask, prompt, request = self._ask, self._prompt, self._request
-        question = pb.Question(
-            model=ask.model,
-            input_tokens=prompt.input_tokens,
-            chain_kind=prompt.chain_kind,
-            max_tokens=ask.max_tokens,
-            request_id=self._request_id.decode("latin-1"),
-            attempt=self._attempts,
-            streams=ask.streams,
-            exclude=self._excluded,
+        self._question_id = self._gateway.control.ask(
+            question.build(
+                self._request,
+                self._ask,
+                self._prompt,
+                request_id=self._request_id,
+                attempt=self._attempts,
+                exclude=self._excluded,
+            ),
+            self._decided,
         )
-        for size, hashes in prompt.chains:
-            question.chains.add(block_size=size, hashes=hashes)
-        for name, value in request.headers:
-            if name.startswith(b"x-headway-"):
-                _read_header(question, name, value)
-        return question
 
     def _decided(self, decision: pb.Decision | None) -> None:
         if self._state is not _ASKING:
@@ -232,18 +163,7 @@ class Exchange:
             self._fall_back()
         else:
             self._gateway.metrics.decisions.add("control")
-            rank = decision.data_parallel_rank if decision.HasField("data_parallel_rank") else None
-            self._go(
-                Target(
-                    decision.endpoint,
-                    decision.url,
-                    decision.worker,
-                    decision.decision_id,
-                    decision.matched_tokens,
-                    decision.policy,
-                    rank,
-                )
-            )
+            self._go(decided(decision))
 
     def _shed(self, shed: pb.Shed) -> None:
         fleet = self._gateway.fleet
@@ -395,6 +315,8 @@ class Exchange:
             self._gateway.metrics.ttft.observe(self._first_at - self._sent_at)
             self._gateway.control.first_byte(target.decision_id, self._first_at - self._sent_at)
         self._state = _RELAYING
+        self._request.body = b""  # nobody else will get it
+        self._prompt = Prompt(self._prompt.kind, self._prompt.input_tokens)
         self._client.write(self._response_head(relay) + relay.release())
         if relay.phase is _ENDED:
             self._complete()
@@ -404,7 +326,9 @@ class Exchange:
         assert relay is not None
         assert relay.head is not None
         if relay.cut_short:
-            self._client.write(self._error_event("The worker ended the stream without finishing it.", relay))
+            self._client.write(
+                headers.error_event("The worker ended the stream without finishing it.", relay, http10=self._request.http10)
+            )
         self._count(relay.head.status)
         self._close_attempt(relay.final())
         self._finish(close=self._must_close(relay))
@@ -464,7 +388,7 @@ class Exchange:
         can_tell = relay.is_stream and relay.at_boundary
         self._count(relay.head.status)
         if can_tell:
-            self._client.write(self._error_event(message, relay))
+            self._client.write(headers.error_event(message, relay, http10=self._request.http10))
         self._close_attempt(end)
         if can_tell:
             self._finish(close=self._must_close(relay, broken=True))
@@ -472,17 +396,14 @@ class Exchange:
             self._leave()
             self._client.cut()
 
-    def _error_event(self, message: str, relay: Relay) -> bytes:
-        """With the end of the chunked body, where it is one. Blank lines first: the event before it may be torn."""
-        event = b"\n\n" + errors.stream_broken(message).event()
-        if relay.chunks is None or self._request.http10:
-            return event
-        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
-
     def _refuse(self, refusal: ApiError) -> None:
         self._count(refusal.status)
         close = refusal.close or self._request.http10 or not self._request.keep_alive or self._gateway.draining
-        extra = [*self._our_headers(), b"x-request-id: " + self._request_id, *self._gateway.extra_headers]
+        extra = [
+            *headers.about(self._shown, self._attempts),
+            b"x-request-id: " + self._request_id,
+            *self._gateway.extra_headers,
+        ]
         if refusal.retry_after_s:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
         self._client.write(reply(refusal.status, refusal.body(), extra=extra, close=close))
@@ -598,54 +519,6 @@ class Exchange:
             first_byte_seen=self._first_at > 0,
         )
 
-    # --- headers ---
-
     def _response_head(self, relay: Relay) -> bytes:
-        head = relay.head
-        assert head is not None
-        lines = [head.status_line, *head.lines]
-        if relay.chunks is not None and not self._request.http10:
-            lines.append(b"transfer-encoding: chunked")
-        if not head.has_request_id:
-            lines.append(b"x-request-id: " + self._request_id)
-        lines += self._our_headers()
-        lines += self._gateway.extra_headers
-        if self._must_close(relay):
-            lines.append(b"connection: close")
-        return b"\r\n".join(lines) + b"\r\n\r\n"
-
-    def _our_headers(self) -> list[bytes]:
-        target = self._shown
-        lines = [b"x-headway-attempts: %d" % self._attempts] if self._attempts else []
-        if target is None:
-            return lines
-        lines.append(b"x-headway-worker: " + _printable(target.worker))
-        if target.decision_id:
-            lines.append(b"x-headway-decision: %016x" % target.decision_id)
-        lines.append(b"x-headway-matched-tokens: %d" % target.matched_tokens)
-        lines.append(b"x-headway-policy: " + _printable(target.policy))
-        if target.by_fallback:
-            lines.append(b"x-headway-fallback: 1")
-        return lines
-
-
-@lru_cache(maxsize=4096)
-def _printable(text: str) -> bytes:
-    """As a header value: visible ASCII only."""
-    return bytes(byte if 32 <= byte < 127 else 63 for byte in text.encode("latin-1", "replace"))
-
-
-def _read_header(question: pb.Question, name: bytes, value: bytes) -> None:
-    """The caller's wishes; what cannot be read is as if it were not there."""
-    text = value.decode("latin-1").strip()
-    try:
-        if name == b"x-headway-slo-ttft-ms":
-            question.slo_ttft_ms = max(0.0, float(text))
-        elif name == b"x-headway-priority":
-            question.priority = int(text)
-        elif name == b"x-headway-tenant":
-            question.tenant = text
-        elif name == b"x-headway-session":
-            question.session = text
-    except ValueError:
-        pass
+        ours = [*headers.about(self._shown, self._attempts), *self._gateway.extra_headers]
+        return headers.passed_on(relay, self._request_id, ours, http10=self._request.http10, close=self._must_close(relay))

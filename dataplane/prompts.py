@@ -107,7 +107,14 @@ class Prompts:
         return entry.tokenizer.is_cheap(body_bytes)
 
     def prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
-        """Tokenise and hash; may run in a thread."""
+        """Tokenise and hash; may run in a thread. Never raises: a prompt that cannot be read is routed without a chain."""
+        try:
+            return self._prepare(path, ask, body, model)
+        except Exception:  # tokenizers and chat templates are foreign code, fed by strangers
+            log.exception("a prompt could not be read", extra={"f": {"model": ask.model, "path": path}})
+            return UNREAD
+
+    def _prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
         if model is None or not ask.readable:
             return UNREAD
         entry = self._by_spec.get(self._spec(model))

@@ -10,7 +10,8 @@ import msgspec
 from dataplane import errors
 from dataplane.connection import ClientConnection
 from dataplane.errors import ApiError
-from dataplane.exchange import Exchange, Gateway
+from dataplane.exchange import Exchange
+from dataplane.gateway import Gateway
 from dataplane.http1 import Request, reply
 from dataplane.openai import ADMIN_KINDS, Kind, classify
 

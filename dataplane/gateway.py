@@ -1,0 +1,88 @@
+"""What exchanges stand on: the client's side, the shared parts, and where a request goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+from dataplane.admission import Concurrency, RetryBudget
+from dataplane.control import ControlClient
+from dataplane.fallback import Fleet
+from dataplane.metrics import Metrics
+from dataplane.prompts import Prompts
+from dataplane.settings import Settings
+from dataplane.upstream import UpstreamPool
+from proto import routing_pb2 as pb
+from runtime.clock import Clock
+
+
+class Client(Protocol):
+    """The connection that the request came on."""
+
+    stalled_since: float  # 0: it reads
+    write: Callable[[bytes], None]
+
+    def finished(self, *, close: bool) -> None:
+        """The response is complete."""
+
+    def cut(self) -> None:
+        """Close at once: the response cannot be completed."""
+
+
+class Holding(Protocol):
+    """An exchange, to whoever asks what is under way."""
+
+    def held(self) -> pb.Held | None:
+        """Its reservation, as it is now."""
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What exchanges share."""
+
+    settings: Settings
+    clock: Clock
+    fleet: Fleet
+    control: ControlClient
+    pool: UpstreamPool
+    prompts: Prompts
+    executor: Executor
+    budget: RetryBudget
+    concurrency: Concurrency
+    metrics: Metrics
+    exchanges: set[Holding]
+    extra_headers: tuple[bytes, ...] = ()
+    draining: bool = False
+
+    def held(self) -> list[pb.Held]:
+        """What this process is relaying right now, for a control plane that has forgotten."""
+        return [held for exchange in self.exchanges if (held := exchange.held()) is not None]
+
+
+@dataclass(slots=True)
+class Target:
+    """One decided endpoint."""
+
+    endpoint: int
+    url: str
+    worker: str
+    decision_id: int = 0
+    matched_tokens: int = 0
+    policy: str = ""
+    rank: int | None = None
+    by_fallback: bool = False
+
+
+def decided(decision: pb.Decision) -> Target:
+    """A decision that is not a refusal."""
+    return Target(
+        decision.endpoint,
+        decision.url,
+        decision.worker,
+        decision.decision_id,
+        decision.matched_tokens,
+        decision.policy,
+        decision.data_parallel_rank if decision.HasField("data_parallel_rank") else None,
+    )
