@@ -64,7 +64,7 @@ class _Shelf:
     def changed(self) -> bool:
         return bool(self.added or self.removed or self.cleared)
 
-    def put(self, hashes: array[int] | list[int]) -> None:
+    def put(self, hashes: list[int]) -> None:
         copies, added, removed = self.copies, self.added, self.removed
         self.total += len(hashes)
         if not removed and copies.keys().isdisjoint(hashes):
@@ -242,10 +242,11 @@ class BlockSet:
         if not event.token_ids:
             self._stored_by_name(state, shelf, event)
             return
-        hashes = self._rehash(state, event)
-        if hashes is None:
+        chain = self._rehash(state, event)
+        if chain is None:
             state.exact = False
             return
+        hashes = chain.tolist()  # one object a block, shared by every table
         state.names.update(zip(event.block_hashes, hashes, strict=True))
         shelf.put(hashes)
         if self._capacity and shelf.total > self._capacity and shelf is state.shelves.get(Tier.GPU):
