@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.admission import WaitingRoom
@@ -103,6 +103,7 @@ def test_the_withdrawn_are_not_answered() -> None:
     assert len(room) == 0
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["offer", "serve", "withdraw", "expire"]), st.integers(0, 3), st.integers(-1, 1)), max_size=80

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.features import FEATURES, INDEX, VERSION
@@ -432,6 +432,7 @@ def test_a_dry_run_changes_nothing() -> None:
     assert plant.outcomes == []
 
 
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 1000), steps=st.lists(st.integers(0, 5), max_size=60), active_max=st.integers(0, 3))
 def test_every_question_ends_in_exactly_one_outcome_and_nothing_leaks(seed: int, steps: list[int], active_max: int) -> None:
     """Any mixture of questions, ends, time and broken streams: at the end the outcomes add up and the loads are zero."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane import filters, picker, profiles, scorers
@@ -65,6 +65,7 @@ def chosen(name: str, rows: Sequence[Candidate], *, seed: int = 1, **asked: obje
 
 
 @pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: scorer.__name__)
+@settings(max_examples=40, deadline=None)
 @given(rows=fleets())
 def test_scores_stay_between_0_and_1(scorer: scorers.Scorer, rows: list[Candidate]) -> None:
     values = scorer(rows)
@@ -73,12 +74,14 @@ def test_scores_stay_between_0_and_1(scorer: scorers.Scorer, rows: list[Candidat
 
 
 @pytest.mark.parametrize("name", profiles.NAMES)
+@settings(max_examples=40, deadline=None)
 @given(rows=fleets())
 def test_totals_stay_between_0_and_1(name: str, rows: list[Candidate]) -> None:
     assert all(0.0 <= total <= 1.0 + 1e-9 for total in totals(PROFILES[name], rows))
 
 
 @pytest.mark.parametrize("name", profiles.NAMES)
+@settings(max_examples=40, deadline=None)
 @given(rows=fleets(), shuffle=st.randoms(use_true_random=False))
 def test_the_choice_does_not_depend_on_the_order_of_the_candidates(name: str, rows: list[Candidate], shuffle: Random) -> None:
     mixed = list(rows)
@@ -89,6 +92,7 @@ def test_the_choice_does_not_depend_on_the_order_of_the_candidates(name: str, ro
 
 
 @pytest.mark.parametrize("name", profiles.NAMES)
+@settings(max_examples=40, deadline=None)
 @given(rows=fleets(), tried=st.sets(st.integers(0, 8)))
 def test_no_policy_chooses_what_a_filter_removed(name: str, rows: list[Candidate], tried: set[int]) -> None:
     asked = question(1, exclude=tuple(tried)).request
@@ -101,6 +105,7 @@ def test_no_policy_chooses_what_a_filter_removed(name: str, rows: list[Candidate
         assert choice.kept == len(allowed)
 
 
+@settings(max_examples=40, deadline=None)
 @given(rows=fleets())
 def test_an_explanation_names_every_candidate_once(rows: list[Candidate]) -> None:
     verdicts = explain(PROFILES["weighted"], rows, question(1).request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.self_check import SAMPLES_MIN, WINDOW, SelfCheck
@@ -65,6 +65,7 @@ def test_another_run_of_a_worker_starts_afresh() -> None:
     assert check.verdict("w", 2).samples == 1
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=3 * WINDOW))
 def test_the_ratio_is_that_of_the_last_window(pairs: list[tuple[int, int]]) -> None:
     check = SelfCheck()
