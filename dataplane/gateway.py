@@ -7,6 +7,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
 from dataplane.fallback import Fleet
@@ -61,8 +63,7 @@ class Gateway:
         return [held for exchange in self.exchanges if (held := exchange.held()) is not None]
 
 
-@dataclass(slots=True)
-class Target:
+class Target(msgspec.Struct):
     """One decided endpoint."""
 
     endpoint: int

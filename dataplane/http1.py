@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from functools import lru_cache
+
+import msgspec
 
 from dataplane.errors import REASONS
 
@@ -18,6 +20,7 @@ _ZERO = ord("0")
 Headers = list[tuple[bytes, bytes]]
 
 CHUNK_LINE_BYTES_MAX = 1024
+HEADS_MAX = 1024
 TRAILER_BYTES_MAX = 16 * 1024
 
 HOP_BY_HOP = frozenset(
@@ -42,8 +45,7 @@ class FramingError(ValueError):
     """The bytes of a peer are not HTTP/1.1."""
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """One request as read from a client.
 
     path: the target without its query string; headers: names in lower case, in the order they came; fields: the first of
@@ -53,8 +55,8 @@ class Request:
     method: str = ""
     target: bytes = b""
     path: str = ""
-    headers: Headers = field(default_factory=list)
-    fields: dict[bytes, bytes] = field(default_factory=dict)
+    headers: Headers = []  # msgspec makes a new one for each
+    fields: dict[bytes, bytes] = {}
     body: bytes = b""
     http10: bool = False
     keep_alive: bool = True
@@ -74,9 +76,8 @@ def path_of(target: bytes) -> str:
     return target.split(b"?", 1)[0].decode("utf-8", "replace")
 
 
-@dataclass(slots=True)
-class ResponseHead:
-    """The head of an engine's response. length: -1 where the body is chunked or ends with the connection."""
+class ResponseHead(msgspec.Struct):
+    """The head of an engine's response, not changed once parsed. length: -1: chunked, or ended by the connection."""
 
     status: int
     status_line: bytes
@@ -93,8 +94,11 @@ _HEAD = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [^\r\n\0]*)?(?:\r\n[!#$%&'*+\-.^_
 """A whole response head: no folded lines, no bare CR or LF, no space before a colon."""
 
 
+@lru_cache(maxsize=HEADS_MAX)
 def parse_response_head(head: bytes) -> ResponseHead:
-    """head: everything up to, without, the empty line. FramingError: not a response of HTTP/1.x."""
+    """Remembered: the heads of one engine's streams differ by their date only, so most are equal within a second.
+
+    head: everything up to, without, the empty line. FramingError: not a response of HTTP/1.x."""
     if _HEAD.fullmatch(head) is None:
         raise FramingError(f"not a response head: {head[:60]!r}")
     status_line, *lines = head.split(b"\r\n")

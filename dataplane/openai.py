@@ -6,7 +6,6 @@ Bodies are read with typed partial decoding: fields that are not named here are 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -68,8 +67,7 @@ def classify(method: str, path: str) -> Kind | ApiError:
     return not_found(method, path)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What routing needs to know of a request's body. model: "" only where a multipart body names none."""
 
     model: str

@@ -43,8 +43,7 @@ class Tokenizer(Protocol):
         """Flat little-endian uint32 token ids of every prompt in a body."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A prompt as the control plane wants it. kind: tokens, text, loading or unread, for the metrics."""
 
     kind: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -129,8 +128,7 @@ def error_code(data: bytes) -> int:
     return code if isinstance(code, int) else 500
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(msgspec.Struct):
     """What the last bytes of a body say. Token counts are None where the engine gave none."""
 
     done: bool = False

@@ -66,6 +66,7 @@ async def test_a_question_that_waits_for_room_waits_longer(start_proxy: StartPro
     control.serve("m", backend.url)
     control.decide = lambda question: pb.Decision(queued=True)
     proxy = await start_proxy(control=control, decision_timeout_ms=30)
+    await control.until(lambda control: len(control.hellos) == 1)
     assert control.hellos[0].queue_notices
     asked = asyncio.create_task(ask(proxy.port, request(chat())))
     await control.until(lambda control: len(control.questions) == 1)

@@ -304,3 +304,16 @@ async def test_cors_is_answered_where_it_is_set(start_proxy: StartProxy, backend
     assert preflight.headers["access-control-allow-origin"] == "https://app.example"
     assert "POST" in preflight.headers["access-control-allow-methods"]
     assert (await ask(proxy.port, request(chat()))).headers["access-control-allow-origin"] == "https://app.example"
+
+
+async def test_a_prompt_that_breaks_its_tokenizer_is_routed_without_a_chain(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    """Deep nesting where only the engine may object: the router must not."""
+    control.serve("m", backend.url, tokenizer=tokens.BUILTIN)
+    proxy = await start_proxy(control=control)
+    await proxy.until(lambda app: app.prompts.status(app.gateway.fleet.view.models) == {"m": "ready"})
+    for messages in ([{"role": "user"}], "text", [1], [{"role": "user", "content": {"a": 1}}], [None], {}):
+        response = await ask(proxy.port, request({"model": "m", "messages": messages}))
+        assert response.status == 200
+    assert len(backend.requests) == 6
