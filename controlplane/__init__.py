@@ -19,7 +19,7 @@ pure:
     self_check       whether predicted matches come true; alarms say what is wrong with a worker
     explain          the ring of recent decisions
     outcome_record   the record of one request for the trainer
-    index_state prefix_index block_table dict_table speculation   who holds which beginning of a prompt
+    index_state prefix_index block_table block_sync speculation   who holds which beginning of a prompt
 
 shells:
     servicer         Routing over gRPC; wire translates, fleet_view is what data planes are sent

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from contract.keyspace import EngineState
 from controlplane.alarms import alarm
 from controlplane.director import Director, UnknownPolicyError
 from controlplane.endpoint import Endpoint
@@ -102,7 +103,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             endpoint=endpoint.slot,
             url=record.url,
             models=endpoint.models,
-            alive=endpoint.alive,
+            alive=endpoint.alive and endpoint.state == EngineState.READY,
             draining=endpoint.draining,
             breaker=endpoint.breaker.view(now).value,  # type: ignore[arg-type]
             index=self._index_state(endpoint).value,  # type: ignore[arg-type]

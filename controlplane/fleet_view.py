@@ -72,11 +72,24 @@ def _endpoint(endpoint: Endpoint, now: float) -> pb.EndpointView:
 
 def _model(name: str, served: list[tuple[ModelCard, Endpoint]]) -> pb.ModelView:
     """Where workers of one model differ, the smallest context and the first tokenizer that one of them knows."""
+    base, alias = _base(*served[0])
     lengths = [card.max_model_len for card, _ in served if card.max_model_len > 0]
     return pb.ModelView(
         name=name,
-        base=served[0][0].base,
+        base=base,
+        alias=alias,
         tokenizer=next((endpoint.record.tokenizer for _, endpoint in served if endpoint.record.tokenizer), ""),
         block_sizes=sorted({endpoint.record.block_size for _, endpoint in served}),
         max_model_len=min(lengths, default=0),
     )
+
+
+def _base(card: ModelCard, endpoint: Endpoint) -> tuple[str, bool]:
+    """The name that salts the block hashes, and whether this name is only another one for it.
+
+    The agent hashes under the first name that the engine serves; an engine with several names lists each as its own base.
+    """
+    first = endpoint.record.models[0]
+    if card.base == card.name and card.name != first.name and card.root == first.root:
+        return first.name, True
+    return card.base, False

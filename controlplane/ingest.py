@@ -492,8 +492,8 @@ def _raw(reply: Any, **_: Any) -> Any:
 
 
 def _cancelled() -> bool:
-    """Whether this task was asked to end. Seen with redis-py 8: one cancellation in ten, falling into the moments after a
-    reply, is swallowed below us; the task then knows, and no exception tells."""
+    """Whether this task was asked to end. A cancellation that falls into the moments after a reply was now and then seen to
+    raise nothing here; the task itself always knows."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

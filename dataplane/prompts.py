@@ -186,4 +186,4 @@ def _text_root(base: str, lora: str, cache_salt: str) -> int:
 
 
 def _lora(model: pb.ModelView) -> str:
-    return model.name if model.base and model.base != model.name else ""
+    return model.name if model.base and model.base != model.name and not model.alias else ""

@@ -100,6 +100,7 @@ class WorkerStatus(_message.Message):
     endpoint: _builtins.int
     url: _builtins.str
     alive: _builtins.bool
+    """its agent is heard, and says that the engine is ready"""
     draining: _builtins.bool
     breaker: Global___BreakerState.ValueType
     index: Global___IndexState.ValueType

@@ -649,6 +649,7 @@ class ModelView(_message.Message):
     TOKENIZER_FIELD_NUMBER: _builtins.int
     BLOCK_SIZES_FIELD_NUMBER: _builtins.int
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """as callers name it"""
     base: _builtins.str
@@ -656,6 +657,8 @@ class ModelView(_message.Message):
     tokenizer: _builtins.str
     """path or hub name of its tokenizer; empty: unknown"""
     max_model_len: _builtins.int
+    alias: _builtins.bool
+    """another name of the base model, not an adapter: its KV cache is the base's"""
     @_builtins.property
     def block_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -666,10 +669,11 @@ class ModelView(_message.Message):
         tokenizer: _builtins.str = ...,
         block_sizes: _abc.Iterable[_builtins.int] | None = ...,
         max_model_len: _builtins.int = ...,
+        alias: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "block_sizes", b"block_sizes", "max_model_len", b"max_model_len", "name", b"name", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "base", b"base", "block_sizes", b"block_sizes", "max_model_len", b"max_model_len", "name", b"name", "tokenizer", b"tokenizer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
