@@ -34,10 +34,9 @@ class App:
         self.settings = settings
         self._clock = clock
         self._executor = ThreadPoolExecutor(TOKENIZE_THREADS, "tokenize")
-        self._loader = ThreadPoolExecutor(1, "load-tokenizer")
         metrics = Metrics()
         fleet = Fleet()
-        self.prompts = Prompts(tokens.load, dict(pairs(settings.tokenizer, "--tokenizer")), self._loader)
+        self.prompts = Prompts(tokens.load, dict(pairs(settings.tokenizer, "--tokenizer")))
         self.control = ControlClient(
             settings.control,
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
@@ -93,7 +92,6 @@ class App:
             await asyncio.gather(self._control_task, return_exceptions=True)
         self.gateway.pool.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
-        self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _on_view(self) -> None:
         view = self.gateway.fleet.view

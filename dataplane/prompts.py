@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Thread
 from typing import Any, Protocol
 
 import msgspec
@@ -70,12 +70,11 @@ class _Loaded:
 
 
 class Prompts:
-    """Tokenizers by model. load: spec -> Tokenizer, slow, run in `executor`; overrides: model -> spec."""
+    """Tokenizers by model. load: spec -> Tokenizer, slow, run in a thread of its own; overrides: model -> spec."""
 
-    def __init__(self, load: Callable[[str], Tokenizer], overrides: Mapping[str, str], executor: Executor) -> None:
+    def __init__(self, load: Callable[[str], Tokenizer], overrides: Mapping[str, str]) -> None:
         self._load = load
         self._overrides = dict(overrides)
-        self._executor = executor
         self._by_spec: dict[str, _Loaded] = {}
         self._chains = ChainCache()
         self._said: set[str] = set()
@@ -90,7 +89,8 @@ class Prompts:
             entry = self._by_spec.setdefault(spec, _Loaded())
             if entry.tokenizer is None and not entry.loading and now - entry.tried_at > RELOAD_AFTER_S:
                 entry.loading, entry.tried_at = True, now
-                self._executor.submit(self._load_one, spec, model.name, entry)
+                # A daemon: the end of the process does not wait for a hub that does not answer.
+                Thread(target=self._load_one, args=(spec, model.name, entry), name="load-tokenizer", daemon=True).start()
 
     def status(self, models: Iterable[pb.ModelView]) -> dict[str, str]:
         """Per model: ready, loading, or why its prompts are hashed as text."""

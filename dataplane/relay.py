@@ -246,7 +246,15 @@ class Relay:
             self.ready = True
 
     def _too_long(self) -> bool:
-        return self._events is None and self.remaining > self._hold_bytes_max
+        """A body that is not worth holding: too long, or of a kind that is not read here (audio, compressed streams)."""
+        if self._events is not None:
+            return False
+        return self.remaining > self._hold_bytes_max or (self._held_bytes > 0 and not self._is_readable())
+
+    def _is_readable(self) -> bool:
+        head = self.head
+        assert head is not None
+        return head.status >= 400 or (not head.encoded and head.content_type.startswith(b"application/json"))
 
     def _read_events(self, payload: bytes) -> None:
         assert self._events is not None
@@ -259,7 +267,7 @@ class Relay:
 
     def _read_body(self) -> None:
         assert self.head is not None
-        if self.head.status != 200 or self.head.encoded or not self.head.content_type.startswith(b"application/json"):
+        if self.head.status != 200 or not self._is_readable():
             return
         body = b"".join(self._held)
         if self.chunks is not None and not self._dechunk:

@@ -226,3 +226,17 @@ def test_after_a_break_anywhere_another_event_can_follow(places: list[int], brok
 def test_what_is_not_a_response_is_refused(data: bytes) -> None:
     with pytest.raises(FramingError):
         new().feed(data)
+
+
+@pytest.mark.parametrize("head", [b"content-type: audio/mpeg", b"content-type: text/event-stream\r\ncontent-encoding: gzip"])
+def test_a_body_that_cannot_be_read_passes_from_its_first_byte(head: bytes) -> None:
+    relay = new()
+    relay.feed(b"HTTP/1.1 200 OK\r\n" + head + b"\r\ntransfer-encoding: chunked\r\n\r\n")
+    assert not relay.ready
+    relay.feed(chunk(b"\x1f"))
+    assert relay.ready
+    assert relay.verdict() == Verdict(End.COMPLETE, False)
+    assert relay.release() == chunk(b"\x1f")
+    assert relay.feed(chunk(b"\x8b")[:-1]) == chunk(b"\x8b")[:-1]
+    assert relay.feed(b"\n" + LAST_CHUNK) == b"\n" + LAST_CHUNK
+    assert relay.final() is End.COMPLETE
