@@ -3,8 +3,9 @@
 `tiny-cpu`: the 32 M parameter Llama of the CPU recordings (vLLM 0.32, one thread, block 32, 700 blocks, max_num_seqs 8,
 chunks of 2,048). The six numbers are a least-squares fit (relative error) to the recorded medians on an idle server: cold
 TTFT of 16 to 3,900 tokens (13 ms to 1,216 ms), cached TTFT of the same prompts (13 to 33 ms), and inter-token time by
-running requests (5.1 ms for 1, 8.2 ms for 8). The fit is within 8 % of every cold median and, above 2,048 tokens of context
-excepted (19 %), 5 % of every cached one.
+running requests (5.1 ms for 1, 8.2 ms for 8). The fit is within 8 % of every cold median
+and 5 % of every cached one (19 % above 2,048 tokens of context). Requests of the long load recording that ran alone on an
+idle machine take 1.0 times what this says, those recorded while neighbours took 0.2 to 0.4 of two cores 1.3 times.
 
 `llama3-8b-h100`: Llama-3.1-8B in BF16 on one H100 80 GB: 27,200 blocks of 16 tokens (435k tokens, 131,072 bytes each),
 about 22,000 prefill tokens/s in chunks of 8,192. Attention: 32 layers x the flash-attention-3 kernel timings of vLLM 0.24

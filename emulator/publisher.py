@@ -37,13 +37,18 @@ class Publisher:
         """Batches still to be lost on the way: numbered and kept for replay, but not sent."""
 
     def open(self) -> None:
-        """Bind. OSError: a port is taken."""
+        """Bind. OSError: a port is taken; nothing stays open then."""
         self._context = zmq.asyncio.Context()
         self._pub = zmq.Context(self._context).socket(zmq.PUB)
         self._pub.set_hwm(HIGH_WATER_MARK)
         self._router = self._context.socket(zmq.ROUTER)
-        self.endpoint = _bind(self._pub, self._host, self._ports[0])
-        self.replay_endpoint = _bind(self._router, self._host, self._ports[1])
+        try:
+            self.endpoint = _bind(self._pub, self._host, self._ports[0])
+            self.replay_endpoint = _bind(self._router, self._host, self._ports[1])
+        except OSError:
+            # A context that is forgotten with open sockets would block the process's end.
+            self.close()
+            raise
 
     def close(self) -> None:
         for socket in (self._pub, self._router):

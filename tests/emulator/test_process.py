@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from emulator.settings import Settings
 from runtime.settings import SettingsError
 from runtime.settings import parse as parse_settings
 from tests.emulator.captures import exchange, parse
+from tests.emulator.conftest import Launch
 from tests.emulator.test_server import completion, raw_post
 
 
@@ -105,14 +107,22 @@ async def test_sizes_that_do_not_fit_are_one_line_and_exit_code_2() -> None:
     assert (code, lines) == (2, ["emulator: max_model_len is 999999 tokens, the KV cache holds 22368"])
 
 
-@pytest.mark.parametrize("flag", ["--port", "--kv-events-port"])
-async def test_an_occupied_port_is_one_line_and_exit_code_2(flag: str) -> None:
+async def test_an_occupied_port_is_one_line_and_exit_code_2() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, lines = await _fails(flag, str(taken.getsockname()[1]))
+        code, lines = await _fails("--port", str(taken.getsockname()[1]))
     assert code == 2
     assert "taken" in lines[-1]
+
+
+async def test_an_occupied_port_for_kv_events_is_an_os_error(launch: Launch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="Address already in use") as refused:
+            await launch(kv_events_port=taken.getsockname()[1])
+    assert refused.value.errno == errno.EADDRINUSE
 
 
 async def _fails(*flags: str) -> tuple[int, list[str]]:
