@@ -114,7 +114,9 @@ class Server:
             missing = "The fleet is not known yet: no control plane has answered."
             self._refuse(connection, request, errors.overloaded(missing, "no_fleet_view"))
             return
-        entries = [_model_entry(model.name, model.base, model.max_model_len) for model in fleet.view.models]
+        # Base models before adapters, as an engine lists them: callers that take the first get the model itself.
+        models = sorted(fleet.view.models, key=lambda model: (model.base not in ("", model.name), model.name))
+        entries = [_model_entry(model.name, model.base, model.max_model_len) for model in models]
         if kind is Kind.MODELS:
             self._send(connection, request, 200, _json.encode({"object": "list", "data": entries}))
             return
