@@ -30,12 +30,12 @@ def free_ports(count: int) -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             first = int(probe.getsockname()[1])
-        if first + count < 65_000 and all(_is_free(first + offset) for offset in range(count)):
+        if first + count < 65_000 and all(is_free(first + offset) for offset in range(count)):
             return first
     raise AssertionError(f"no {count} neighbouring free ports")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import subprocess
@@ -10,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.stack import command_line, free_ports, wait_until
+from tests.e2e.stack import command_line, free_ports, is_free, wait_until
 
 RECIPE = Path(__file__).resolve().parents[3] / "shared" / "vllm_real" / "start_tiny_vllm.sh"
 START_S_MAX = 240.0
+HOME = Path(os.environ.get("VLLM_REAL_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm_real")
+TOKENIZER = HOME / "models" / "tiny"
+"""The engine reports its model path relative to its own working directory: the router is told the whole one."""
 
 
 class Engine:
@@ -39,7 +43,7 @@ class Engine:
         try:
             with urllib.request.urlopen(self.url + "/health", timeout=2) as reply:
                 return bool(reply.status == 200)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def wait_up(self) -> None:
@@ -86,11 +90,12 @@ def two_engines() -> Iterator[list[Engine]]:
 
 
 def _port() -> int:
-    """HTTP, event and replay ports must all be free."""
-    for _ in range(50):
+    """One whose event and replay ports are free, too, and not promised to another engine of this run."""
+    for _ in range(200):
         port = free_ports(1)
-        if port < 60_000 and port not in _taken:
-            _taken.add(port)
+        ports = {port, port + 1000, port + 2000}
+        if port < 60_000 and not ports & _taken and all(is_free(other) for other in ports):
+            _taken.update(ports)
             return port
     raise AssertionError("no free ports")
 

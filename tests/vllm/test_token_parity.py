@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from contract import tokens
-from tests.vllm.engines import Engine, two_engines
+from tests.vllm.engines import TOKENIZER, Engine, two_engines
 from tests.vllm.test_kv_truth import TOOLS
 
 SYSTEM = {"role": "system", "content": "You are a careful assistant."}
@@ -69,20 +69,20 @@ def ids(packed: bytes) -> list[int]:
 
 @pytest.mark.parametrize("name", CHATS)
 async def test_a_chat_has_the_engines_token_ids(engine: Engine, model: dict[str, Any], name: str) -> None:
-    tokenizer = tokens.load(model["root"])
+    tokenizer = tokens.load(str(TOKENIZER))
     body = {"model": model["id"], **CHATS[name]}
     assert ids(tokenizer.chat(body)) == await engine_ids(engine, body)
 
 
 @pytest.mark.parametrize("prompt", ["Hello", "  spaces  ", "naïve café 東京 🙂", "def f(x):\n    return x\n" * 40, "<s>hi</s>"])
 async def test_a_completion_has_the_engines_token_ids(engine: Engine, model: dict[str, Any], prompt: str) -> None:
-    tokenizer = tokens.load(model["root"])
+    tokenizer = tokens.load(str(TOKENIZER))
     (packed,) = tokenizer.completion(prompt)
     assert ids(packed) == await engine_ids(engine, {"model": model["id"], "prompt": prompt})
 
 
 async def test_a_responses_request_has_the_engines_token_count(engine: Engine, model: dict[str, Any]) -> None:
-    tokenizer = tokens.load(model["root"])
+    tokenizer = tokens.load(str(TOKENIZER))
     body = {"model": model["id"], "input": "What is a headway?", "instructions": "Be brief.", "max_output_tokens": 1}
     async with aiohttp.ClientSession() as session, session.post(engine.url + "/v1/responses", json=body) as reply:
         answer = await reply.json()
@@ -91,7 +91,7 @@ async def test_a_responses_request_has_the_engines_token_count(engine: Engine, m
 
 
 async def test_an_anthropic_request_has_the_engines_token_count(engine: Engine, model: dict[str, Any]) -> None:
-    tokenizer = tokens.load(model["root"])
+    tokenizer = tokens.load(str(TOKENIZER))
     body = {
         "model": model["id"],
         "max_tokens": 1,
