@@ -220,7 +220,8 @@ class Exchange:
                 self._send(found)
             else:
                 why = str(found) or type(found).__name__
-                self._failed(End.CONNECT_FAILED, errors.bad_gateway(f"Worker {target.worker} cannot be reached: {why}."))
+                failure = errors.bad_gateway(f"Worker {target.worker} cannot be reached: {why}.")
+                self._failed(End.CONNECT_FAILED, failure, spare=None, retry=self._may_retry())
 
         self._gateway.pool.connect(target.url, done)
 
@@ -301,16 +302,18 @@ class Exchange:
         relay, target = self._relay, self._target
         assert relay is not None
         assert target is not None
+        assert relay.head is not None
         verdict = relay.verdict()
-        if verdict.retryable and self._may_retry(verdict.end):
-            assert relay.head is not None
-            self._spare = relay if relay.phase is _ENDED and not relay.cut_short else None
-            self._failure = errors.bad_gateway(f"Worker {target.worker} failed ({_END_NAMES[verdict.end]}).")
-            self._close_attempt(verdict.end)
-            self._gateway.metrics.retries.add(_END_NAMES[verdict.end])
-            self._ask_control()
-            return
-        if relay.is_stream:
+        if verdict.retryable:
+            says_so = relay.head.status >= 400
+            failure = errors.bad_gateway(f"Worker {target.worker} failed ({_END_NAMES[verdict.end]}).")
+            retry = self._may_retry()
+            if retry or not (says_so or relay.error_event):
+                # Without a retry: an abort without text, or a stream without an event, must not look like an answer.
+                spare = relay if says_so and relay.phase is _ENDED else None
+                self._failed(verdict.end, failure, spare=spare, retry=retry)
+                return
+        if relay.is_stream and verdict.end is End.COMPLETE:
             self._first_at = self._last_at
             self._gateway.metrics.ttft.observe(self._first_at - self._sent_at)
             self._gateway.control.first_byte(target.decision_id, self._first_at - self._sent_at)
@@ -353,12 +356,12 @@ class Exchange:
         if self._state is _RELAYING:
             self._break_off(end, message)
         else:
-            self._failed(end, errors.gateway_timeout(message) if end is End.TIMED_OUT else errors.bad_gateway(message))
+            failure = errors.gateway_timeout(message) if end is End.TIMED_OUT else errors.bad_gateway(message)
+            self._failed(end, failure, spare=None, retry=self._may_retry())
 
-    def _failed(self, end: End, failure: ApiError) -> None:
-        """Nothing was passed on."""
-        self._failure, self._spare = failure, None
-        retry = self._may_retry(end)
+    def _failed(self, end: End, failure: ApiError, *, spare: Relay | None, retry: bool) -> None:
+        """Nothing was passed on. spare: an answer that tells of the failure in the engine's own words."""
+        self._failure, self._spare = failure, spare
         self._close_attempt(end)
         if retry:
             self._gateway.metrics.retries.add(_END_NAMES[end])
@@ -366,7 +369,8 @@ class Exchange:
         else:
             self._refuse(failure)
 
-    def _may_retry(self, end: End) -> bool:
+    def _may_retry(self) -> bool:
+        """Takes a retry from the budget."""
         gateway = self._gateway
         return self._attempts < gateway.settings.attempts_max and gateway.budget.take(gateway.clock.now())
 

@@ -32,6 +32,7 @@ from tests.fakes.control import Control
 ROLE = chunk(event(delta("", role="assistant")))
 FIRST = chunk(event(delta("partial")))
 TORN = FIRST[:-20]
+DEATH = chunk(event({"error": {"message": "dead", "code": 500}})) + chunk(event("[DONE]")) + LAST_CHUNK
 
 RETRIED: list[tuple[str, Step, int]] = [
     ("reset before a byte", resets(), pb.RESET),
@@ -46,7 +47,7 @@ RETRIED: list[tuple[str, Step, int]] = [
     ("503", status(503), pb.BACK_PRESSURE),
     ("429", status(429), pb.BACK_PRESSURE),
     ("408", status(408), pb.TIMED_OUT),
-    ("an error event first", raw(STREAM_HEAD + ROLE + chunk(event({"error": {"code": 500}}))), pb.ENGINE_ERROR),
+    ("an error event first", raw(STREAM_HEAD + ROLE + DEATH), pb.ENGINE_ERROR),
     ("aborted without text", chat_stream([], finish="abort"), pb.ENGINE_ABORTED),
     ("aborted without text, not streamed", chat_json("", finish="abort"), pb.ENGINE_ABORTED),
     ("not HTTP", raw(b"220 smtp ready\r\n\r\n"), pb.ENGINE_ERROR),
@@ -205,12 +206,11 @@ async def test_a_stream_that_ends_without_finishing_gets_an_error_event(proxy: P
 async def test_a_dying_engines_error_event_is_passed_on_and_counted_as_failure(
     start_proxy: StartProxy, backend: Backend, control: Control
 ) -> None:
-    death = chunk(event({"error": {"message": "dead", "code": 500}})) + chunk(event("[DONE]")) + LAST_CHUNK
-    backend.script(raw(STREAM_HEAD + ROLE + FIRST + death))
+    backend.script(raw(STREAM_HEAD + ROLE + FIRST + DEATH))
     control.serve("m", backend.url)
     proxy = await start_proxy(control=control)
     response = await ask(proxy.port, request(chat(stream=True)))
-    assert response.raw.partition(b"\r\n\r\n")[2] == ROLE + FIRST + death
+    assert response.raw.partition(b"\r\n\r\n")[2] == ROLE + FIRST + DEATH
     await control.until(lambda control: len(control.outcomes) == 1)
     assert control.outcomes[0].end == pb.ENGINE_ERROR
     assert control.outcomes[0].http_status == 200
@@ -371,3 +371,20 @@ async def test_a_client_that_never_reads_is_cut_off(start_proxy: StartProxy, bac
     await backend.until(lambda backend: backend.left == 1)
     assert proxy.count("attempts", "client_gone") == 1
     client.close()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [chat_stream([], finish="abort"), chat_json("", finish="abort"), raw(STREAM_HEAD + ROLE + LAST_CHUNK)],
+    ids=["aborted stream", "aborted body", "stream without content"],
+)
+async def test_an_empty_abort_never_looks_like_an_answer(
+    start_proxy: StartProxy, start_backend: StartBackend, step: Step
+) -> None:
+    backends = [await start_backend() for _ in range(2)]
+    for backend in backends:
+        backend.script(step)
+    for more in ({}, {"retry_ratio": 0.0, "retry_per_s": 0.0}):
+        proxy = await start_proxy(*backends, **more)
+        response = await ask(proxy.port, request(chat()))
+        assert (response.status, response.json["error"]["code"]) == (502, "upstream_failed")
