@@ -1,16 +1,18 @@
 """Block hash to the set of lanes that hold it, in flat memory: exact, with all blocks of a question looked up at once.
 
-A generation is an array of (key, lane bits) pairs; four neighbours are a bucket of 64 bytes, one cache line. A hash has a
-home, the pair that its low bits name; where that is taken it lives elsewhere in its bucket, and where the bucket is full
-(0.6 % of the blocks at half load) in the generation's `spill`, a dictionary. A question so reads one line
-of memory per block, all of them in flight at the same time. A key without bits is a tombstone: the same hash takes it up
-again, anything else does not, and the next move drops it. Lanes above 64 have their bits in further arrays.
+A generation is an array of (key, lane bits) pairs; eight neighbours are a bucket, two cache lines that are fetched together. A
+hash has a home, the pair that its low bits name; where that is taken it lives elsewhere in its bucket, and where the bucket is
+full (0.2 % of the blocks at the highest load) in the generation's `spill`, a dictionary. A question so reads one place of
+memory per block, all of them in flight at the same time, and a second one for every fifth. A key without bits is a tombstone:
+the same hash takes it up again, anything else does not, and the next move drops it. Lanes above 64 have their bits in
+further arrays. Buckets of four cost the same time and spill ten times as much.
 
-At seven sixteenths load the next generation is allocated, and its pages touched a few at a time (memory that the system has
-yet to hand out costs a fault a page, and a thousand faults are a pause). At half load it takes over, and the old one moves in
+At six sixteenths load the next generation is allocated, and its pages touched a few at a time (memory that the system has
+yet to hand out costs a fault a page, and a thousand faults are a pause). At seven it takes over, and the old one moves in
 slices, a piece with every change and every sweep; until it has, a question asks both. A lane retires by name: its bits stay,
 the caller masks them out of every answer, and sweeps take them away in slices. So nothing here takes longer than the slice it
-was given, whatever the size of the table; only the 65th lane, and each 64th after it, costs a new array of words at once.
+was given, whatever the size of the table. (The 65th lane, and each 64th after it, adds an array of words; the system hands
+its memory out as it is touched.)
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ KEYS = 1 << SHIFT
 LANE_BITS = 64
 """Lanes a word."""
 PLACES_MIN = 1_024
+LOAD_MAX = 7
+"""Sixteenths of its places that a generation fills, tombstones included, before the next takes over."""
 MOVE_PLACES_MIN = 1_024
-"""Places of the old generation that any change moves at least; a change of n blocks moves 16 n,
-so that the move ends before the new generation is full."""
+"""Places of the old generation that any change moves at least; a larger one moves as many a block as the move needs to end
+when the new generation has filled half of its room."""
+WALK_BLOCKS_MAX = 20
+"""Shorter questions are walked a block at a time: the fixed price of a dozen calls of numpy is what twenty steps cost."""
 SPILL_ENTRY_BYTES = 150
 """A dictionary entry with its key and its value, measured."""
 
@@ -72,12 +78,26 @@ def _as_words(lanes: int, words: int) -> list[int]:
 class _Generation:
     """One fixed-size array of places and its spill."""
 
-    __slots__ = ("_buckets", "_mask", "_memory", "_pairs", "flat", "keys", "places", "spill", "touched", "used", "words")
+    __slots__ = (
+        "_buckets",
+        "_mask",
+        "_memory",
+        "_pairs",
+        "cells",
+        "flat",
+        "keys",
+        "places",
+        "spill",
+        "touched",
+        "used",
+        "words",
+    )
 
     def __init__(self, places: int, words: int) -> None:
         """places: a power of two, at least 16; words: of lane bits a key."""
         self.places = places
         self._memory = mmap.mmap(-1, 16 * places)
+        self.cells = memoryview(self._memory).cast("Q")  # for one at a time: four times as quick as numpy
         self.flat: Words = np.frombuffer(self._memory, np.uint64)
         self.keys: Words = self.flat[0::2]
         self.words: list[Words] = [self.flat[1::2]]
@@ -96,9 +116,9 @@ class _Generation:
         while len(self.words) < words:
             self.words.append(np.zeros(self.places, np.uint64))
 
-    @property
-    def full(self) -> bool:
-        return self.used * 2 > self.places
+    def load(self, more: int = 0) -> float:
+        """Sixteenths of the places that are in use."""
+        return 16 * (self.used + more) / self.places
 
     def touch(self, places: int) -> None:
         """Have the system hand out the memory of the next `places` places."""
@@ -126,10 +146,23 @@ class _Generation:
     def bits_at(self, word: int, at: Positions) -> Words:
         return self.flat.take(at + at + 1) if word == 0 else self.words[word].take(at)
 
-    def knows(self, block: int) -> bool:
-        """Whether one block has a place here or is in the spill, the quick way for one."""
-        start = (block & (self.places - 1)) // KEYS * (2 * KEYS)
-        return block in self.flat[start : start + 2 * KEYS : 2].tolist() or block in self.spill
+    def bits(self, block: int) -> int:
+        """The lanes of one block, the quick way for one; 0 where it is neither here nor in the spill."""
+        home = block & (self.places - 1)
+        cells = self.cells
+        if cells[home + home] == block:
+            return self._all_words(home)
+        start = home & -KEYS
+        bucket = cells[2 * start : 2 * (start + KEYS) : 2].tolist()
+        if block in bucket:
+            return self._all_words(start + bucket.index(block))
+        return self.spill.get(block, 0)
+
+    def _all_words(self, place: int) -> int:
+        bits = self.cells[place + place + 1]
+        for number, word in enumerate(self.words[1:], 1):
+            bits |= int(word[place]) << (LANE_BITS * number)
+        return bits
 
     def find(self, blocks: Words) -> Positions:
         """The place of every block, -1 where it has none (the spill is not asked)."""
@@ -145,43 +178,32 @@ class _Generation:
         return at
 
     def lanes(self, blocks: Words, words: int) -> list[Words]:
-        """Lane bits of every block as `words` arrays; 0 where it is neither here nor in the spill."""
+        """Lane bits of every block as `words` arrays; 0 where it has no place (the spill is not asked)."""
+        if words > 1:
+            return self._lanes_of_words(blocks, words)
         at = self.home(blocks)
         pairs = self._pairs.take(at).view(np.uint64)
         first = pairs[1::2]
         away = (pairs[::2] != blocks).nonzero()[0]
-        absent = _NONE
         if len(away):
-            bucket = at.take(away) >> SHIFT
-            rows = self._buckets.take(bucket, axis=0)
+            rows = self._buckets.take(at.take(away) >> SHIFT, axis=0)
             hits = (rows[:, ::2] == blocks.take(away)[:, None]).ravel().nonzero()[0]
             elsewhere = rows.reshape(-1).take(hits * 2 + 1)
             if len(hits) == len(away):
                 first[away] = elsewhere
             else:
-                which = hits >> SHIFT
                 first[away] = 0
-                first[away.take(which)] = elsewhere
-                missing = np.ones(len(away), np.bool_)
-                missing[which] = False
-                absent = away[missing]
-            if words > 1:
-                at[away.take(hits >> SHIFT)] = (bucket.take(hits >> SHIFT) << SHIFT) + (hits & (KEYS - 1))
-        held = [first]
-        for word in range(1, words):
-            more = self.words[word].take(at) if word < len(self.words) else np.zeros(len(blocks), np.uint64)
-            more[absent] = 0
-            held.append(more)
-        if self.spill and len(absent):
-            self._add_spilled(blocks, absent, held)
-        return held
+                first[away.take(hits >> SHIFT)] = elsewhere
+        return [first]
 
-    def _add_spilled(self, blocks: Words, absent: Positions, held: list[Words]) -> None:
-        for position, block in zip(absent.tolist(), blocks.take(absent).tolist(), strict=True):
-            lanes = self.spill.get(block)
-            if lanes:
-                for word, bits in enumerate(_as_words(lanes, len(held))):
-                    held[word][position] = bits
+    def _lanes_of_words(self, blocks: Words, words: int) -> list[Words]:
+        at = self.find(blocks)
+        absent = (at < 0).nonzero()[0]
+        at[absent] = 0
+        held = [self.bits_at(word, at) if word < len(self.words) else np.zeros(len(blocks), np.uint64) for word in range(words)]
+        for bits in held:
+            bits[absent] = 0
+        return held
 
     def insert(self, blocks: Words) -> Positions:
         """Gives places to blocks (distinct, none of them here). -1: its bucket is full, the caller spills it."""
@@ -219,7 +241,7 @@ class BlockTable:
     def __init__(self, *, blocks_hint: int = 0) -> None:
         """blocks_hint: distinct blocks to have room for from the start."""
         places = PLACES_MIN
-        while places < blocks_hint * 2:
+        while places * LOAD_MAX < blocks_hint * 16:
             places *= 2
         self._words = 1
         self._new = _Generation(places, 1)
@@ -228,6 +250,7 @@ class BlockTable:
         self._next: _Generation | None = None
         self._done: list[_Generation] = []  # empty, their memory going back in slices
         self._moved = 0  # places of the old generation
+        self._pace = 1  # of them to move for every block of a change
         self._blocks = 0
         self._retired = 0  # lanes whose bits may still be around
         self._sweeping = 0  # those of them that the running sweep covers
@@ -245,8 +268,10 @@ class BlockTable:
 
     def prefixes(self, hashes: array[int], lanes: int) -> list[tuple[int, int]]:
         """(lanes, length): how far each of `lanes` holds the chain without a hole; lengths above 0 only."""
-        if not hashes or not (self._new.knows(hashes[0]) or (self._old is not None and self._old.knows(hashes[0]))):
+        if not hashes or not self._bits(hashes[0]) & lanes:
             return []  # most questions without a match end here, at a hundredth of the price
+        if len(hashes) <= WALK_BLOCKS_MAX:
+            return self._walk(hashes, lanes)
         chain = _view(hashes)
         steps = self._steps(chain, lanes)
         found: list[tuple[int, int]] = []
@@ -258,12 +283,48 @@ class BlockTable:
             found.append((alive, len(chain)))
         return found
 
+    def _bits(self, block: int) -> int:
+        lanes = self._new.bits(block)
+        return lanes if self._old is None else lanes | self._old.bits(block)
+
+    def _walk(self, hashes: array[int], alive: int) -> list[tuple[int, int]]:
+        """`prefixes`, a block at a time."""
+        found: list[tuple[int, int]] = []
+        cells, mask = self._new.cells, self._new.places - 1
+        simple = self._words == 1
+        for position, block in enumerate(hashes):
+            home = 2 * (block & mask)
+            held = cells[home + 1] if simple and cells[home] == block else self._bits(block)
+            if alive & held != alive:
+                if position:
+                    found.append((alive & ~held, position))
+                alive &= held
+                if not alive:
+                    return found
+        found.append((alive, len(hashes)))
+        return found
+
     def _lanes(self, chain: Words) -> list[Words]:
         held = self._new.lanes(chain, self._words)
         if self._old is not None:
             for word, bits in enumerate(self._old.lanes(chain, self._words)):
                 held[word] = held[word] | bits
+        if self._new.spill or (self._old is not None and self._old.spill):
+            self._add_spilled_lanes(chain, held)
         return held
+
+    def _add_spilled_lanes(self, chain: Words, held: list[Words]) -> None:
+        """Of the blocks without a place, up to the first that is nowhere: what follows it is of no matter."""
+        absent = held[0] == 0
+        for more in held[1:]:
+            absent &= more == 0
+        for position in absent.nonzero()[0]:
+            block = int(chain[position])
+            lanes = self._new.spill.get(block, 0) | (0 if self._old is None else self._old.spill.get(block, 0))
+            if not lanes:
+                return
+            for word, bits in enumerate(_as_words(lanes, len(held))):
+                held[word][position] = bits
 
     def _steps(self, chain: Words, alive: int) -> list[tuple[int, int]]:
         """(lanes that hold all blocks up to and with this position, position), at 0 and wherever that set shrinks."""
@@ -410,35 +471,41 @@ class BlockTable:
 
     def _prepare(self, blocks: Words) -> None:
         """Before a change: room for its blocks, and what the old generation knows of them moves first."""
-        while (self._new.used + len(blocks)) * 2 > self._new.places:
+        while self._new.load(len(blocks)) > LOAD_MAX:
             self._finish_move()
-            least = (self._blocks + len(blocks)) * 2
-            following = self._next if self._next is not None and self._next.places > least else self._make_next(len(blocks))
-            following.touch(following.places)
-            self._old, self._new, self._next, self._moved = self._new, following, None, 0
-            self._sweeping = 0  # begins again once everything has moved
-            self._spill_keys = []
+            self._begin_move(len(blocks))
         if self._old is not None:
             at = self._old.find(blocks)
             self._move(self._old, np.unique(at[at >= 0]))
             if self._old.spill:
                 self._move_spilled([block for block in set(blocks.tolist()) if block in self._old.spill])
-            self._step_move(max(MOVE_PLACES_MIN, 16 * len(blocks)))
+            self._step_move(max(MOVE_PLACES_MIN, self._pace * len(blocks)))
         elif self._done:
             self._release()
-        elif self._new.used * 16 > self._new.places * 7:
+        elif self._new.load() > LOAD_MAX - 1:
             if self._next is None:
                 self._next = self._make_next(len(blocks))
             self._next.touch(max(TOUCH_PLACES_MIN, 40 * len(blocks)))
+
+    def _begin_move(self, blocks: int) -> None:
+        following = self._next
+        if following is None or 16 * (self._blocks + blocks) > (LOAD_MAX - 2) * following.places:
+            following = self._make_next(blocks)
+        following.touch(following.places)
+        self._old, self._new, self._next, self._moved = self._new, following, None, 0
+        room = following.places * LOAD_MAX // 16 - self._blocks
+        self._pace = 1 + 2 * self._old.places // max(1, room)
+        self._sweeping = 0  # begins again once everything has moved
+        self._spill_keys = []
 
     def _release(self) -> None:
         if self._done[0].release(RELEASE_PLACES):
             del self._done[0]
 
     def _make_next(self, blocks: int) -> _Generation:
-        """Room for three halves of what there is, so that tombstones do not count; at least half of the present size."""
+        """At most quarter full when everything has moved; at least half of the present size."""
         places = max(PLACES_MIN, self._new.places // 2)
-        while places < (self._blocks + blocks) * 3:
+        while places < (self._blocks + blocks) * 4:
             places *= 2
         return _Generation(places, self._words)
 
@@ -474,22 +541,24 @@ class BlockTable:
         self._put(blocks, values)
 
     def _put(self, blocks: Words, values: list[Words]) -> None:
-        """Distinct blocks, occupied until now, with what is left of their lanes."""
+        """Distinct blocks, occupied in the old generation until now, with what is left of their lanes.
+
+        None of them is in the new one: a block moves once, and whatever changes it has moved it before.
+        """
         kept = values[0] != 0
         for bits in values[1:]:
             kept |= bits != 0
         if not kept.all():
             self._blocks -= len(blocks) - int(np.count_nonzero(kept))
             blocks, values = blocks[kept], [bits[kept] for bits in values]
-        at = self._places(blocks)
+        at = self._new.insert(blocks)
         inside = (at >= 0).nonzero()[0]
         places = at.take(inside)
         for word, bits in enumerate(values):
-            self._new.words[word][places] |= bits.take(inside)
+            self._new.words[word][places] = bits.take(inside)
         for position in (at < 0).nonzero()[0].tolist():
             lanes = sum(int(bits[position]) << (LANE_BITS * word) for word, bits in enumerate(values))
-            block = int(blocks[position])
-            self._new.spill[block] = self._new.spill.get(block, 0) | lanes
+            self._new.spill[int(blocks[position])] = lanes
 
     def _move_spilled(self, blocks: list[int]) -> None:
         old = self._old

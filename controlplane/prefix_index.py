@@ -145,6 +145,8 @@ class PrefixIndex:
         self._free_lanes: list[int] = []
         self._credited = 0  # lanes whose announced blocks count
         self._guessing: dict[int, Guesses] = {}  # slots whose guesses may count: most have none
+        self._asked: array[int] | None = None  # the last question, while its answer below still holds
+        self._announced: dict[int, int] = {}  # slot -> blocks of it that the slot announced
 
     # -------------------------------------------------------------------------------------------------- membership
 
@@ -201,12 +203,20 @@ class PrefixIndex:
                     slot = slot_of_lane[lane]
                     if found.get(slot, 0) < length:
                         found[slot] = length
-        for slot, guesses in self._guessing.items():
-            start = found.get(slot, 0)
-            if start < len(hashes) and hashes[start] in guesses:
-                found[slot] = self._extend(self._slots[slot], hashes, start)
+        self._asked, self._announced = hashes, found
+        if self._guessing:
+            found = self._with_guesses(hashes, found)
         if live_mask is not None:
             return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
+        return dict(found)
+
+    def _with_guesses(self, hashes: array[int], announced: dict[int, int]) -> dict[int, int]:
+        found = dict(announced)
+        blocks = len(hashes)
+        for slot, guesses in self._guessing.items():
+            start = announced.get(slot, 0)
+            if start < blocks and hashes[start] in guesses.made_at:
+                found[slot] = self._extend(self._slots[slot], hashes, start)
         return found
 
     def _extend(self, entry: _Slot, hashes: array[int], start: int) -> int:
@@ -215,7 +225,7 @@ class PrefixIndex:
         while True:
             guessed = entry.guesses.run(hashes, position)
             announced = guessed
-            if entry.state in _CREDITED:
+            if guessed < len(hashes) and entry.state in _CREDITED:
                 for lane in entry.lanes.values():
                     announced = max(announced, self._table.run(lane, hashes, guessed))
             if announced == position:
@@ -227,6 +237,7 @@ class PrefixIndex:
     def store(self, slot: int, hashes: array[int], rank: int = 0) -> None:
         """The worker announced these blocks. KeyError: not attached."""
         entry = self._slots[slot]
+        self._asked = None
         self._count(entry, rank, self._table.add(self._lane(slot, entry, rank), hashes))
         if entry.guesses:
             entry.guesses.discard(hashes)
@@ -234,6 +245,7 @@ class PrefixIndex:
     def remove(self, slot: int, hashes: array[int], rank: int = 0) -> None:
         """The worker removed these blocks. KeyError: not attached."""
         entry = self._slots[slot]
+        self._asked = None
         lane = entry.lanes.get(rank)
         if lane is not None:
             self._count(entry, rank, -self._table.discard(lane, hashes))
@@ -252,6 +264,7 @@ class PrefixIndex:
         self._apply_disjoint([group[0] if len(group) == 1 else _net(group) for group in by_rank.values()])
 
     def _apply_disjoint(self, changes: list[BlockChange]) -> None:
+        self._asked = None
         removing = [change for change in changes if change.removed and change.rank in self._slots[change.slot].lanes]
         if removing:
             lanes = [self._slots[change.slot].lanes[change.rank] for change in removing]
@@ -290,14 +303,17 @@ class PrefixIndex:
         entry = self._slots.get(slot)
         if entry is None:
             return
-        start = 0
-        if entry.state in _CREDITED:
-            for lane in entry.lanes.values():
-                start = max(start, self._table.run(lane, hashes, 0))
+        start = self._announced_before_hole(slot, entry, hashes)
         if start < len(hashes):
-            entry.guesses.add(hashes[start:], now)
+            entry.guesses.add(hashes[start:] if start else hashes, now)
             if self.state(slot) is not IndexState.DEGRADED:
                 self._guessing[slot] = entry.guesses
+
+    def _announced_before_hole(self, slot: int, entry: _Slot, hashes: array[int]) -> int:
+        if self._asked is hashes:  # as it is when a decision asks, chooses and then dispatches
+            return self._announced.get(slot, 0)
+        lanes = entry.lanes.values() if entry.state in _CREDITED else ()
+        return max((self._table.run(lane, hashes, 0) for lane in lanes), default=0)
 
     # ------------------------------------------------------------------------------------------------------- upkeep
 
@@ -361,12 +377,14 @@ class PrefixIndex:
         entry.blocks = 0
 
     def _retire_lane(self, lane: int) -> None:
+        self._asked = None
         self._credited &= ~(1 << lane)
         self._slot_of_lane[lane] = -1
         self._table.retire(lane)
 
     def _refresh(self, slot: int) -> None:
         """After a change of state or lanes: what counts."""
+        self._asked = None
         entry = self._slots[slot]
         state = self.state(slot)
         for lane in entry.lanes.values():
