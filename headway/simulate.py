@@ -133,11 +133,11 @@ def run(args: argparse.Namespace) -> int:
         return 1
     names = [f"worker-{number}" for number in range(args.workers)]
     rows = [figures(report, slo_ttft_s=args.slo_ttft_ms / 1000, workers=names) for report in reports]
+    _write(args, trace, rows, reports)  # before the table: whoever reads that may close the pipe early
     out = Console()
     out.width = max(out.width, TABLE_WIDTH)
     out.print(_table(rows))
     out.print(_legend(args, rows[0]), style="dim", highlight=False)
-    _write(args, trace, rows, reports)
     return 0
 
 
