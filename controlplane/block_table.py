@@ -81,7 +81,7 @@ class _Generation:
     __slots__ = (
         "_buckets",
         "_mask",
-        "_memory",
+        "_memories",
         "_pairs",
         "cells",
         "flat",
@@ -96,9 +96,10 @@ class _Generation:
     def __init__(self, places: int, words: int) -> None:
         """places: a power of two, at least 16; words: of lane bits a key."""
         self.places = places
-        self._memory = mmap.mmap(-1, 16 * places)
-        self.cells = memoryview(self._memory).cast("Q")  # for one at a time: four times as quick as numpy
-        self.flat: Words = np.frombuffer(self._memory, np.uint64)
+        memory = mmap.mmap(-1, 16 * places)
+        self._memories = [(memory, 16)]  # with the bytes of a place
+        self.cells = memoryview(memory).cast("Q")  # for one at a time: four times as quick as numpy
+        self.flat: Words = np.frombuffer(memory, np.uint64)
         self.keys: Words = self.flat[0::2]
         self.words: list[Words] = [self.flat[1::2]]
         self._pairs = self.flat.view(np.complex128)  # sixteen bytes that numpy copies as one element
@@ -114,7 +115,10 @@ class _Generation:
 
     def widen(self, words: int) -> None:
         while len(self.words) < words:
-            self.words.append(np.zeros(self.places, np.uint64))
+            # Not numpy's own memory: it asks for huge pages, and each of those is half a millisecond when first touched.
+            memory = mmap.mmap(-1, 8 * self.places)
+            self._memories.append((memory, 8))
+            self.words.append(np.frombuffer(memory, np.uint64))
 
     def load(self, more: int = 0) -> float:
         """Sixteenths of the places that are in use."""
@@ -132,8 +136,8 @@ class _Generation:
     def release(self, places: int) -> bool:
         """Give the memory of that many places back, last ones first: all of it at once is a pause. True: nothing is left."""
         start = max(0, self.touched - places)
-        if self.touched > start and hasattr(self._memory, "madvise"):
-            self._memory.madvise(mmap.MADV_DONTNEED, 16 * start, 16 * (self.touched - start))
+        for memory, size in self._memories if self.touched > start and hasattr(mmap.mmap, "madvise") else ():
+            memory.madvise(mmap.MADV_DONTNEED, size * start, size * (self.touched - start))
         self.touched = start
         return start == 0
 
