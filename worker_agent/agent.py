@@ -1,8 +1,10 @@
 """The three loops of an agent, and the only place that knows what an epoch is.
 
     scrape    10 Hz, one at a time       /metrics (and /health twice a second) -> EngineWatch; a restart -> new epoch
-    follow    every 10 ms                KV events -> block set; a new run of the engine -> new epoch
-    publish   every 15 ms                changed blocks; with each scrape, or without one in its time, a report
+    follow    at the first event after a pause, then in ticks of 5 ms
+                                         KV events -> block set; a new run of the engine -> new epoch
+    publish   at the first change after a pause, then in ticks of 15 ms
+                                         changed blocks; with each scrape, or without one in its time, a report
 
 A scrape that takes seconds (a saturated API server) does not hold up the reports: they go on with the last figures and say how
 old these are.
@@ -29,8 +31,12 @@ from worker_agent.watch import EngineWatch
 
 log = logging.getLogger(__name__)
 
-FOLLOW_EVERY_S = 0.010
+FOLLOW_EVERY_S = 0.005
 PUBLISH_EVERY_S = 0.015
+"""While there is something to do. The next turn of a conversation may follow within milliseconds of the last, so what comes
+after a pause does not wait for a tick."""
+IDLE_S_MAX = 0.010
+"""Between two looks at sockets that say nothing: replays and broken connections do not wake anybody."""
 HEALTH_EVERY_S = 0.5
 MODELS_EVERY_S = 5.0
 """Adapters are loaded and unloaded while an engine runs."""
@@ -56,6 +62,8 @@ class Agent:
         self._fenced: dict[int, float] = {}  # rank -> process start of the run that it was found to have left
         self._block_sizes: set[int] = set()
         self._report_now = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()
         self._health_at = self._models_at = 0.0
         self._healthy = True
         self._said = ""
@@ -74,19 +82,26 @@ class Agent:
 
     async def follow_forever(self) -> None:
         while True:
+            self._arrived.clear()
             self._follow()
-            await asyncio.sleep(FOLLOW_EVERY_S)
+            if self._follower is not None and self._follower.blocks.changed_blocks:
+                self._changed.set()
+                await asyncio.sleep(FOLLOW_EVERY_S)
+            await _wait(self._arrived, IDLE_S_MAX)
 
     async def publish_forever(self) -> None:
         report_at = 0.0
         while True:
             now = self._clock.now()
+            with_blocks = self._changed.is_set()
+            self._changed.clear()
             due = self._report_now.is_set() or now >= report_at
             if await self._publish(now, with_report=due) and due:
                 self._report_now.clear()
                 report_at = now + 1.5 * self._interval_s
                 self.registered.set()
-            await asyncio.sleep(PUBLISH_EVERY_S)
+            await asyncio.sleep(PUBLISH_EVERY_S if with_blocks else 0)
+            await _wait(self._changed, PUBLISH_EVERY_S)
 
     async def leave(self) -> None:
         """De-register, within a bound."""
@@ -164,6 +179,7 @@ class Agent:
         follower = Follower(identity, block_size or identity.block_size, self._clock, virgin=virgin)
         self.close()
         self._follower = follower
+        follower.on_arrival(self._arrived.set)
         self._fenced.clear()
         self._models_at = self._clock.now() + MODELS_EVERY_S
         self._begin_epoch()
@@ -204,6 +220,7 @@ class Agent:
         self.record = record_of(
             self._follower.identity, self._settings, self._publisher.deltas.epoch, self._follower.block_size
         )
+        self._report_now.set()  # readers act on deltas of an epoch only once they know its record
 
     # ------------------------------------------------------------------------------------------------------------ follow
 
@@ -265,3 +282,11 @@ class Agent:
             blocks_exact=self._follower is None or self._follower.exact,
             **figures,
         )
+
+
+async def _wait(event: asyncio.Event, seconds_max: float) -> None:
+    """Until the event, or for so long."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds_max)
+    except TimeoutError:
+        return

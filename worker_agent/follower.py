@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from runtime.clock import Clock
 from worker_agent.block_set import BlockSet
@@ -31,6 +32,10 @@ class Follower:
         self.malformed: Counter[str] = Counter()
         self.payloads = 0
         self._ignored_said: set[str] = set()
+
+    def on_arrival(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` in the running event loop when there is something to poll."""
+        self._source.on_arrival(wake)
 
     @property
     def exact(self) -> bool:

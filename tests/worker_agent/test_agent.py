@@ -262,9 +262,12 @@ async def test_a_block_size_that_events_contradict_is_corrected(rig: Rig) -> Non
     await rig.start()
     await rig.engine.ranks[0].send(rig.engine.stored(prompt(1, 3)))
     await rig.reaches(rig.reader(), hashes(prompt(1, 3)))
-    record = await rig.record()
-    assert record is not None
-    assert record.block_size == 4
+
+    async def corrected() -> bool:
+        record = await rig.record()
+        return record is not None and record.block_size == 4
+
+    await until(corrected, "the record says so, too")
 
 
 async def test_a_flushed_redis_is_filled_again(rig: Rig) -> None:
