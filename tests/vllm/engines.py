@@ -75,9 +75,9 @@ class Engine:
 
 
 @contextmanager
-def two_engines() -> Iterator[list[Engine]]:
+def some_engines(count: int) -> Iterator[list[Engine]]:
     """Block size 32 (the CPU's), 400 blocks each: small enough that a few hundred turns evict."""
-    engines = [Engine(_port(), "--blocks", "400") for _ in range(2)]
+    engines = [Engine(_port(), "--blocks", "400") for _ in range(count)]
     try:
         for engine in engines:
             engine.start()

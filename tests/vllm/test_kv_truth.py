@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.stack import RunningStack, running_stack, wait_until
-from tests.vllm.engines import TOKENIZER, Engine, two_engines
+from tests.vllm.engines import TOKENIZER, Engine, some_engines
 
 REQUESTS = 500
 CONVERSATIONS_AT_ONCE = 4
@@ -36,7 +36,7 @@ TOOLS = [
 
 @pytest.fixture(scope="module")
 def engines() -> Iterator[list[Engine]]:
-    with two_engines() as engines:
+    with some_engines(2) as engines:
         yield engines
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +12,7 @@ import aiohttp
 import pytest
 
 from contract import tokens
-from tests.vllm.engines import TOKENIZER, Engine, two_engines
+from tests.vllm.engines import TOKENIZER, Engine, some_engines
 from tests.vllm.test_kv_truth import TOOLS
 
 SYSTEM = {"role": "system", "content": "You are a careful assistant."}
@@ -46,14 +48,14 @@ CHATS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with two_engines() as engines:
+    with some_engines(1) as engines:
         yield engines[0]
 
 
 @pytest.fixture(scope="module")
-async def model(engine: Engine) -> dict[str, Any]:
-    async with aiohttp.ClientSession() as session, session.get(engine.url + "/v1/models") as reply:
-        return dict((await reply.json())["data"][0])
+def model(engine: Engine) -> dict[str, Any]:
+    with urllib.request.urlopen(engine.url + "/v1/models", timeout=10) as reply:
+        return dict(json.load(reply)["data"][0])
 
 
 async def engine_ids(engine: Engine, body: dict[str, Any]) -> list[int]:
