@@ -16,7 +16,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from headway.errors import UsageError, dispatch
+from headway.__main__ import dispatch
+from headway.errors import UsageError
 from loadgen import recorder
 from proto import fleet_pb2, fleet_pb2_grpc
 from tests.fakes.sse_server import Reply, Request, SseServer, complete, in_thread, json_reply, models, stream_head
@@ -225,7 +226,7 @@ def test_a_fleet_that_is_not_there_is_named(free_port: int) -> None:
 
 def command(*argv: object) -> list[str]:
     """As the installed console script starts it."""
-    return [sys.executable, "-c", "from headway.__main__ import main; main()", "replay", *map(str, argv)]
+    return [sys.executable, "-m", "headway", "replay", *map(str, argv)]
 
 
 def test_a_bad_line_ends_the_process_with_code_two_and_one_line(tmp_path: Path) -> None:
