@@ -12,6 +12,7 @@ sequence         one rank's numbering: gaps, replay, a new incarnation (pure)
 block_set        engine hash to block hash, copies counted, changes netted (pure)
 event_source     the ZeroMQ shell of `sequence`
 publisher        the Redis shell: reports, deltas, snapshots, registration
+quick_add        its one hot command
 agent            the loops that join them; the only one that knows epochs
 settings         flags and environment
 """

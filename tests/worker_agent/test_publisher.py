@@ -66,11 +66,16 @@ async def test_a_report_says_which_delta_a_reader_should_have(
     assert reports[-1].delta_sequence == reader.sequence
 
 
-async def test_the_stream_is_bounded_and_a_late_reader_still_exact(
-    publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def short_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds that a test reaches; to be asked for before the publisher."""
     monkeypatch.setattr("worker_agent.delta_log.SNAPSHOT_EVERY_DELTAS", 40)
     monkeypatch.setattr("contract.keyspace.BLOCKS_ENTRIES_MAX", 100)
+
+
+async def test_the_stream_is_bounded_and_a_late_reader_still_exact(
+    short_stream: None, publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str
+) -> None:
     for number in range(500):
         block_set.apply(0, batch(stored([number], prompt(number, 1))))
         if number >= 20:
