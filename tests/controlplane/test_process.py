@@ -172,7 +172,9 @@ async def listed(fleet: fleet_pb2_grpc.FleetAsyncStub, agents: tuple[Agent, ...]
             for agent in agents:
                 agent.report()
             listed = await fleet.ListWorkers(fleet_pb2.ListWorkersRequest())
-            if sum(status.alive == alive for status in listed.workers) == count and listed.warm:
+            right = [status for status in listed.workers if status.alive == alive]
+            heard = not agents or all(status.report_age_s < 0.3 for status in right)  # not only their registrations
+            if len(right) == count and heard and listed.warm:
                 return
             await asyncio.sleep(0.05)
 
