@@ -208,6 +208,8 @@ class Ledger:
 
     def _keep(self, owner: str, claim: Claim, now: float) -> None:
         known = self._reservations.get(claim.decision_id)
+        if known is None and not claim.url:
+            return  # ended while its message was on the way: released already, or nowhere to count it
         if known is None:
             self.reserve(
                 claim.decision_id,

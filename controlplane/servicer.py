@@ -98,6 +98,9 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
             answer = self._answer(asked, stream, now)
             if answer is not None:
                 decisions.append(answer)
+        if batch.questions:
+            for cancel in batch.cancels:  # once more: it may belong to a question of this very message
+                director.cancel(stream.owner, cancel.question_id, now)
         return decisions
 
     def _answer(self, asked: pb.Question, stream: _Stream, now: float) -> pb.Decision | None:

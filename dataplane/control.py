@@ -63,8 +63,10 @@ class ControlClient:
         decision_timeout_s: float,
         queue_timeout_s: float,
         outcomes_max: int,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._target = target
+        self._credentials = credentials
         self._process = process
         self._fleet = fleet
         self._held = held
@@ -113,7 +115,7 @@ class ControlClient:
         """The asker has gone: no answer is wanted, and what was reserved for it is released."""
         if self._waiting.pop(question_id, None) is not None:
             self._queued.pop(question_id, None)
-            self._send_cancel(question_id)
+            self._withdraw(question_id)
 
     def release(self, decision: pb.Decision) -> None:
         """A decision that is not followed."""
@@ -139,11 +141,16 @@ class ControlClient:
 
     async def run(self) -> None:
         """Connects, and connects again, until cancelled."""
-        async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
+        async with self._channel() as channel:
             stub = rpc.RoutingStub(channel)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep(channel, lambda: self._stream(stub), "decisions"))
                 group.create_task(self._keep(channel, lambda: self._watch(stub), "fleet view"))
+
+    def _channel(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self._target, self._credentials, options=_CHANNEL_OPTIONS)
 
     async def flush(self, timeout_s: float) -> None:
         """Until outcomes have left, or the time is over."""
@@ -180,7 +187,8 @@ class ControlClient:
         call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch] = stub.RouteStream()
         writer: asyncio.Task[None] | None = None
         try:
-            await call.write(pb.RouteBatch(hello=pb.Hello(process=self._process, held=self._held(), queue_notices=True)))
+            held = [*self._held(), *self._ended()]
+            await call.write(pb.RouteBatch(hello=pb.Hello(process=self._process, held=held, queue_notices=True)))
             self.connected = True
             self._missed_in_a_row = 0
             log.info("control plane connected", extra={"f": {"target": self._target}})
@@ -199,6 +207,14 @@ class ControlClient:
                 await asyncio.gather(writer, return_exceptions=True)
             call.cancel()
             self._fail_all()
+
+    def _ended(self) -> list[pb.Held]:
+        """What ended while the control plane was away: claimed, so that its outcome finds a reservation to release."""
+        return [
+            pb.Held(decision_id=ended.decision_id, url=ended.url, input_tokens=ended.input_tokens, first_byte_seen=True)
+            for ended in self._outcomes
+            if ended.decision_id
+        ]
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch]) -> None:
         while True:
@@ -271,8 +287,16 @@ class ControlClient:
         if waiting is not None:
             self._missed_in_a_row += 1
             self._metrics.late.add()
-            self._send_cancel(question_id)
+            self._withdraw(question_id)
             _answer(waiting[0], None)
+
+    def _withdraw(self, question_id: int) -> None:
+        """A question that has not left is taken back: in one message with its cancel it would be decided behind it."""
+        for index, question in enumerate(self._questions):
+            if question.question_id == question_id:
+                del self._questions[index]
+                return
+        self._send_cancel(question_id)
 
     def _send_cancel(self, question_id: int) -> None:
         if self.connected:

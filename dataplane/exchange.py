@@ -521,6 +521,7 @@ class Exchange:
             uncached_tokens=max(0, tokens - target.matched_tokens),
             input_tokens=tokens,
             first_byte_seen=self._first_at > 0,
+                connected=gateway.control.connected,
         )
 
     def _response_head(self, relay: Relay) -> bytes:

@@ -20,13 +20,15 @@ def outcome(
     model: str,
     url: str,
     input_tokens: int,
+    connected: bool = True,
 ) -> pb.Outcome:
     """Times are seconds of one clock; first_at: 0 where no event with content came.
 
-    model, url and input_tokens go along only where the decision was made without the control plane.
+    model, url and input_tokens go along only where the decision was made without the control plane, or where it is away and
+    may come back without remembering: connected False.
     """
     found = pb.Outcome(decision_id=decision_id, end=int(end), e2e_s=now - sent_at, request_id=request_id)  # type: ignore[arg-type]
-    if not decision_id:
+    if not decision_id or not connected:
         found.model, found.url, found.input_tokens = model, url, input_tokens
     if relay is None or relay.head is None:
         return found
