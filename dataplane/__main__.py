@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from dataclasses import replace
 
 from dataplane.app import App
+from dataplane.keys import KeysError
 from dataplane.processes import NUMBER_VARIABLE, PORT_VARIABLE, reserve, supervise
 from dataplane.settings import Settings
 from runtime import log
@@ -40,8 +42,9 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         app = App(settings, SystemClock())
-    except ValueError as error:
-        fail("dataplane", str(error))
+    except (ValueError, OSError) as error:
+        fail("dataplane", _why(error, settings))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
     port = await app.start(reuse_port=number is not None, process_number=int(number or 0))
     life.ready(f"http://{settings.host}:{port}")
     await life.ending.wait()
@@ -67,6 +70,14 @@ async def _say_ready(life: Life, settings: Settings, port: int) -> None:
         writer.close()
         life.ready(f"http://{settings.host}:{port} by {settings.processes} processes")
         return
+
+
+def _why(error: Exception, settings: Settings) -> str:
+    if isinstance(error, KeysError):
+        return f"--keys-file, --upstream-keys-file: {error}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot read {error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _with_port(settings: Settings, port: int) -> Settings:

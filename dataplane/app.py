@@ -9,9 +9,13 @@ import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
+
 from contract import tokens
+from dataplane.access import Access
 from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
+from dataplane.credentials import UpstreamKeys
 from dataplane.fallback import Fleet, static_view
 from dataplane.gateway import Gateway
 from dataplane.metrics import Metrics
@@ -19,12 +23,15 @@ from dataplane.prompts import Prompts
 from dataplane.server import Server
 from dataplane.settings import Settings, pairs
 from dataplane.upstream import UpstreamPool
+from runtime import tls
 from runtime.clock import Clock
 
 log = logging.getLogger(__name__)
 
 TOKENIZE_THREADS = 2
 OUTCOME_FLUSH_S = 1.0
+KEYS_CHECK_S = 1.0
+"""How often the keys file is looked at, where there is one."""
 
 
 class App:
@@ -48,13 +55,19 @@ class App:
             decision_timeout_s=settings.decision_timeout_ms / 1000,
             queue_timeout_s=settings.queue_timeout_ms / 1000,
             outcomes_max=settings.outcomes_max,
+            credentials=_control_credentials(settings),
         )
         self.gateway = Gateway(
             settings=settings,
             clock=clock,
             fleet=fleet,
             control=self.control,
-            pool=UpstreamPool(clock=clock, idle_s=settings.upstream_idle_s, connect_timeout_s=settings.connect_timeout_s),
+            pool=UpstreamPool(
+                clock=clock,
+                idle_s=settings.upstream_idle_s,
+                connect_timeout_s=settings.connect_timeout_s,
+                ca=settings.upstream_ca,
+            ),
             prompts=self.prompts,
             executor=self._executor,
             budget=RetryBudget(ratio=settings.retry_ratio, per_s=settings.retry_per_s, now=clock.now()),
@@ -62,25 +75,46 @@ class App:
             metrics=metrics,
             exchanges=set(),
             extra_headers=_cors(settings.cors_origin),
+            access=Access(settings.keys_file, share=settings.processes, now=clock.now()) if settings.keys_file else None,
+            credentials=_upstream_keys(settings),
         )
         if settings.endpoint:
             fleet.apply(static_view(pairs(settings.endpoint, "--endpoint")))
             self._on_view()
         self.server = Server(self.gateway, admin=False if settings.admin_port else None)
         self.admin = Server(self.gateway, admin=True) if settings.admin_port else None
+        self._tls = tls.server_context(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
         self._declare_gauges(metrics)
+        self._keys_timer: asyncio.TimerHandle | None = None
         self._control_task: asyncio.Task[None] | None = None
 
     async def start(self, *, reuse_port: bool = False, process_number: int = 0) -> int:
         """Listens; the port. OSError: it cannot be had."""
-        port = await self.server.listen(self.settings.host, self.settings.port, reuse_port=reuse_port)
+        port = await self.server.listen(self.settings.host, self.settings.port, reuse_port=reuse_port, tls=self._tls)
         if self.admin is not None:
-            await self.admin.listen(self.settings.host, self.settings.admin_port + process_number)
+            await self.admin.listen(self.settings.admin_host or self.settings.host, self.settings.admin_port + process_number)
         self._control_task = asyncio.create_task(self.control.run(), name="control")
+        self._check_keys()
         return port
+
+    def reload(self) -> None:
+        """Keys and certificates once more from their files; what cannot be used leaves what there was."""
+        settings, gateway = self.settings, self.gateway
+        if gateway.access is not None:
+            gateway.access.reload(self._clock.now())
+        if gateway.credentials is not None:
+            gateway.credentials.reload()
+        if self._tls is not None:
+            try:
+                tls.renew(self._tls, settings.tls_cert, settings.tls_key)
+                log.info("certificate read", extra={"f": {"file": settings.tls_cert}})
+            except tls.TlsError as error:
+                log.error("the certificate stays as it was", extra={"f": {"why": error}})
 
     async def stop(self) -> None:
         """Requests end by themselves up to the bound; outcomes leave; everything is closed."""
+        if self._keys_timer is not None:
+            self._keys_timer.cancel()
         cut = await self.server.drain(self.settings.drain_timeout_s)
         if cut:
             log.warning("requests were cut at the end", extra={"f": {"requests": cut}})
@@ -92,6 +126,12 @@ class App:
             await asyncio.gather(self._control_task, return_exceptions=True)
         self.gateway.pool.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _check_keys(self) -> None:
+        access = self.gateway.access
+        if access is not None:
+            access.reload_if_changed(self._clock.now())
+            self._keys_timer = asyncio.get_running_loop().call_later(KEYS_CHECK_S, self._check_keys)
 
     def _on_view(self) -> None:
         view = self.gateway.fleet.view
@@ -107,6 +147,19 @@ class App:
         metrics.gauge("headway_outcomes_pending", "outcomes not yet sent", lambda: self.control.outcomes_pending)
         metrics.gauge("headway_endpoints_available", "endpoints of the last view", lambda: gateway.fleet.endpoints_available)
         metrics.gauge("headway_retry_tokens", "retries left in the budget", lambda: gateway.budget.tokens)
+
+
+def _control_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
+    """None: plain, without --control-ca and on Unix sockets."""
+    if not settings.control_ca or tls.is_local(settings.control):
+        return None
+    return tls.grpc_channel_credentials(settings.control_ca, settings.control_cert, settings.control_key)
+
+
+def _upstream_keys(settings: Settings) -> UpstreamKeys | None:
+    if not settings.upstream_keys_file and not settings.upstream_key:
+        return None
+    return UpstreamKeys(settings.upstream_keys_file, settings.upstream_key)
 
 
 def _cors(origin: str) -> tuple[bytes, ...]:

@@ -22,6 +22,7 @@ from dataplane import errors, headers, question
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway, Target, decided
 from dataplane.http1 import FramingError, Request, forward_head, reply
+from dataplane.limits import BODY_BYTES_PER_TOKEN, Permit
 from dataplane.openai import DONE_PATHS, PROMPT_PATHS, Ask, path_label, read_ask
 from dataplane.prompts import UNREAD, Prompt
 from dataplane.relay import Phase, Relay
@@ -61,6 +62,7 @@ class Exchange:
         "_first_at",
         "_gateway",
         "_last_at",
+        "_permit",
         "_prompt",
         "_question_id",
         "_relay",
@@ -76,10 +78,11 @@ class Exchange:
         "_tried",
     )
 
-    def __init__(self, gateway: Gateway, client: Client, request: Request) -> None:
+    def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
         self._gateway = gateway
         self._client = client
         self._request = request
+        self._permit = permit
         self._state = _PREPARING
         self._started_at = gateway.clock.now()
         self._request_id = request.get(b"x-request-id") or b"%032x" % random.getrandbits(128)
@@ -108,6 +111,9 @@ class Exchange:
         if isinstance(ask, ApiError):
             self._refuse(ask)
             return
+        if self._permit is not None and (denied := self._permit.model_refusal(ask.model)) is not None:
+            self._deny(denied)
+            return
         self._ask = ask
         path = self._request.path
         model = gateway.fleet.models.get(ask.model) if path in PROMPT_PATHS and ask.readable else None
@@ -128,7 +134,20 @@ class Exchange:
         metrics.chains.add(prompt.kind)
         metrics.prompt.observe(self._gateway.clock.now() - began)
         self._prompt = prompt
-        self._ask_control()
+        if self._permit is not None and (denied := self._reserve(self._permit)) is not None:
+            self._deny(denied)
+        else:
+            self._ask_control()
+
+    def _reserve(self, permit: Permit) -> ApiError | None:
+        tokens = self._prompt.input_tokens
+        if not tokens and self._ask.readable:
+            tokens = len(self._request.body) // BODY_BYTES_PER_TOKEN
+        return permit.reserve(tokens, self._ask.max_tokens, self._gateway.clock.now())
+
+    def _deny(self, denied: ApiError) -> None:
+        self._gateway.metrics.denied.add(denied.code or "")
+        self._refuse(denied)
 
     # --- ASKING ---
 
@@ -137,17 +156,17 @@ class Exchange:
         if not self._gateway.control.connected:
             self._fall_back()
             return
-        self._question_id = self._gateway.control.ask(
-            question.build(
-                self._request,
-                self._ask,
-                self._prompt,
-                request_id=self._request_id,
-                attempt=self._attempts,
-                exclude=self._excluded,
-            ),
-            self._decided,
+        asked = question.build(
+            self._request,
+            self._ask,
+            self._prompt,
+            request_id=self._request_id,
+            attempt=self._attempts,
+            exclude=self._excluded,
         )
+        if self._permit is not None:
+            question.stamp(asked, self._permit.key)
+        self._question_id = self._gateway.control.ask(asked, self._decided)
 
     def _decided(self, decision: pb.Decision | None) -> None:
         if self._state is not _ASKING:
@@ -243,6 +262,7 @@ class Exchange:
             request_id=self._request_id,
             traceparent=self._trace(),
             data_parallel_rank=target.rank,
+            credential=self._credential(target),
         )
         transport = connection.transport
         if transport is None:
@@ -255,6 +275,15 @@ class Exchange:
         else:
             transport.write(head)
             transport.write(request.body)
+
+    def _credential(self, target: Target) -> bytes | None:
+        """What the engine sees in place of the caller's key; None: the caller's own."""
+        gateway = self._gateway
+        if gateway.credentials is not None:
+            line = gateway.credentials.line(target.worker, target.url)
+            if line:
+                return line
+        return None if self._permit is None else b""
 
     def _trace(self) -> bytes:
         if not self._traceparent:
@@ -410,6 +439,8 @@ class Exchange:
         ]
         if refusal.retry_after_s:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
+        if self._permit is not None:
+            extra += self._permit.account.headers(self._gateway.clock.now())
         self._client.write(reply(refusal.status, refusal.body(), extra=extra, close=close))
         self._finish(close=close)
 
@@ -490,6 +521,7 @@ class Exchange:
                 model=self._ask.model,
                 url=target.url,
                 input_tokens=self._prompt.input_tokens,
+                connected=gateway.control.connected,
             )
         )
 
@@ -503,6 +535,20 @@ class Exchange:
             self._state = _DONE
             self._gateway.exchanges.discard(self)
             self._gateway.concurrency.leave()
+            if self._permit is not None:
+                self._permit.close(self._used_tokens(self._permit), self._gateway.clock.now())
+
+    def _used_tokens(self, permit: Permit) -> int:
+        """As the engine says it; else by what was seen. 0: no engine worked for it."""
+        relay = self._relay
+        if relay is None or relay.head is None or relay.head.status >= 400:
+            return 0
+        prompt, output = relay.ending.prompt_tokens, relay.ending.output_tokens
+        if prompt is None:
+            prompt = permit.prompt_tokens
+        if output is None:
+            output = relay.chunks.chunks if relay.chunks is not None and relay.is_stream else 0
+        return prompt + output
 
     def _finish(self, *, close: bool) -> None:
         self._leave()
@@ -521,9 +567,10 @@ class Exchange:
             uncached_tokens=max(0, tokens - target.matched_tokens),
             input_tokens=tokens,
             first_byte_seen=self._first_at > 0,
-                connected=gateway.control.connected,
         )
 
     def _response_head(self, relay: Relay) -> bytes:
         ours = [*headers.about(self._shown, self._attempts), *self._gateway.extra_headers]
+        if self._permit is not None:
+            ours += self._permit.account.headers(self._gateway.clock.now())
         return headers.passed_on(relay, self._request_id, ours, http10=self._request.http10, close=self._must_close(relay))

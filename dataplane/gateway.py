@@ -9,8 +9,10 @@ from typing import Protocol
 
 import msgspec
 
+from dataplane.access import Access
 from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
+from dataplane.credentials import UpstreamKeys
 from dataplane.fallback import Fleet
 from dataplane.metrics import Metrics
 from dataplane.prompts import Prompts
@@ -57,6 +59,8 @@ class Gateway:
     exchanges: set[Holding]
     extra_headers: tuple[bytes, ...] = ()
     draining: bool = False
+    access: Access | None = None  # None: whoever reaches the port may call
+    credentials: UpstreamKeys | None = None  # None: engines are shown what the caller sent
 
     def held(self) -> list[pb.Held]:
         """What this process is relaying right now, for a control plane that has forgotten."""

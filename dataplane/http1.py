@@ -39,6 +39,7 @@ HOP_BY_HOP = frozenset(
 )
 _NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _CARRIED = frozenset((b"x-request-id", b"traceparent"))
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 
 
 class FramingError(ValueError):
@@ -266,10 +267,21 @@ def _chunk_size(line: bytes) -> int:
 
 
 def forward_head(
-    request: Request, *, host: bytes, request_id: bytes, traceparent: bytes, data_parallel_rank: int | None
+    request: Request,
+    *,
+    host: bytes,
+    request_id: bytes,
+    traceparent: bytes,
+    data_parallel_rank: int | None,
+    credential: bytes | None = None,
 ) -> bytes:
-    """The head that goes to the engine: the caller's headers but hop-by-hop ones, Host rewritten, ids carried on."""
+    """The head that goes to the engine: the caller's headers but hop-by-hop ones, Host rewritten, ids carried on.
+
+    credential: a header line behind its CRLF in place of the caller's key, b"" for no key; None: the caller's passes.
+    """
     dropped = _NOT_FORWARDED
+    if credential is not None:
+        dropped = dropped | _CREDENTIALS
     named = request.get(b"connection")
     if named and named.lower() not in (b"keep-alive", b"close"):
         dropped = dropped | {token.strip().lower() for token in named.split(b",")}
@@ -280,6 +292,8 @@ def forward_head(
         if name not in dropped and name not in _CARRIED:
             parts += (b"\r\n", name, b": ", value)
     parts += (b"\r\nx-request-id: ", request_id, b"\r\ntraceparent: ", traceparent)
+    if credential:
+        parts.append(credential)
     if data_parallel_rank is not None:
         parts.append(b"\r\nx-data-parallel-rank: %d" % data_parallel_rank)
     parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(request.body))

@@ -73,6 +73,7 @@ class Metrics(Collector):
         self.chains = Counter("headway_prompts", "prompts by how their blocks were named", "kind")
         self.late = Counter("headway_decisions_late", "questions that missed their deadline")
         self.outcomes_dropped = Counter("headway_outcomes_dropped", "outcomes lost while the control plane was away")
+        self.denied = Counter("headway_requests_denied", "requests without a key, with a wrong one, or over its limits", "code")
         self.protocol_errors = Counter("headway_protocol_errors", "requests that were not HTTP as spoken here", "code")
         self.ttft = Histogram("headway_ttft_seconds", "sent to the engine -> first event with content, streams only")
         self.e2e = Histogram("headway_request_seconds", "request read -> last byte given to the client's connection")

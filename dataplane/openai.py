@@ -53,6 +53,8 @@ _LOCAL = {
     "/v1/models": Kind.MODELS,
 }
 ADMIN_KINDS = frozenset((Kind.HEALTH, Kind.READY, Kind.METRICS))
+OPEN_KINDS = frozenset((Kind.HEALTH, Kind.PREFLIGHT))
+"""Answered without a key: a balancer in front has none, nor has a browser's preflight."""
 
 
 def classify(method: str, path: str) -> Kind | ApiError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,19 +36,38 @@ def reserve(host: str, port: int) -> socket.socket:
 async def supervise(
     life: Life, processes: int, argv: Sequence[str], environ: Mapping[str, str], *, end_timeout_s: float
 ) -> None:
-    """Until `life` ends; each child gets its number. The children end within the bound or are killed."""
+    """Until `life` ends; each child gets its number. The children end within the bound or are killed.
+
+    SIGHUP goes on to them.
+    """
+    children: dict[int, asyncio.subprocess.Process] = {}
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _hang_up, children)
     async with asyncio.TaskGroup() as group:
         for number in range(processes):
-            group.create_task(_keep(life, number, argv, environ, end_timeout_s))
+            group.create_task(_keep(life, number, argv, environ, end_timeout_s, children))
 
 
-async def _keep(life: Life, number: int, argv: Sequence[str], environ: Mapping[str, str], end_timeout_s: float) -> None:
+def _hang_up(children: Mapping[int, asyncio.subprocess.Process]) -> None:
+    for child in children.values():
+        if child.returncode is None:
+            child.send_signal(signal.SIGHUP)
+
+
+async def _keep(
+    life: Life,
+    number: int,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    end_timeout_s: float,
+    children: dict[int, asyncio.subprocess.Process],
+) -> None:
     loop, pause_s = asyncio.get_running_loop(), RESTART_S_MIN
     while not life.ending.is_set():
         began = loop.time()
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "dataplane", *argv, env={**environ, NUMBER_VARIABLE: str(number)}
         )
+        children[number] = child
         gone = asyncio.ensure_future(child.wait())
         ending = asyncio.ensure_future(life.ending.wait())
         await asyncio.wait((gone, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dataplane.http1 import Request
+from dataplane.keys import Key
 from dataplane.openai import Ask
 from dataplane.prompts import Prompt
 from proto import routing_pb2 as pb
@@ -30,6 +31,13 @@ def build(
         if name.startswith(b"x-headway-"):
             _read_header(question, name, value)
     return question
+
+
+def stamp(question: pb.Question, key: Key) -> None:
+    """What the caller's key decides in place of the caller."""
+    if not key.may_set_tenant or not question.tenant:
+        question.tenant = key.tenant
+    question.priority = min(question.priority, key.priority_max)
 
 
 def _read_header(question: pb.Question, name: bytes, value: bytes) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from collections.abc import Iterable
 
 import msgspec
 
 from dataplane import errors
+from dataplane.access import Access
 from dataplane.connection import ClientConnection
 from dataplane.errors import ApiError
 from dataplane.exchange import Exchange
 from dataplane.gateway import Gateway
 from dataplane.http1 import Request, reply
-from dataplane.openai import ADMIN_KINDS, Kind, classify
+from dataplane.keys import Key
+from dataplane.limits import Permit
+from dataplane.openai import ADMIN_KINDS, OPEN_KINDS, Kind, classify
 
 SWEEP_S_MAX = 0.5
 SWEEP_S_MIN = 0.02
@@ -40,14 +45,21 @@ class Server:
         self.extra_headers = gateway.extra_headers
         self.connections: set[ClientConnection] = set()
         self._admin = admin
+        self._access = None if admin else gateway.access
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None) -> int:
         """The port that was bound. OSError: the address cannot be had."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
-            lambda: ClientConnection(self), host, port, reuse_port=reuse_port or None, backlog=BACKLOG
+            lambda: ClientConnection(self),
+            host,
+            port,
+            reuse_port=reuse_port or None,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=self.settings.head_timeout_s if tls is not None else None,
         )
         self._sweep()
         bound: socket.socket = self._listener.sockets[0]
@@ -81,21 +93,50 @@ class Server:
         kind = classify(request.method, request.path)
         if not isinstance(kind, ApiError) and self._admin is not None and (kind in ADMIN_KINDS) != self._admin:
             kind = errors.not_found(request.method, request.path)
-        if isinstance(kind, ApiError):
+        if self._access is not None:
+            self._handle_keyed(self._access, connection, request, kind)
+        elif isinstance(kind, ApiError):
             self._refuse(connection, request, kind)
         elif kind is not Kind.ROUTED:
             self._answer(connection, request, kind)
-        elif not self.gateway.concurrency.enter():
+        else:
+            self._route(connection, request, None)
+
+    def _handle_keyed(self, access: Access, connection: ClientConnection, request: Request, kind: Kind | ApiError) -> None:
+        """The same where callers need a key."""
+        if isinstance(kind, ApiError):
+            self._refuse(connection, request, kind)
+        elif kind in OPEN_KINDS:
+            self._answer(connection, request, kind)
+        elif kind is Kind.ROUTED:
+            permit = access.admit(request, self.clock.now())
+            if isinstance(permit, ApiError):
+                self.metrics.denied.add(permit.code or "")
+                self._refuse(connection, request, permit, access.rate_headers(request, self.clock.now()))
+            else:
+                self._route(connection, request, permit)
+        else:
+            key = access.identify(request)
+            if isinstance(key, ApiError):
+                self.metrics.denied.add(key.code or "")
+                self._refuse(connection, request, key)
+            else:
+                self._answer(connection, request, kind, key)
+
+    def _route(self, connection: ClientConnection, request: Request, permit: Permit | None) -> None:
+        if not self.gateway.concurrency.enter():
+            if permit is not None:
+                permit.close(0, self.clock.now())
             full = f"This router is serving {self.settings.requests_max} requests already."
             self._refuse(connection, request, errors.overloaded(full, "router_full"))
         else:
-            exchange = Exchange(self.gateway, connection, request)
+            exchange = Exchange(self.gateway, connection, request, permit)
             connection.exchange = exchange
             exchange.start()
 
     # --- answered here ---
 
-    def _answer(self, connection: ClientConnection, request: Request, kind: Kind) -> None:
+    def _answer(self, connection: ClientConnection, request: Request, kind: Kind, key: Key | None = None) -> None:
         if kind is Kind.HEALTH:
             self._send(connection, request, 200, b"")
         elif kind is Kind.READY:
@@ -106,9 +147,9 @@ class Server:
         elif kind is Kind.PREFLIGHT:
             self._send(connection, request, 204, b"", extra=_PREFLIGHT_HEADERS if self.settings.cors_origin else ())
         else:
-            self._models(connection, request, kind)
+            self._models(connection, request, kind, key)
 
-    def _models(self, connection: ClientConnection, request: Request, kind: Kind) -> None:
+    def _models(self, connection: ClientConnection, request: Request, kind: Kind, key: Key | None) -> None:
         fleet = self.gateway.fleet
         if fleet.view is None:
             missing = "The fleet is not known yet: no control plane has answered."
@@ -116,6 +157,8 @@ class Server:
             return
         # Base models before adapters, as an engine lists them: callers that take the first get the model itself.
         models = sorted(fleet.view.models, key=lambda model: (model.base not in ("", model.name), model.name))
+        if key is not None and key.models:
+            models = [model for model in models if model.name in key.models]
         entries = [_model_entry(model.name, model.base, model.max_model_len) for model in models]
         if kind is Kind.MODELS:
             self._send(connection, request, 200, _json.encode({"object": "list", "data": entries}))
@@ -148,8 +191,10 @@ class Server:
             "in_flight": gateway.concurrency.in_flight,
         }
 
-    def _refuse(self, connection: ClientConnection, request: Request, refusal: ApiError) -> None:
-        extra = []
+    def _refuse(self, connection: ClientConnection, request: Request, refusal: ApiError, more: Iterable[bytes] = ()) -> None:
+        extra = [*more]
+        if refusal.status == 401:
+            extra.append(b"www-authenticate: Bearer")
         if refusal.retry_after_s:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
         if refusal.allow:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from runtime.log import FORMATS, LEVELS
 from runtime.settings import check_port, check_positive, setting
+from runtime.tls import check_pair
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,21 @@ class Settings:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8000, "port of the OpenAI API")
     admin_port: int = setting(0, "port of /health, /ready and /metrics; 0: on the main port; process n of several adds n")
+    admin_host: str = setting("", "address of the admin port; empty: the one of --host")
     control: str = setting("127.0.0.1:50051", "gRPC target of the control plane; unix:/path on one host")
     processes: int = setting(1, "processes that share the port")
     endpoint: tuple[str, ...] = setting((), "MODEL=URL of an engine: the fleet until a control plane sends one")
     tokenizer: tuple[str, ...] = setting((), "MODEL=PATH_OR_HUB_NAME in place of the tokenizer that the fleet names")
+
+    keys_file: str = setting("", "callers' API keys (headway keys); empty: whoever reaches the port may call")
+    tls_cert: str = setting("", "certificate chain of the HTTP port, PEM; read again on SIGHUP")
+    tls_key: str = setting("", "its private key")
+    control_ca: str = setting("", "authority of the control plane's certificate: TLS to it, but for Unix sockets")
+    control_cert: str = setting("", "certificate shown to the control plane")
+    control_key: str = setting("", "its private key")
+    upstream_keys_file: str = setting("", "JSON object of worker or URL, or *, to the key that this engine is shown")
+    upstream_key: str = setting("", "key for engines that are not in that file", secret=True)
+    upstream_ca: str = setting("", "authority of engines with https:// URLs; empty: the system's")
 
     decision_timeout_ms: int = setting(250, "how long a question may wait for the control plane before the fallback decides")
     queue_timeout_ms: int = setting(10_000, "the same once the control plane has said that the question waits for room")
@@ -65,6 +77,10 @@ class Settings:
             idle_timeout_s=self.idle_timeout_s,
             upstream_idle_s=self.upstream_idle_s,
         )
+        check_pair(self.tls_cert, self.tls_key, "--tls-cert, --tls-key")
+        check_pair(self.control_cert, self.control_key, "--control-cert, --control-key")
+        if self.control_cert and not self.control_ca:
+            raise ValueError("--control-cert: needs --control-ca too")
         pairs(self.endpoint, "--endpoint")
         pairs(self.tokenizer, "--tokenizer")
 

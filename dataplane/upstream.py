@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from runtime.clock import Clock
+from runtime.tls import client_context
 
 IDLE_PER_ENDPOINT_MAX = 1024
 WRITE_BUFFER_BYTES_MAX = 64 * 1024
+_PORTS = {"http": 80, "https": 443}
 
 
 class Owner(Protocol):
@@ -78,10 +81,12 @@ def no_delay(transport: asyncio.BaseTransport) -> None:
 class UpstreamPool:
     """Idle connections by base URL, newest first."""
 
-    def __init__(self, *, clock: Clock, idle_s: float, connect_timeout_s: float) -> None:
+    def __init__(self, *, clock: Clock, idle_s: float, connect_timeout_s: float, ca: str = "") -> None:
+        """ca: authority of engines with https URLs; "": the system's. TlsError."""
         self._clock = clock
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
+        self._tls = client_context(ca) if ca else None
         self._idle: dict[str, list[UpstreamConnection]] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, tuple[str, int, bytes]] = {}
@@ -152,20 +157,27 @@ class UpstreamPool:
             host, port, _ = self._address(url)
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: UpstreamConnection(self, url), host, port
+                    lambda: UpstreamConnection(self, url), host, port, ssl=self._context(url)
                 )
         except (OSError, ValueError) as error:  # TimeoutError is an OSError
             done(error)
             return
         done(connection)
 
+    def _context(self, url: str) -> ssl.SSLContext | None:
+        if not url.startswith("https:"):
+            return None
+        if self._tls is None:
+            self._tls = client_context("")
+        return self._tls
+
     def _address(self, url: str) -> tuple[str, int, bytes]:
         found = self._addresses.get(url)
         if found is None:
             parts = urlsplit(url)
-            if parts.scheme != "http" or not parts.hostname:
-                raise ValueError(f"not the base URL of an engine: {url!r}")
-            found = (parts.hostname, parts.port or 80, parts.netloc.rpartition("@")[2].encode())
+            if parts.scheme not in _PORTS or not parts.hostname:
+                raise ValueError("its URL is no http:// or https:// URL")
+            found = (parts.hostname, parts.port or _PORTS[parts.scheme], parts.netloc.rpartition("@")[2].encode())
             self._addresses[url] = found
         return found
 
