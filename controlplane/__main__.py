@@ -27,7 +27,7 @@ from controlplane.servicer import RoutingServicer
 from controlplane.settings import Settings
 from controlplane.snapshot import FleetSnapshot
 from controlplane.upkeep import Upkeep
-from runtime import log, service
+from runtime import log, service, tls
 from runtime.clock import SystemClock
 from runtime.service import Life
 from runtime.settings import fail, read
@@ -44,8 +44,8 @@ async def serve(settings: Settings, life: Life) -> None:
     ledger = Ledger(grace_s_max=settings.grace_s_max)
     snapshot = FleetSnapshot(ledger, BreakerBounds())
     index = PrefixIndex()
-    ingest = Ingest(settings.redis_url, snapshot, index, clock)
-    bus_client = redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=2.0)
+    ingest = Ingest(settings.bus_url, snapshot, index, clock)
+    bus_client = redis.asyncio.Redis.from_url(settings.bus_url, socket_timeout=5.0, socket_connect_timeout=2.0)
     outcomes = OutcomeLog(bus_client)
     waiting = WaitingRoom(waiting_max=settings.waiting_max, wait_s_max=settings.wait_s_max)
     ring = DecisionRing()
@@ -86,7 +86,10 @@ async def serve(settings: Settings, life: Life) -> None:
     http = None
     if settings.metrics_port:
         http = await admin.start(settings.metrics_host, settings.metrics_port, registry(collector), lambda: director.warm)
-    server = GrpcServer(routing, fleet)
+    credentials = None
+    if settings.tls_cert:
+        credentials = tls.grpc_server_credentials(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    server = GrpcServer(routing, fleet, credentials)
     await server.start(settings.listen)
     life.spawn(ingest.run(), name="ingest")
     life.spawn(outcomes.run(), name="outcomes")
@@ -111,6 +114,8 @@ def main() -> None:
             await serve(settings, life)
         except AddressError as error:
             fail(PROCESS, error.strerror or str(error))
+        except tls.TlsError as error:
+            fail(PROCESS, str(error))
 
     service.run(body, PROCESS)
 

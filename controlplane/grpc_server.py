@@ -13,6 +13,7 @@ from controlplane.addresses import AddressError, probe, split_address
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.servicer import RoutingServicer
 from proto import fleet_pb2, fleet_pb2_grpc, routing_pb2, routing_pb2_grpc
+from runtime.tls import is_local
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 """A tick's questions with long prompts: 8 KiB of hashes per 16k tokens."""
@@ -34,7 +35,12 @@ _OPTIONS = (
 
 
 class GrpcServer:
-    def __init__(self, routing: RoutingServicer, fleet: FleetServicer) -> None:
+    """credentials: TLS of the TCP addresses; Unix sockets stay plain, their file says who may connect."""
+
+    def __init__(
+        self, routing: RoutingServicer, fleet: FleetServicer, credentials: grpc.ServerCredentials | None = None
+    ) -> None:
+        self._credentials = credentials
         self._server = grpc.aio.server(options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         routing_pb2_grpc.add_RoutingServicer_to_server(routing, self._server)
@@ -61,7 +67,10 @@ class GrpcServer:
         where = split_address(address)
         probe(address)
         try:
-            port = self._server.add_insecure_port(address)
+            if self._credentials is None or is_local(address):
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise AddressError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
         return address if isinstance(where, str) else f"{where[0]}:{port}"

@@ -19,9 +19,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "workers": ("headway.workers", "the fleet as the control plane sees it"),
     "policy": ("headway.policy", "show or switch the routing policy"),
     "drain": ("headway.drain", "no new requests for a worker (--undo: again)"),
+    "keys": ("headway.keys", "make, list and revoke callers' API keys"),
     "explain": ("headway.explain", "why a request went where it went"),
     "replay": ("headway.replay", "send a recorded workload through the proxy, open loop"),
     "simulate": ("headway.simulate", "compare policies on a trace in virtual time"),
+    "bench": ("headway.bench", "what the router costs, beside other routers"),
     "demo": ("headway.demo", "a tour: up, two conversations, what went where and why, down"),
 }
 

@@ -8,9 +8,12 @@ The libraries are imported where they are used: as a container's health check th
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import urllib.error
 import urllib.request
+
+from runtime.redis_url import with_password
 
 PROBE_TIMEOUT_S = 2.0
 PROBE_PAUSE_S = 0.05
@@ -45,7 +48,9 @@ async def _redis(url: str) -> bool:
     import redis.asyncio
 
     try:
-        async with redis.asyncio.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S) as client:
+        async with redis.asyncio.Redis.from_url(
+            with_password(url, os.environ.get("REDIS_PASSWORD", "")), socket_timeout=PROBE_TIMEOUT_S
+        ) as client:
             return bool(await client.ping())
     except (OSError, redis.RedisError):
         return False
@@ -55,8 +60,10 @@ async def _grpc(target: str) -> bool:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    from headway.control_client import open_channel
+
     try:
-        async with grpc.aio.insecure_channel(target) as channel:
+        async with open_channel(target) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT_S)
             return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
@@ -67,10 +74,11 @@ async def _grpc(target: str) -> bool:
 async def _worker(control: str, worker: str) -> bool:
     import grpc
 
+    from headway.control_client import open_channel
     from proto import fleet_pb2, fleet_pb2_grpc
 
     try:
-        async with grpc.aio.insecure_channel(control) as channel:
+        async with open_channel(control) as channel:
             stub = fleet_pb2_grpc.FleetStub(channel)
             reply = await stub.ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=PROBE_TIMEOUT_S)
     except grpc.RpcError:

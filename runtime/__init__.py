@@ -4,5 +4,7 @@ settings   one frozen dataclass per process, from flags and environment, self-ch
 log        one readable line an event, or JSON
 service    signals, orderly start and end of an asyncio process
 clock      time as an argument
+tls        certificates and authorities from files, for HTTP and gRPC
+redis_url  passwords into Redis URLs, and out of messages
 rng        named random streams from one seed
 """

@@ -7,6 +7,7 @@ import random
 
 from runtime import log, service, settings
 from runtime.clock import SystemClock
+from runtime.tls import TlsError
 from worker_agent.agent import Agent
 from worker_agent.engine_client import EngineClient
 from worker_agent.publisher import Publisher
@@ -18,8 +19,12 @@ PROCESS = "worker_agent"
 async def serve(life: service.Life, config: Settings) -> None:
     """Until asked to end; then the worker leaves the fleet."""
     chance = random.SystemRandom()
-    publisher = Publisher(config.redis_url, config.worker, ids=chance)
-    async with EngineClient(config.engine_url.rstrip("/"), api_key=config.engine_api_key) as client:
+    publisher = Publisher(config.bus_url, config.worker, ids=chance)
+    try:
+        engine = EngineClient(config.engine_url.rstrip("/"), api_key=config.engine_api_key, ca=config.engine_ca)
+    except TlsError as error:
+        settings.fail(PROCESS, str(error))
+    async with engine as client:
         agent = Agent(config, client, publisher, SystemClock(), lambda: chance.getrandbits(63))
         loops = [
             life.spawn(agent.scrape_forever(), name="scrape"),

@@ -6,6 +6,8 @@ from types import TracebackType
 
 import aiohttp
 
+from runtime.tls import client_context
+
 SCRAPE_TIMEOUT_S = 15.0
 """A saturated API server answers /metrics in seconds (4.3 s seen): only well beyond that is it silent."""
 HEALTH_TIMEOUT_S = 5.0
@@ -37,12 +39,14 @@ class BadStatus(EngineError):
 
 
 class EngineClient:
-    """url: base URL of the engine; api_key: where its /v1 routes want one."""
+    """url: base URL of the engine; api_key: where its /v1 routes want one; ca: authority of an https URL. TlsError."""
 
-    def __init__(self, url: str, *, api_key: str = "") -> None:
+    def __init__(self, url: str, *, api_key: str = "", ca: str = "") -> None:
         self.url = url
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=4, keepalive_timeout=IDLE_CONNECTION_S_MAX),
+            connector=aiohttp.TCPConnector(
+                limit=4, keepalive_timeout=IDLE_CONNECTION_S_MAX, ssl=client_context(ca) if ca else True
+            ),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
         )
 
