@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,8 +140,13 @@ def descendants(pid: int) -> list[int]:
 
 
 @contextmanager
-def running_stack(home: Path, *arguments: str, workers: int = 2) -> Iterator[RunningStack]:
-    """`headway up` with these arguments; ended, and checked to have left nothing behind, at the end."""
+def running_stack(
+    home: Path, *arguments: str, workers: int = 2, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningStack]:
+    """`headway up` with these arguments; ended, and checked to have left nothing behind, at the end.
+
+    environment: variables beside those of this process: settings of the children.
+    """
     first = free_ports(3 + workers)
     command = [
         *(sys.executable, "-m", "headway", "up"),
@@ -150,7 +155,7 @@ def running_stack(home: Path, *arguments: str, workers: int = 2) -> Iterator[Run
         *("--worker-port", str(first + 3)),
         *arguments,
     ]
-    environment = {**os.environ, "HEADWAY_HOME": str(home)}
+    environment = {**os.environ, **(environment or {}), "HEADWAY_HOME": str(home)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
