@@ -1,0 +1,191 @@
+"""`headway bench proxy`: CPU, throughput and added TTFT of our router beside others, interleaved, on this machine.
+
+Everything is started here and ended again: scripted engines, Redis, our control plane and data plane, and whichever other
+routers are installed. CPU time is read from /proc (user + system, children included); Redis, engines and load do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+
+from rich.console import Console
+
+from headway.bench_proxy import measure, peers, programs, prompts, routers, table
+from headway.bench_proxy.measure import Figures
+from headway.bench_proxy.processes import Process, free_ports
+from headway.bench_proxy.programs import LoadFailed, Programs
+from headway.bench_proxy.prompts import Scenario
+from headway.bench_proxy.routers import Bench, Router
+from headway.errors import UsageError
+
+SEED = 1
+WIDTH = 140
+SCENARIOS = ("small", "large", "chunks", "paced", "ttft")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("proxy",), help="proxy: the cost of routing a request")
+    parser.add_argument("--routers", default="all", metavar="A,B,...", help=f"of {', '.join(routers.NAMES)} (default: all)")
+    parser.add_argument("--scenarios", default="small,chunks,paced,ttft", metavar="A,B,...", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--rounds", type=_count, default=5, help="runs of each router, the median counts (default 5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one run (default 2)")
+    parser.add_argument("--clients", type=_count, default=64, help="connections (default 64)")
+    parser.add_argument("--workers", type=_count, default=4, help="engines behind each router (default 4)")
+    parser.add_argument("--install-peers", action="store_true", help="install the other projects' routers first, by pip")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there; - is standard output, without the table")
+    parser.add_argument("--keep", metavar="DIRECTORY", help="for configurations and logs, kept (default: temporary)")
+
+
+def run(args: argparse.Namespace) -> int:
+    names = _chosen(args.routers, routers.NAMES, "router")
+    wanted = _chosen(args.scenarios, SCENARIOS, "scenario")
+    console = Console(width=WIDTH, stderr=args.json == "-")
+    if args.install_peers:
+        for peer in peers.PACKAGES:
+            if any(name.startswith(peer) for name in names):
+                try:
+                    peers.install(peer)
+                except peers.NotInstalled as error:
+                    console.print(f"not installed: {error}", markup=False)
+    with ExitStack() as stack:
+        directory = Path(args.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="hw-")))
+        directory.mkdir(parents=True, exist_ok=True)
+        built = programs.build(directory)
+        first_port = free_ports(args.workers)
+        engine = Process("engine", [*built.backend, str(first_port), str(args.workers)], directory)
+        stack.callback(engine.end)
+        engine.wait_for(first_port)
+        found, missing = Bench(stack, directory, [first_port + n for n in range(args.workers)]).start(names)
+        if not found:
+            raise UsageError("; ".join(f"{name}: {why}" for name, why in missing.items()))
+        runner = _Runner(args, console, directory, built, first_port, found)
+        try:
+            figures = runner.run(wanted)
+        except LoadFailed as error:
+            raise UsageError(f"the load failed: {error}") from error
+    method = _method(args, built)
+    for name, why in missing.items():
+        console.print(f"left out: {name}: {why}", markup=False)
+    console.print(method, markup=False)
+    if args.json:
+        text = json.dumps({"method": method, "missing": missing, "figures": [one.as_dict() for one in figures]}, indent=1)
+        if args.json == "-":
+            print(text)
+        else:
+            Path(args.json).write_text(text + "\n")
+    return 1 if any(one.errors for one in figures) else 0
+
+
+class _Runner:
+    """The chosen scenarios, one after the other, each printed when it is done."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        console: Console,
+        directory: Path,
+        built: Programs,
+        engine_port: int,
+        found: list[Router],
+    ) -> None:
+        self._args = args
+        self._console = console
+        self._directory = directory
+        self._programs = built
+        self._engine_port = engine_port
+        self._routers = found
+
+    def run(self, wanted: list[str]) -> list[Figures]:
+        found: list[Figures] = []
+        for name in wanted:
+            found += self._ttft() if name == "ttft" else self._throughput(_scenario(name, self._args.clients))
+        return found
+
+    def _throughput(self, scenario: Scenario, *, show: bool = True) -> list[Figures]:
+        figures = measure.throughput(
+            self._routers,
+            scenario,
+            self._requests(scenario),
+            self._programs,
+            rounds=self._args.rounds if show else 1,
+            seconds=self._args.seconds if show else 1.0,
+            tell=self._tell,
+        )
+        if show:
+            self._console.print(table.cost_table(_title(scenario), figures))
+        return figures
+
+    def _ttft(self) -> list[Figures]:
+        """Streams of four events without delay: the peak of each router, then half of it."""
+        scenario = Scenario("ttft", 200, self._args.clients, chunks=4)
+        peaks = {one.router: one.requests_per_s for one in self._throughput(scenario, show=False)}
+        figures = measure.added_ttft(
+            self._routers,
+            self._engine_port,
+            scenario,
+            self._requests(scenario),
+            self._programs,
+            peaks,
+            rounds=self._args.rounds,
+            seconds=self._args.seconds,
+            tell=self._tell,
+        )
+        title = "added TTFT: streams of 4 events at half of each router's own peak, less the engine's own at that rate"
+        self._console.print(table.ttft_table(title, figures))
+        return figures
+
+    def _requests(self, scenario: Scenario) -> Path:
+        path = self._directory / f"{scenario.name}.requests"
+        prompts.write(scenario, path, Random(SEED))
+        return path
+
+    def _tell(self, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{text:<78}", end="\r", file=sys.stderr, flush=True)
+
+
+def _scenario(name: str, clients: int) -> Scenario:
+    return {
+        "small": Scenario("small", 200, clients),
+        "large": Scenario("large", 32_000, clients),
+        "chunks": Scenario("chunks", 200, clients, chunks=128),
+        "paced": Scenario("paced", 200, 4 * clients, chunks=64, pace_ms=10),
+    }[name]
+
+
+def _title(scenario: Scenario) -> str:
+    if not scenario.chunks:
+        return f"{scenario.name}: prompts of {scenario.prompt_chars:,} characters, one answer back, {scenario.clients} clients"
+    pace = f"one every {scenario.pace_ms} ms" if scenario.pace_ms else "without delay"
+    return f"{scenario.name}: streams of {scenario.chunks} events, {pace}, {scenario.clients} clients"
+
+
+def _method(args: argparse.Namespace, built: Programs) -> str:
+    return (
+        f"method: {args.rounds} rounds of {args.seconds:g} s, routers in turn, medians; {args.workers} scripted engines (one "
+        f"process) and the load in {built.language}; CPU: user + system of all processes of a router from /proc (ours: data "
+        f"plane + control plane); every request's prompt differs; {os.cpu_count()} cores, load average "
+        f"{os.getloadavg()[0]:.1f}: read the ratios."
+    )
+
+
+def _chosen(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    names = list(known) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no {what} {name!r}; there are {', '.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
