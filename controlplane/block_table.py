@@ -33,6 +33,7 @@ KEYS = 1 << SHIFT
 """Keys a bucket."""
 LANE_BITS = 64
 """Lanes a word."""
+WORD = (1 << LANE_BITS) - 1
 PLACES_MIN = 1_024
 LOAD_MAX = 7
 """Sixteenths of its places that a generation fills, tombstones included, before the next takes over."""
@@ -71,8 +72,7 @@ def _unique(hashes: array[int]) -> Words:
 
 def _as_words(lanes: int, words: int) -> list[int]:
     """A bit set of lanes as 64-bit words, lowest first; a negative number is a set with infinitely many lanes."""
-    low = (1 << LANE_BITS) - 1
-    return [lanes >> (LANE_BITS * word) & low for word in range(words)]
+    return [lanes >> (LANE_BITS * word) & WORD for word in range(words)]
 
 
 class _Generation:
@@ -181,10 +181,8 @@ class _Generation:
             at[away.take(which)] = (bucket.take(which) << SHIFT) + (hits & (KEYS - 1))
         return at
 
-    def lanes(self, blocks: Words, words: int) -> list[Words]:
-        """Lane bits of every block as `words` arrays; 0 where it has no place (the spill is not asked)."""
-        if words > 1:
-            return self._lanes_of_words(blocks, words)
+    def lanes(self, blocks: Words, words: list[int]) -> list[Words]:
+        """These words of the lane bits of every block; 0 where it has no place (the spill is not asked)."""
         at = self.home(blocks)
         pairs = self._pairs.take(at).view(np.uint64)
         first = pairs[1::2]
@@ -192,22 +190,16 @@ class _Generation:
         if len(away):
             rows = self._buckets.take(at.take(away) >> SHIFT, axis=0)
             hits = (rows[:, ::2] == blocks.take(away)[:, None]).ravel().nonzero()[0]
-            elsewhere = rows.reshape(-1).take(hits * 2 + 1)
-            if len(hits) == len(away):
-                first[away] = elsewhere
-            else:
+            found = away
+            if len(hits) < len(away):
+                found = away.take(hits >> SHIFT)
                 first[away] = 0
-                first[away.take(hits >> SHIFT)] = elsewhere
-        return [first]
-
-    def _lanes_of_words(self, blocks: Words, words: int) -> list[Words]:
-        at = self.find(blocks)
-        absent = (at < 0).nonzero()[0]
-        at[absent] = 0
-        held = [self.bits_at(word, at) if word < len(self.words) else np.zeros(len(blocks), np.uint64) for word in range(words)]
-        for bits in held:
-            bits[absent] = 0
-        return held
+            first[found] = rows.reshape(-1).take(hits * 2 + 1)
+            if words != [0]:
+                places = (at.take(found) & -KEYS) + (hits & (KEYS - 1))
+                at[away] = 0  # in the first bucket, which nobody ever holds
+                at[found] = places
+        return [self.words[word].take(at) if word else first for word in words]
 
     def insert(self, blocks: Words) -> Positions:
         """Gives places to blocks (distinct, none of them here). -1: its bucket is full, the caller spills it."""
@@ -272,7 +264,8 @@ class BlockTable:
 
     def prefixes(self, hashes: array[int], lanes: int) -> list[tuple[int, int]]:
         """(lanes, length): how far each of `lanes` holds the chain without a hole; lengths above 0 only."""
-        if not hashes or not self._bits(hashes[0]) & lanes:
+        lanes = self._bits(hashes[0]) & lanes if hashes else 0
+        if not lanes:
             return []  # most questions without a match end here, at a hundredth of the price
         if len(hashes) <= WALK_BLOCKS_MAX:
             return self._walk(hashes, lanes)
@@ -308,16 +301,15 @@ class BlockTable:
         found.append((alive, len(hashes)))
         return found
 
-    def _lanes(self, chain: Words) -> list[Words]:
-        held = self._new.lanes(chain, self._words)
+    def _lanes(self, chain: Words, words: list[int]) -> list[Words]:
+        held = self._new.lanes(chain, words)
         if self._old is not None:
-            for word, bits in enumerate(self._old.lanes(chain, self._words)):
-                held[word] = held[word] | bits
+            held = [new | old for new, old in zip(held, self._old.lanes(chain, words), strict=True)]
         if self._new.spill or (self._old is not None and self._old.spill):
-            self._add_spilled_lanes(chain, held)
+            self._add_spilled_lanes(chain, words, held)
         return held
 
-    def _add_spilled_lanes(self, chain: Words, held: list[Words]) -> None:
+    def _add_spilled_lanes(self, chain: Words, words: list[int], held: list[Words]) -> None:
         """Of the blocks without a place, up to the first that is nowhere: what follows it is of no matter."""
         absent = held[0] == 0
         for more in held[1:]:
@@ -327,14 +319,15 @@ class BlockTable:
             lanes = self._new.spill.get(block, 0) | (0 if self._old is None else self._old.spill.get(block, 0))
             if not lanes:
                 return
-            for word, bits in enumerate(_as_words(lanes, len(held))):
-                held[word][position] = bits
+            for word, bits in zip(words, held, strict=True):
+                bits[position] = lanes >> (LANE_BITS * word) & WORD
 
     def _steps(self, chain: Words, alive: int) -> list[tuple[int, int]]:
         """(lanes that hold all blocks up to and with this position, position), at 0 and wherever that set shrinks."""
+        words = [word for word in range(self._words) if alive >> (LANE_BITS * word) & WORD]
         held = [
-            np.bitwise_and.accumulate(bits & np.uint64(mask))
-            for bits, mask in zip(self._lanes(chain), _as_words(alive, self._words), strict=True)
+            np.bitwise_and.accumulate(bits & np.uint64(alive >> (LANE_BITS * word) & WORD))
+            for word, bits in zip(words, self._lanes(chain, words), strict=True)
         ]
         shrinks: Flags | None = None
         for bits in held:
@@ -342,7 +335,9 @@ class BlockTable:
                 differs = bits[1:] != bits[:-1]
                 shrinks = differs if shrinks is None else shrinks | differs
         positions = [0] if shrinks is None else [0, *(shrinks.nonzero()[0] + 1).tolist()]
-        return [(sum(int(bits[at]) << (LANE_BITS * word) for word, bits in enumerate(held)), at) for at in positions]
+        return [
+            (sum(int(bits[at]) << (LANE_BITS * word) for word, bits in zip(words, held, strict=True)), at) for at in positions
+        ]
 
     def run(self, lane: int, hashes: array[int], start: int) -> int:
         """The first position at or after `start` that the lane does not hold."""
