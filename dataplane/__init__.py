@@ -20,6 +20,7 @@ access      who may call: keys, limits (keys, limits: pure)
 credentials what engines are shown in place of the caller's key
 admission   local bounds: concurrency, retry budget
 upstream    pooled connections to engines
+encoding    compressed request bodies; trace: W3C trace context
 relay, sse  a response read without I/O: held until the first token, then passed on as it comes
 http1       heads and chunk framing as bytes
 report      how an attempt ended, for the control plane

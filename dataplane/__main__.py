@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from dataplane.app import App
 from dataplane.keys import KeysError
-from dataplane.processes import NUMBER_VARIABLE, PORT_VARIABLE, reserve, supervise
+from dataplane.processes import NUMBER_VARIABLE, PORT_VARIABLE, probe, reserve, supervise
 from dataplane.settings import Settings
 from runtime import log
 from runtime.clock import SystemClock
@@ -45,16 +45,19 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
     except (ValueError, OSError) as error:
         fail("dataplane", _why(error, settings))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
-    port = await app.start(reuse_port=number is not None, process_number=int(number or 0))
+    if number is None and not settings.share_port:
+        probe(settings.host, settings.port)
+    port = await app.start(reuse_port=True, process_number=int(number or 0))
     life.ready(f"http://{settings.host}:{port}")
     await life.ending.wait()
     await app.stop()
 
 
 async def _parent(life: Life, settings: Settings) -> None:
-    with reserve(settings.host, settings.port) as reserved:
+    with reserve(settings.host, settings.port, share=settings.share_port) as reserved:
         port = reserved.getsockname()[1]
-        life.spawn(_say_ready(life, settings, port), name="ready")
+        if not settings.share_port:  # else whoever answers may be the predecessor: each process says so for itself
+            life.spawn(_say_ready(life, settings, port), name="ready")
         environ = {**os.environ, f"{PORT_VARIABLE}_SHARED": str(port)}
         await supervise(life, settings.processes, sys.argv[1:], environ, end_timeout_s=settings.drain_timeout_s + END_EXTRA_S)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from dataplane.errors import ApiError, protocol_error
+from dataplane.errors import ApiError, protocol_error, too_large
 from dataplane.http1 import Request, path_of, reply
 from dataplane.upstream import WRITE_BUFFER_BYTES_MAX, no_delay
 
@@ -125,6 +126,8 @@ class ClientConnection(asyncio.Protocol):
         self.stalled_since = 0.0
         if self.exchange is not None:
             self.exchange.resume()
+        elif not self._pumping:
+            self._pump()
 
     # --- the server's side ---
 
@@ -147,9 +150,19 @@ class ClientConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    @property
+    def busy(self) -> bool:
+        """A request is being read, waits, or is being answered."""
+        return self.exchange is not None or self._in_message or bool(self._queue)
+
+    @property
+    def idle_since(self) -> float:
+        """When the last response was complete; of use only while nothing is under way."""
+        return self._deadline - self._server.settings.keep_alive_s
+
     def close_if_idle(self) -> None:
-        """For the end of the process."""
-        if self.exchange is None and not self._in_message:
+        """For the end of the process. What was written still leaves."""
+        if not self.busy and not self._lingering:
             self._end()
 
     def check(self, now: float) -> None:
@@ -170,9 +183,10 @@ class ClientConnection(asyncio.Protocol):
             self._reject(protocol_error(408, "The request body did not arrive in time.", "body_timeout"))
 
     def _pump(self) -> None:
-        """Serve what is queued and parse what is pending, until a request is under way or nothing is left."""
+        """Serve what is queued and parse what is pending, until a request is under way, nothing is left, or the client does
+        not read its answers."""
         self._pumping = True
-        while self.exchange is None and not self._closing:
+        while self.exchange is None and not self._closing and not self.stalled_since:
             if self._queue:
                 request = self._queue.popleft()
                 self._server.handle(self, request)
@@ -201,7 +215,9 @@ class ClientConnection(asyncio.Protocol):
         self._server.metrics.protocol_errors.add(refusal.code or str(refusal.status))
         self._deadline = self._server.clock.now() + LINGER_S
         if self.transport is not None:
-            self.write(reply(refusal.status, refusal.body(), extra=self._server.extra_headers, close=True))
+            self.write(
+                reply(refusal.status, refusal.body_for(self._request.path), extra=self._server.extra_headers, close=True)
+            )
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             else:
@@ -289,8 +305,7 @@ class ClientConnection(asyncio.Protocol):
         self._queue.append(self._request)
 
     def _too_large(self) -> ApiError:
-        limit = self._server.settings.body_bytes_max
-        return protocol_error(413, f"The request body is larger than {limit:,} bytes.", "body_too_large")
+        return replace(too_large(self._server.settings.body_bytes_max), close=True)
 
     def _refuse(self, refusal: ApiError) -> None:
         if self._refusal is None:

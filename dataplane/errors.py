@@ -37,6 +37,19 @@ REASONS = {
 
 INVALID = "invalid_request_error"
 
+MESSAGES_PATH = "/v1/messages"
+RESPONSES_PATH = "/v1/responses"
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ApiError:
@@ -56,9 +69,22 @@ class ApiError:
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return _json.encode({"error": fields})
 
-    def event(self) -> bytes:
-        """The same as a server-sent event, for streams that have begun."""
+    def body_for(self, path: str) -> bytes:
+        """In the shape that callers of this path read."""
+        return self._anthropic() if path.startswith(MESSAGES_PATH) else self.body()
+
+    def event_for(self, path: str, sequence_number: int = 0) -> bytes:
+        """The same as a server-sent event, for streams that have begun. sequence_number: the next one of a Responses stream."""
+        if path.startswith(MESSAGES_PATH):
+            return b"event: error\ndata: " + self._anthropic() + b"\n\n"
+        if path == RESPONSES_PATH:
+            fields = {"type": "error", "code": self.code, "message": self.message, "param": self.param}
+            return b"event: error\ndata: " + _json.encode({**fields, "sequence_number": sequence_number}) + b"\n\n"
         return b"data: " + self.body() + b"\n\n"
+
+    def _anthropic(self) -> bytes:
+        kind = _ANTHROPIC_TYPES.get(self.status) or ("api_error" if self.status >= 500 else INVALID)
+        return _json.encode({"type": "error", "error": {"type": kind, "message": self.message}})
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
@@ -68,6 +94,10 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
 def protocol_error(status: int, message: str, code: str) -> ApiError:
     """The bytes are not the HTTP that this server speaks; the connection ends."""
     return ApiError(status, message, code=code, close=True)
+
+
+def too_large(bytes_max: int) -> ApiError:
+    return ApiError(413, f"The request body is larger than {bytes_max:,} bytes.", code="body_too_large")
 
 
 def unknown_model(model: str) -> ApiError:

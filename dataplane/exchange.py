@@ -18,7 +18,7 @@ import random
 from enum import IntEnum
 
 from contract.outcome import End
-from dataplane import errors, headers, question
+from dataplane import errors, headers, question, trace
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway, Target, decided
 from dataplane.http1 import FramingError, Request, forward_head, reply
@@ -56,6 +56,7 @@ class Exchange:
         "_ask",
         "_attempts",
         "_client",
+        "_closes",
         "_connection",
         "_excluded",
         "_failure",
@@ -86,7 +87,7 @@ class Exchange:
         self._state = _PREPARING
         self._started_at = gateway.clock.now()
         self._request_id = request.get(b"x-request-id") or b"%032x" % random.getrandbits(128)
-        self._traceparent = request.get(b"traceparent")
+        self._traceparent = self._continue_trace() if request.get(b"traceparent") else b""
         self._ask = Ask("")
         self._prompt: Prompt = UNREAD
         self._question_id = 0
@@ -94,6 +95,7 @@ class Exchange:
         self._shown: Target | None = None  # the last one, for the response headers
         self._connection: UpstreamConnection | None = None
         self._relay: Relay | None = None
+        self._closes = False  # the client was told that the connection ends with this response
         self._attempts = 0
         self._tried: set[str] = set()
         self._excluded: list[int] = []
@@ -107,7 +109,7 @@ class Exchange:
         gateway = self._gateway
         gateway.exchanges.add(self)
         gateway.budget.earn()
-        ask = read_ask(self._request)
+        ask = read_ask(self._request, gateway.settings.body_bytes_max)
         if isinstance(ask, ApiError):
             self._refuse(ask)
             return
@@ -287,8 +289,16 @@ class Exchange:
 
     def _trace(self) -> bytes:
         if not self._traceparent:
-            self._traceparent = b"00-%032x-%016x-01" % (random.getrandbits(128) | 1, random.getrandbits(64) | 1)
+            self._traceparent = trace.begun()
         return self._traceparent
+
+    def _continue_trace(self) -> bytes:
+        """A state without a trace that it belongs to means nothing: it is left out."""
+        request = self._request
+        found = trace.continued(request.get(b"traceparent"))
+        if not found:
+            request.headers = [(name, value) for name, value in request.headers if name != b"tracestate"]
+        return found
 
     # --- WAITING and RELAYING: called by the connection ---
 
@@ -359,11 +369,13 @@ class Exchange:
         assert relay.head is not None
         if relay.cut_short:
             self._client.write(
-                headers.error_event("The worker ended the stream without finishing it.", relay, http10=self._request.http10)
+                headers.error_event(
+                    "The worker ended the stream without finishing it.", relay, self._request.path, http10=self._request.http10
+                )
             )
         self._count(relay.head.status)
         self._close_attempt(relay.final())
-        self._finish(close=self._must_close(relay))
+        self._finish(close=self._closes or self._must_close(relay))
 
     def _must_close(self, relay: Relay, *, broken: bool = False) -> bool:
         """The message's end is told by closing. broken: the engine did not end it.
@@ -373,7 +385,7 @@ class Exchange:
         """
         request = self._request
         unframed = relay.chunks is None and (broken or relay.cut_short or (relay.head is not None and relay.head.length < 0))
-        return request.http10 or not request.keep_alive or unframed or self._gateway.draining
+        return request.http10 or not request.keep_alive or unframed
 
     # --- failure ---
 
@@ -412,7 +424,7 @@ class Exchange:
         self._relay = spare
         self._client.write(self._response_head(spare) + spare.release())
         self._count(spare.head.status)
-        self._finish(close=self._must_close(spare))
+        self._finish(close=self._closes)
 
     def _break_off(self, end: End, message: str) -> None:
         relay = self._relay
@@ -421,10 +433,10 @@ class Exchange:
         can_tell = relay.is_stream and relay.at_boundary
         self._count(relay.head.status)
         if can_tell:
-            self._client.write(headers.error_event(message, relay, http10=self._request.http10))
+            self._client.write(headers.error_event(message, relay, self._request.path, http10=self._request.http10))
         self._close_attempt(end)
         if can_tell:
-            self._finish(close=self._must_close(relay, broken=True))
+            self._finish(close=self._closes or self._must_close(relay, broken=True))
         else:
             self._leave()
             self._client.cut()
@@ -435,13 +447,14 @@ class Exchange:
         extra = [
             *headers.about(self._shown, self._attempts),
             b"x-request-id: " + self._request_id,
+            b"traceparent: " + self._trace(),
             *self._gateway.extra_headers,
         ]
         if refusal.retry_after_s:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
         if self._permit is not None:
             extra += self._permit.account.headers(self._gateway.clock.now())
-        self._client.write(reply(refusal.status, refusal.body(), extra=extra, close=close))
+        self._client.write(reply(refusal.status, refusal.body_for(self._request.path), extra=extra, close=close))
         self._finish(close=close)
 
     def client_gone(self) -> None:
@@ -570,7 +583,9 @@ class Exchange:
         )
 
     def _response_head(self, relay: Relay) -> bytes:
-        ours = [*headers.about(self._shown, self._attempts), *self._gateway.extra_headers]
+        ours = [*headers.about(self._shown, self._attempts), b"traceparent: " + self._trace(), *self._gateway.extra_headers]
         if self._permit is not None:
             ours += self._permit.account.headers(self._gateway.clock.now())
-        return headers.passed_on(relay, self._request_id, ours, http10=self._request.http10, close=self._must_close(relay))
+        # Said now or not at all: a connection that closes unannounced fails the request that its client sends next.
+        self._closes = self._gateway.draining or self._must_close(relay)
+        return headers.passed_on(relay, self._request_id, ours, http10=self._request.http10, close=self._closes)

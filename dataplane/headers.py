@@ -40,9 +40,9 @@ def about(target: Target | None, attempts: int) -> list[bytes]:
     return lines
 
 
-def error_event(message: str, relay: Relay, *, http10: bool) -> bytes:
+def error_event(message: str, relay: Relay, path: str, *, http10: bool) -> bytes:
     """With the end of the chunked body, where it is one. Blank lines first: the event before it may be torn."""
-    event = b"\n\n" + errors.stream_broken(message).event()
+    event = b"\n\n" + errors.stream_broken(message).event_for(path, relay.sequence_number + 1)
     if relay.chunks is None or http10:
         return event
     return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)

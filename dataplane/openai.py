@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from dataplane import encoding
 from dataplane.errors import ApiError, bad_request, not_found, wrong_method
 from dataplane.http1 import Request
 
@@ -32,13 +33,17 @@ class Kind(Enum):
 PROMPT_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"))
 """Whose bodies hold one prompt that can be tokenised as the engine does it."""
 
-DONE_PATHS = frozenset(("/v1/chat/completions", "/v1/completions"))
-"""Whose streams end with `data: [DONE]`."""
+DONE_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/messages"))
+"""Whose streams end with `data: [DONE]` or `message_stop`; without it they are cut short."""
 
 _ROUTED_OUTSIDE_V1 = frozenset(
     ("/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score", "/pooling", "/classify", "/invocations")
 )
-_COUNTED = PROMPT_PATHS | _ROUTED_OUTSIDE_V1 | {"/v1/rerank", "/v1/score", "/v1/messages/count_tokens"}
+_COUNTED = (
+    PROMPT_PATHS
+    | _ROUTED_OUTSIDE_V1
+    | {"/v1/rerank", "/v1/score", "/v1/messages/count_tokens", "/v1/audio/transcriptions", "/v1/audio/translations"}
+)
 
 
 def path_label(path: str) -> str:
@@ -91,12 +96,11 @@ class _Body(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Body)
 
 
-def read_ask(request: Request) -> Ask | ApiError:
-    """The body of a routed request."""
+def read_ask(request: Request, body_bytes_max: int) -> Ask | ApiError:
+    """The body of a routed request, which is uncompressed where it came compressed."""
     content_type = request.get(b"content-type").lower()
-    encoding = request.get(b"content-encoding").lower()
-    if encoding not in (b"", b"identity"):
-        return ApiError(415, f"Content-Encoding {encoding.decode('latin-1')!r} is not supported.", code="unsupported_encoding")
+    if request.get(b"content-encoding") and (refusal := encoding.decode(request, body_bytes_max)) is not None:
+        return refusal
     if content_type.startswith(b"multipart/"):
         return Ask(_multipart_model(request.body), readable=False)
     return read_json(request.body)

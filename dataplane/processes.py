@@ -20,14 +20,24 @@ NUMBER_VARIABLE = "HEADWAY_DATAPLANE_PROCESS_NUMBER"
 PORT_VARIABLE = "HEADWAY_DATAPLANE_PORT"
 
 
-def reserve(host: str, port: int) -> socket.socket:
-    """A bound socket that shares its port but takes no connections. OSError: somebody else has the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if port:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    reserved = socket.socket(family, socket.SOCK_STREAM)
+def probe(host: str, port: int) -> None:
+    """Every listener shares its port, so that a successor can take over; one that was not told to must not. OSError: taken."""
+    if not port:
+        return
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probing:
+        probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probing.bind((host, port))
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def reserve(host: str, port: int, *, share: bool = False) -> socket.socket:
+    """A bound socket that shares its port but takes no connections. OSError: somebody else has the port (unless `share`)."""
+    if not share:
+        probe(host, port)
+    reserved = socket.socket(_family(host), socket.SOCK_STREAM)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     reserved.bind((host, port))
     return reserved

@@ -13,6 +13,7 @@ stream ended.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -24,6 +25,9 @@ HEAD_BYTES_MAX = 64 * 1024
 TAIL_BYTES_KEPT = 4 * 1024
 TAIL_BYTES_MAX = 16 * 1024
 TORN_BYTES_MAX = 64 * 1024
+
+
+_SEQUENCE_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,18})')
 
 
 class Phase(IntEnum):
@@ -136,6 +140,12 @@ class Relay:
         if self.phase is not _ENDED or self.trailing or self.head is None:
             return False
         return self.head.keep_alive and (self.chunks is not None or self.head.length >= 0)
+
+    @property
+    def sequence_number(self) -> int:
+        """The last event's, in streams that number their events; -1: none."""
+        found = _SEQUENCE_NUMBER.findall(b"".join(self._tail))
+        return int(found[-1]) if found else -1
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now; b"" while held. FramingError: not HTTP/1.1."""

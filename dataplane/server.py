@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import random
 import ssl
 from collections.abc import Iterable
 
@@ -18,11 +18,11 @@ from dataplane.gateway import Gateway
 from dataplane.http1 import Request, reply
 from dataplane.keys import Key
 from dataplane.limits import Permit
+from dataplane.listening import Listener
 from dataplane.openai import ADMIN_KINDS, OPEN_KINDS, Kind, classify
 
 SWEEP_S_MAX = 0.5
 SWEEP_S_MIN = 0.02
-BACKLOG = 4096
 DRAIN_POLL_S = 0.02
 
 _json = msgspec.json.Encoder()
@@ -46,47 +46,46 @@ class Server:
         self.connections: set[ClientConnection] = set()
         self._admin = admin
         self._access = None if admin else gateway.access
-        self._listener: asyncio.Server | None = None
+        self._listener = Listener(lambda: ClientConnection(self))
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def listen(self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None) -> int:
         """The port that was bound. OSError: the address cannot be had."""
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
-            lambda: ClientConnection(self),
-            host,
-            port,
-            reuse_port=reuse_port or None,
-            backlog=BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=self.settings.head_timeout_s if tls is not None else None,
+        bound = await self._listener.open(
+            host, port, reuse_port=reuse_port, tls=tls, handshake_timeout_s=self.settings.head_timeout_s
         )
         self._sweep()
-        bound: socket.socket = self._listener.sockets[0]
-        return int(bound.getsockname()[1])
+        return bound
 
     async def drain(self, timeout_s: float) -> int:
-        """Stop accepting, let requests end, up to a bound. Returns how many had to be cut."""
+        """Stop accepting, let requests end, up to a bound. Returns how many had to be cut.
+
+        Idle connections stay for a moment: a request may be on its way, and is answered with `Connection: close`.
+        """
         self.gateway.draining = True
-        if self._listener is not None:
-            self._listener.close()
-        until = self.clock.now() + timeout_s
-        for connection in list(self.connections):
-            connection.close_if_idle()
-        while self._busy() and self.clock.now() < until:  # noqa: ASYNC110 - an event would cost every request
-            await asyncio.sleep(DRAIN_POLL_S)
+        self._listener.close()
+        began = now = self.clock.now()
+        idle_s = min(timeout_s, self.settings.drain_idle_s)
+        while now < began + timeout_s and (self.connections or self._listener.arriving):
+            for connection in list(self.connections):
+                if max(began, connection.idle_since) + idle_s <= now:
+                    connection.close_if_idle()
+            await asyncio.sleep(DRAIN_POLL_S)  # an event would cost every request
+            now = self.clock.now()
         cut = self._busy()
         for connection in list(self.connections):
             exchange = connection.exchange
             if exchange is not None:
                 exchange.client_gone()
-            connection.cut()
+                connection.cut()
+            else:
+                connection.close_if_idle()
         if self._sweeper is not None:
             self._sweeper.cancel()
         return cut
 
     def _busy(self) -> int:
-        return sum(connection.exchange is not None for connection in self.connections)
+        return sum(connection.busy for connection in self.connections)
 
     def handle(self, connection: ClientConnection, request: Request) -> None:
         """One request, whole. Sets `connection.exchange` where its answer comes later."""
@@ -199,7 +198,7 @@ class Server:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
         if refusal.allow:
             extra.append(b"allow: " + refusal.allow.encode())
-        self._send(connection, request, refusal.status, refusal.body(), extra=tuple(extra))
+        self._send(connection, request, refusal.status, refusal.body_for(request.path), extra=tuple(extra))
 
     def _send(
         self,
@@ -217,7 +216,11 @@ class Server:
                 status,
                 body,
                 content_type=content_type,
-                extra=extra + self.extra_headers,
+                extra=(
+                    *extra,
+                    b"x-request-id: " + (request.get(b"x-request-id") or b"%032x" % random.getrandbits(128)),
+                    *self.extra_headers,
+                ),
                 close=close,
                 head_only=request.method == "HEAD",
             )

@@ -19,6 +19,7 @@ class Settings:
     admin_host: str = setting("", "address of the admin port; empty: the one of --host")
     control: str = setting("127.0.0.1:50051", "gRPC target of the control plane; unix:/path on one host")
     processes: int = setting(1, "processes that share the port")
+    share_port: bool = setting(False, "start beside a data plane that has the port already, to take over from it")
     endpoint: tuple[str, ...] = setting((), "MODEL=URL of an engine: the fleet until a control plane sends one")
     tokenizer: tuple[str, ...] = setting((), "MODEL=PATH_OR_HUB_NAME in place of the tokenizer that the fleet names")
 
@@ -51,6 +52,7 @@ class Settings:
     client_stall_s: float = setting(300.0, "a client that does not read is cut off after this time")
     upstream_idle_s: float = setting(4.0, "idle engine connections are not used again after this time (vLLM closes at 5 s)")
     drain_timeout_s: float = setting(30.0, "at the end: how long requests in flight may take to finish")
+    drain_idle_s: float = setting(2.0, "at the end: how long idle client connections stay open for a request on its way")
 
     attempts_max: int = setting(3, "tries of one request, each on another endpoint")
     retry_ratio: float = setting(0.2, "retry budget: retries earned by each request")

@@ -25,6 +25,8 @@ from tests.fakes.backend import (
 )
 from tests.fakes.control import Control
 
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
 
 async def test_a_response_arrives_as_the_engine_wrote_it(proxy: Proxy, backend: Backend) -> None:
     payload = chat_payload("hello")
@@ -53,20 +55,33 @@ async def test_the_engine_gets_the_callers_bytes_and_headers(proxy: Proxy, backe
     headers = {
         "Authorization": "Bearer k",
         "X-Request-Id": "mine",
-        "traceparent": "00-1-2-01",
+        "traceparent": f"00-{TRACE}-{SPAN}-00",
+        "tracestate": "a=1",
         "Connection": "keep-alive, X-Hop",
         "X-Hop": "1",
     }
-    await ask(proxy.port, request(body, "/v1/chat/completions?a=b", headers=headers))
+    response = await ask(proxy.port, request(body, "/v1/chat/completions?a=b", headers=headers))
     seen = backend.requests[0]
     assert seen.body == body
     assert seen.target == "/v1/chat/completions?a=b"
     assert seen.headers["authorization"] == "Bearer k"
     assert seen.headers["x-request-id"] == "mine"
-    assert seen.headers["traceparent"] == "00-1-2-01"
+    version, trace, span, flags = seen.headers["traceparent"].split("-")
+    assert (version, trace, flags) == ("00", TRACE, "00")
+    assert span != SPAN
+    assert seen.headers["tracestate"] == "a=1"
+    assert response.headers["traceparent"] == seen.headers["traceparent"]
+    assert response.headers["x-request-id"] == "mine"
     assert seen.headers["host"] == backend.url.removeprefix("http://")
     assert "x-hop" not in seen.headers
     assert "connection" not in seen.headers
+
+
+async def test_a_trace_that_is_none_begins_anew_without_its_state(proxy: Proxy, backend: Backend) -> None:
+    await ask(proxy.port, request(chat(), headers={"traceparent": "00-1-2-01", "tracestate": "a=1"}))
+    seen = backend.requests[0]
+    assert len(seen.headers["traceparent"]) == 55
+    assert "tracestate" not in seen.headers
 
 
 async def test_ids_are_made_where_the_caller_has_none(proxy: Proxy, backend: Backend) -> None:
