@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import multiprocessing
 import random
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,12 +20,19 @@ import msgspec
 import uvloop
 import zmq
 
+from contract import blocks
 from contract.keyspace import ModelCard
+from controlplane.index_state import IndexState
+from controlplane.ingest import Ingest
 from headway.embedded_redis import RedisServer
 from runtime.clock import SystemClock
+from tests.bench.index import Sink, WatchedIndex, until
+from tests.fakes.engine import BLOCK, FakeEngine
+from worker_agent.agent import Agent
 from worker_agent.block_set import BlockSet
 from worker_agent.delta_log import DeltaLog
 from worker_agent.discovery import EngineIdentity, record_of
+from worker_agent.engine_client import EngineClient
 from worker_agent.engine_info import EventEndpoint
 from worker_agent.engine_metrics import parse
 from worker_agent.follower import Follower
@@ -34,6 +43,7 @@ from worker_agent.settings import Settings
 PAGES = Path(__file__).parents[1] / "fixtures" / "vllm" / "metrics"
 BLOCKS, BLOCK_SIZE, PAYLOADS, REPEATS = 64, 16, 1_000, 5
 TICK_PAYLOADS = 16
+ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
 
 
 def run() -> None:
@@ -124,10 +134,11 @@ def _end_to_end(stored: list[bytes]) -> None:
     server = RedisServer(directory)
     server.start()
     try:
-        for per_tick in (1, 4, TICK_PAYLOADS):
+        for per_tick in (1, 4, 8, TICK_PAYLOADS):
             figure = min(uvloop.run(_through_sockets(stored, server.url, per_tick)) for _ in range(3))
             deltas = f"a tick of {per_tick * BLOCKS} blocks"
             print(f"  ZeroMQ frame -> XADD answered, {deltas:<22}{figure:6.3f} us a block")
+        uvloop.run(_whole_path(server.url))
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
@@ -178,6 +189,75 @@ async def _through_sockets(stored: list[bytes], url: str, per_tick: int) -> floa
     follower.close()
     await publisher.close()
     return spent / (PAYLOADS // per_tick * per_tick) / BLOCKS * 1e6
+
+
+def _engines(orders: Connection) -> None:
+    """A process of several engines: single-block events at a steady rate, spread over them; answers when each was sent."""
+    context: zmq.Context[Any] = zmq.Context()
+    sockets = [context.socket(zmq.XPUB) for _ in range(ENGINES)]
+    orders.send([socket.bind_to_random_port("tcp://127.0.0.1") for socket in sockets])
+    for socket in sockets:
+        socket.recv()
+    orders.recv()
+    sent: list[float] = []
+    began = time.perf_counter()
+    while len(sent) < EVENTS_PER_S * PATH_S:
+        for number in range(len(sent), int((time.perf_counter() - began) * EVENTS_PER_S)):
+            store = {"type": "BlockStored", "block_hashes": [number], "parent_block_hash": None, "block_size": BLOCK}
+            event = store | {"token_ids": [number] * BLOCK, "medium": "GPU"}
+            sent.append(time.time())
+            payload = msgspec.msgpack.encode([sent[-1], [event], 0])
+            sockets[number % ENGINES].send_multipart([b"", (number // ENGINES).to_bytes(8, "big"), payload])
+        time.sleep(0.0005)
+    orders.send(sent)
+    orders.recv()
+    context.destroy(linger=0)
+
+
+async def _whole_path(url: str) -> None:
+    """Engine's stamp to visible: real agents and a real ingest in this process, the engines and Redis in others."""
+    orders, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_engines, args=(theirs,), daemon=True)
+    process.start()
+    index, sink = WatchedIndex(), Sink()
+    tasks = [asyncio.create_task(Ingest(url, sink, index, SystemClock()).run())]
+    closers = []
+    for number, port in enumerate(orders.recv()):
+        engine = FakeEngine(ranks=0, blocks=1_000_000)
+        engine.figures["prompt_tokens"] = 0
+        await engine.start()
+        config = Settings(
+            worker=f"path{number}", engine_url=engine.url, redis_url=url, kv_events=f"tcp://127.0.0.1:{port}", kv_replay="off"
+        )
+        publisher, client, epochs = (
+            Publisher(url, config.worker, ids=random.Random(number)),
+            EngineClient(engine.url),
+            itertools.count(1),
+        )
+        agent = Agent(config, client, publisher, SystemClock(), lambda epochs=epochs: next(epochs))  # type: ignore[misc]
+        tasks += [asyncio.create_task(loop()) for loop in (agent.scrape_forever, agent.follow_forever, agent.publish_forever)]
+        closers.append((engine, agent, publisher, client))
+    await until(lambda: sum(index.state(slot) is IndexState.EXACT for slot in sink.slots.values()) == ENGINES)
+    orders.send("begin")
+    sent = await asyncio.to_thread(orders.recv)
+    root = blocks.root_hash("tiny")
+    hashes = [blocks.chain(blocks.pack_tokens([number] * BLOCK), BLOCK, root)[0] for number in range(len(sent))]
+    await until(lambda: len(index.visible_at) >= len(sent))
+    lags = statistics.quantiles([(index.visible_at[one] - at) * 1e3 for one, at in zip(hashes, sent, strict=True)], n=100)
+    print(
+        f"  engine's stamp -> visible in the index       p50 {lags[49]:.1f} ms  p99 {lags[98]:.1f} ms   (p99 <= 50 ms)\n"
+        f"    {EVENTS_PER_S:,} one-block events a second, {PATH_S:.0f} s, {ENGINES} engines; agents and ingest share a process"
+    )
+    orders.send("end")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for engine, agent, publisher, client in closers:
+        agent.close()
+        await publisher.close()
+        await client.__aexit__(None, None, None)
+        await engine.close()
+    process.join()
 
 
 if __name__ == "__main__":

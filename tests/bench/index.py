@@ -226,7 +226,7 @@ class Sink:
 
 
 class WatchedIndex(PrefixIndex):
-    """Notes when the first block of each change became visible."""
+    """Notes when (Unix time) each block became visible."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,9 +234,9 @@ class WatchedIndex(PrefixIndex):
 
     def apply(self, changes: list[BlockChange]) -> None:  # type: ignore[override]
         super().apply(changes)
-        now = time.perf_counter()
+        now = time.time()
         for change in changes:
-            self.visible_at[change.added[0]] = now
+            self.visible_at.update(dict.fromkeys(change.added, now))
 
 
 @contextmanager
@@ -338,7 +338,7 @@ async def visible_lag(url: str, seconds: float = 3.0, events_per_s: int = 5_000)
         for _ in range(due):
             number = block % WORKERS
             sequences[number] += 1
-            sent[block] = time.perf_counter()
+            sent[block] = time.time()
             data = keyspace.encode_delta(BlockDelta(1, sequences[number], 0.0, array("Q", [block])))
             pipe.xadd(keyspace.blocks_key(f"w{number}"), {keyspace.DELTA_FIELD: data})
             block += 1
