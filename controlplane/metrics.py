@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from contract.keyspace import EngineState
 from controlplane.admission import WaitingRoom
 from controlplane.director import Director
 from controlplane.endpoint import Endpoint
@@ -40,6 +41,7 @@ WARM = "headway_warm"
 REDIS_CONNECTED = "headway_redis_connected"
 REDIS_AGE = "headway_redis_age_seconds"
 INDEX_BLOCKS = "headway_index_blocks"
+INDEX_MEMORY = "headway_index_memory_bytes"
 MATCH_RATIO = "headway_match_ratio"
 WORKER_ALIVE = "headway_worker_alive"
 WORKER_AVAILABLE = "headway_worker_available"
@@ -120,6 +122,7 @@ class ControlPlaneCollector(Collector):
         yield GaugeMetricFamily(REDIS_CONNECTED, "1 while Redis answers", value=float(self._bus.connected))
         yield GaugeMetricFamily(REDIS_AGE, "since the last word from Redis", value=max(0.0, now - self._bus.last_word_at))
         yield GaugeMetricFamily(INDEX_BLOCKS, "distinct blocks in the prefix index", value=len(self._index))
+        yield GaugeMetricFamily(INDEX_MEMORY, "what the prefix index takes, all included", value=self._index.memory_bytes())
         ratio = GaugeMetricFamily(
             MATCH_RATIO, "share of recent responses whose cached_tokens equalled the prediction", labels=("worker", "model")
         )
@@ -140,7 +143,11 @@ class ControlPlaneCollector(Collector):
         def each(read: _Read) -> list[float]:
             return [float(read(endpoint)) for endpoint in endpoints]
 
-        yield gauge(WORKER_ALIVE, "1 while its agent is heard", each(lambda one: one.alive))
+        yield gauge(
+            WORKER_ALIVE,
+            "1 while its agent is heard and says that the engine is ready",
+            each(lambda one: one.alive and one.state == EngineState.READY),
+        )
         yield gauge(WORKER_AVAILABLE, "1 while it may get requests", each(lambda one: one.serving and one.breaker.admits(now)))
         yield gauge(WORKER_BREAKER, "1 closed, 2 open, 3 half open", each(lambda one: one.breaker.view(now)))
         yield gauge(

@@ -83,6 +83,16 @@ async def test_a_completion_has_the_engines_token_ids(engine: Engine, model: dic
     assert ids(packed) == await engine_ids(engine, {"model": model["id"], "prompt": prompt})
 
 
+async def test_a_batch_of_prompts_has_the_engines_token_count(engine: Engine, model: dict[str, Any]) -> None:
+    tokenizer = tokens.load(str(TOKENIZER))
+    for prompt in (["one", "two and three"], [5, 6, 7, 8], [[5, 6, 7], [8, 9]]):
+        body = {"model": model["id"], "prompt": prompt, "max_tokens": 1}
+        async with aiohttp.ClientSession() as session, session.post(engine.url + "/v1/completions", json=body) as reply:
+            answer = await reply.json()
+            assert reply.status == 200, answer
+        assert sum(len(ids(packed)) for packed in tokenizer.completion(prompt)) == answer["usage"]["prompt_tokens"]
+
+
 async def test_a_responses_request_has_the_engines_token_count(engine: Engine, model: dict[str, Any]) -> None:
     tokenizer = tokens.load(str(TOKENIZER))
     body = {"model": model["id"], "input": "What is a headway?", "instructions": "Be brief.", "max_output_tokens": 1}
