@@ -51,10 +51,15 @@ class Change:
 
 @dataclass(slots=True)
 class _Shelf:
-    """One rank and tier: copies by block hash, and what changed since the last take."""
+    """One rank and tier: copies by block hash, and what changed since the last take.
 
-    copies: dict[int, int] = field(default_factory=dict)
-    added: set[int] = field(default_factory=set)
+    Sets where a count would nearly always be one, and a list of what was added until something is dropped: most of what a block
+    costs here is putting it into tables.
+    """
+
+    held: set[int] = field(default_factory=set)
+    extra: dict[int, int] = field(default_factory=dict)  # copies beyond the first
+    added: list[int] | set[int] = field(default_factory=list)  # a set from the first drop of a tick on
     removed: set[int] = field(default_factory=set)
     total: int = 0  # copies of all blocks
     cleared: bool = False
@@ -65,41 +70,61 @@ class _Shelf:
         return bool(self.added or self.removed or self.cleared)
 
     def put(self, hashes: list[int]) -> None:
-        copies, added, removed = self.copies, self.added, self.removed
         self.total += len(hashes)
-        if not removed and copies.keys().isdisjoint(hashes):
-            # New blocks only, as nearly always: a third of the time of the loop.
-            copies.update(dict.fromkeys(hashes, 1))
-            added.update(hashes)
-            return
+        if isinstance(self.added, list) and not self.removed and self.held.isdisjoint(hashes):
+            before = len(self.held)
+            self.held.update(hashes)
+            if len(self.held) - before == len(hashes):
+                self.added += hashes  # new blocks only, as nearly always
+                return
+            self.held.difference_update(hashes)  # one of them twice: the slow way counts it
         for block in hashes:
-            if block in copies:
-                copies[block] += 1
-            else:
-                copies[block] = 1
-                if block in removed:
-                    removed.discard(block)
-                else:
-                    added.add(block)
+            self._put_one(block)
+
+    def _put_one(self, block: int) -> None:
+        if block in self.held:
+            self.extra[block] = self.extra.get(block, 0) + 1
+            return
+        self.held.add(block)
+        if block in self.removed:
+            self.removed.discard(block)
+        elif isinstance(self.added, list):
+            self.added.append(block)
+        else:
+            self.added.add(block)
 
     def drop(self, block: int) -> None:
-        count = self.copies.get(block, 0)
-        self.total -= count > 0
-        if count > 1:
-            self.copies[block] = count - 1
-        elif count == 1:
-            del self.copies[block]
-            if block in self.added:
-                self.added.discard(block)
-            else:
-                self.removed.add(block)
+        if block not in self.held:
+            return
+        self.total -= 1
+        extra = self.extra.get(block, 0)
+        if extra > 1:
+            self.extra[block] = extra - 1
+        elif extra:
+            del self.extra[block]
+        else:
+            self._drop_last(block)
+
+    def _drop_last(self, block: int) -> None:
+        self.held.discard(block)
+        if isinstance(self.added, list):
+            self.added = set(self.added)
+        if block in self.added:
+            self.added.discard(block)
+        else:
+            self.removed.add(block)
 
     def clear(self) -> None:
-        self.copies.clear()
-        self.added.clear()
-        self.removed.clear()
+        self.held.clear()
+        self.extra.clear()
+        self.forget_changes()
         self.total = 0
         self.cleared = True
+
+    def forget_changes(self) -> None:
+        self.added = []
+        self.removed.clear()
+        self.cleared = False
 
 
 @dataclass(slots=True)
@@ -117,7 +142,7 @@ class _Rank:
 
     @property
     def blocks(self) -> int:
-        return sum(len(shelf.copies) for shelf in self.shelves.values())
+        return sum(len(shelf.held) for shelf in self.shelves.values())
 
 
 class BlockSet:
@@ -154,7 +179,7 @@ class BlockSet:
         """Block hashes on one rank and tier."""
         found = self._ranks.get(rank)
         shelf = found.shelves.get(tier) if found is not None else None
-        return set(shelf.copies) if shelf is not None else set()
+        return set(shelf.held) if shelf is not None else set()
 
     # ------------------------------------------------------------------------------------------------------------- events
 
@@ -205,9 +230,7 @@ class BlockSet:
                     changes.append(
                         Change(number, tier, shelf.at, shelf.cleared, array("Q", shelf.added), array("Q", shelf.removed))
                     )
-                    shelf.added.clear()
-                    shelf.removed.clear()
-                    shelf.cleared = False
+                    shelf.forget_changes()
             self._bound_names(state)
         return changes
 
@@ -215,7 +238,7 @@ class BlockSet:
         """Everything held, in pieces of one rank and tier. Each is a copy; the set must not change between two pieces."""
         for number, state in sorted(self._ranks.items()):
             for tier, shelf in sorted(state.shelves.items()):
-                hashes = array("Q", shelf.copies)
+                hashes = array("Q", shelf.held)
                 for start in range(0, len(hashes), blocks_max):
                     yield number, tier, hashes[start : start + blocks_max]
 
@@ -324,7 +347,7 @@ class BlockSet:
 
     def _bound_names(self, state: _Rank) -> None:
         if len(state.names) > 2 * state.blocks + NAMES_SLACK:
-            shelves = [shelf.copies for shelf in state.shelves.values()]
+            shelves = [shelf.held for shelf in state.shelves.values()]
             state.names = {name: block for name, block in state.names.items() if any(block in held for held in shelves)}
 
 
