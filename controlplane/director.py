@@ -115,6 +115,11 @@ class Director:
         return self._profile.name
 
     @property
+    def needs_chains(self) -> bool:
+        """Whether the policy looks at prompts."""
+        return self._profile.needs_chains
+
+    @property
     def policies(self) -> list[str]:
         return list(self._profiles)
 

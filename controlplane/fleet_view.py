@@ -55,6 +55,7 @@ class FleetWatch:
             models=[_model(name, served) for name, served in sorted(self._snapshot.models().items())],
             policy=self._director.policy,
             warm=self._director.warm,
+            without_chains=not self._director.needs_chains,
         )
 
 

@@ -48,6 +48,11 @@ class Profile:
     scorers: tuple[WeightedScorer, ...]
     pick: Picker
 
+    @property
+    def needs_chains(self) -> bool:
+        """Whether it looks at prompts; data planes need not tokenise for one that does not."""
+        return any(entry.score is not scorers.load for entry in self.scorers)
+
 
 def build(active_max: int = filters.ACTIVE_MAX) -> dict[str, Profile]:
     """Every profile by name. All share the filters: no policy may choose what is broken, tried or over the guard."""

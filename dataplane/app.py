@@ -136,7 +136,7 @@ class App:
     def _on_view(self) -> None:
         view = self.gateway.fleet.view
         if view is not None:
-            self.prompts.see(view.models, self._clock.now())
+            self.prompts.see(view.models, self._clock.now(), wanted=not view.without_chains)
 
     def _declare_gauges(self, metrics: Metrics) -> None:
         gateway = self.gateway

@@ -1,8 +1,9 @@
 """The line to the control plane: one stream of questions and decisions, one of fleet views.
 
-All questions of one event-loop tick leave in one message; while a message is being written the next one gathers. A question
-has a deadline, after which the fallback decides. When the stream breaks every waiting question goes to the fallback at once,
-outcomes gather up to a bound, and the next stream begins with what this process is relaying.
+All questions of one event-loop tick leave in one message; while a message is being written, or questions are unanswered, the
+next one gathers, within bounds. Outcomes and first bytes ride along with questions, or leave a moment later by themselves. A
+question has a deadline, after which the fallback decides. When the stream breaks every waiting question goes to the fallback
+at once, outcomes gather up to a bound, and the next stream begins with what this process is relaying.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ PROBE_EVERY_S = 0.5
 TIMER_S_MIN = 0.001
 CONNECT_TIMEOUT_S = 2.0
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+
+HOLD_S_MAX = 0.001
+"""How long questions gather while earlier ones are with the control plane: a message costs as much as ten questions in it."""
+GATHERED_MAX = 32
+"""Questions that leave at once, whatever is under way."""
+REPORT_DELAY_S = 0.005
+"""How long an outcome or a first byte waits for a question to ride along with."""
 
 Answer = Callable[[pb.Decision | None], None]
 
@@ -88,7 +96,10 @@ class ControlClient:
         self._cancels: list[pb.Cancel] = []
         self._outcomes: deque[pb.Outcome] = deque()
         self._outcomes_max = outcomes_max
-        self._dirty = asyncio.Event()
+        self._due = asyncio.Event()  # a message is to leave
+        self._unanswered = 0  # questions sent on this stream
+        self._hold_timer: asyncio.TimerHandle | None = None
+        self._report_timer: asyncio.TimerHandle | None = None
         self._written = asyncio.Event()  # every outcome has left
         self._loop = asyncio.get_running_loop()
 
@@ -108,7 +119,10 @@ class ControlClient:
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
         self._questions.append(question)
-        self._dirty.set()
+        if not self._unanswered or len(self._questions) >= GATHERED_MAX:
+            self._due.set()
+        elif self._hold_timer is None:
+            self._hold_timer = self._loop.call_later(HOLD_S_MAX, self._on_hold)
         return question_id
 
     def cancel(self, question_id: int) -> None:
@@ -124,7 +138,7 @@ class ControlClient:
     def first_byte(self, decision_id: int, ttft_s: float) -> None:
         if self.connected and decision_id:
             self._first_bytes.append(pb.FirstByte(decision_id=decision_id, ttft_s=ttft_s))
-            self._dirty.set()
+            self._report_soon()
 
     def report(self, outcome: pb.Outcome) -> None:
         """Sent now or, up to the bound, when the control plane is back; the oldest go first."""
@@ -133,7 +147,7 @@ class ControlClient:
             self._metrics.outcomes_dropped.add()
         self._outcomes.append(outcome)
         self._written.clear()
-        self._dirty.set()
+        self._report_soon()
 
     @property
     def outcomes_pending(self) -> int:
@@ -155,6 +169,7 @@ class ControlClient:
     async def flush(self, timeout_s: float) -> None:
         """Until outcomes have left, or the time is over."""
         if self._outcomes and self.connected:
+            self._due.set()
             try:
                 await asyncio.wait_for(self._written.wait(), timeout_s)
             except TimeoutError:
@@ -192,7 +207,8 @@ class ControlClient:
             self.connected = True
             self._missed_in_a_row = 0
             log.info("control plane connected", extra={"f": {"target": self._target}})
-            self._dirty.set()
+            self._unanswered = 0
+            self._due.set()
             writer = asyncio.create_task(self._write(call))
             while True:
                 batch = await call.read()
@@ -218,9 +234,10 @@ class ControlClient:
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch]) -> None:
         while True:
-            await self._dirty.wait()
-            self._dirty.clear()
+            await self._due.wait()
+            self._due.clear()
             outcomes = list(self._outcomes)
+            self._unanswered += len(self._questions)
             batch = pb.RouteBatch(
                 questions=self._questions, first_bytes=self._first_bytes, cancels=self._cancels, outcomes=outcomes
             )
@@ -240,11 +257,29 @@ class ControlClient:
             if self._fleet.apply(view):
                 self._on_view()
 
+    def _report_soon(self) -> None:
+        if self._report_timer is None:
+            self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._on_report)
+
+    def _on_report(self) -> None:
+        self._report_timer = None
+        if self._outcomes or self._first_bytes:
+            self._due.set()
+
+    def _on_hold(self) -> None:
+        self._hold_timer = None
+        if self._questions:
+            self._due.set()
+
     # --- answers ---
 
     def _take(self, batch: pb.DecisionBatch) -> None:
         now = self._clock.now()
         self._missed_in_a_row = 0
+        # Answers of questions that waited for room were counted with their notice: never below zero.
+        self._unanswered = max(0, self._unanswered - len(batch.decisions))
+        if self._questions and not self._unanswered:
+            self._due.set()
         for decision in batch.decisions:
             if decision.queued:
                 if decision.question_id in self._waiting:
@@ -301,7 +336,7 @@ class ControlClient:
     def _send_cancel(self, question_id: int) -> None:
         if self.connected:
             self._cancels.append(pb.Cancel(question_id=question_id))
-            self._dirty.set()
+            self._due.set()
 
     def _fail_all(self) -> None:
         waiting, self._waiting = self._waiting, {}

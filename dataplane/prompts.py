@@ -2,7 +2,8 @@
 
 TOKENS  the model's tokenizer is loaded: hashes equal those that the workers' agents publish
 TEXT    it cannot be had, or this request cannot be tokenised as the engine does it: chunks of text, said in /ready and metrics
-none    it is still loading, or the body cannot be read: the request is routed without a chain, and does not wait
+none    it is still loading, or the body cannot be read: the request is routed without a chain, and does not wait; so it is
+        where the policy looks at no prompt (`FleetView.without_chains`): tokenising would be the dearest step of all
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Tokenizer(Protocol):
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A prompt as the control plane wants it. kind: tokens, text, loading or unread, for the metrics."""
+    """A prompt as the control plane wants it. kind: tokens, text, loading, skipped or unread, for the metrics."""
 
     kind: str
     input_tokens: int = 0
@@ -77,10 +78,15 @@ class Prompts:
         self._overrides = dict(overrides)
         self._by_spec: dict[str, _Loaded] = {}
         self._chains = ChainCache()
+        self._wanted = True
         self._said: set[str] = set()
 
-    def see(self, models: Iterable[pb.ModelView], now: float) -> None:
-        """The fleet's models: begins to load what is not loaded yet, and again what failed a while ago."""
+    def see(self, models: Iterable[pb.ModelView], now: float, *, wanted: bool = True) -> None:
+        """The fleet's models: begins to load what is not loaded yet, and again what failed a while ago.
+
+        wanted: whether the policy looks at prompts. Tokenizers are loaded all the same: a policy is switched at once.
+        """
+        self._wanted = wanted
         for model in models:
             spec = self._spec(model)
             if not spec:
@@ -98,7 +104,7 @@ class Prompts:
 
     def is_quick(self, model: pb.ModelView | None, body_bytes: int) -> bool:
         """`prepare` is short enough for the event loop."""
-        if model is None:
+        if model is None or not self._wanted:
             return True
         entry = self._by_spec.get(self._spec(model))
         if entry is None or entry.tokenizer is None:
@@ -116,6 +122,8 @@ class Prompts:
     def _prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
         if model is None or not ask.readable:
             return UNREAD
+        if not self._wanted:
+            return Prompt("skipped", len(body) // blocks.TEXT_CHARS_PER_TOKEN)
         entry = self._by_spec.get(self._spec(model))
         if entry is not None and entry.tokenizer is None and entry.loading:
             return LOADING

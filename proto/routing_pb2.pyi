@@ -728,11 +728,14 @@ class FleetView(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
+    WITHOUT_CHAINS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """grows with every change of membership, models or availability"""
     policy: _builtins.str
     warm: _builtins.bool
     """false: the control plane has not yet read the fleet's state"""
+    without_chains: _builtins.bool
+    """the policy looks at no prompt: questions need no chains, and an estimate of their tokens"""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointView]: ...
     @_builtins.property
@@ -745,10 +748,11 @@ class FleetView(_message.Message):
         models: _abc.Iterable[Global___ModelView] | None = ...,
         policy: _builtins.str = ...,
         warm: _builtins.bool = ...,
+        without_chains: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "models", b"models", "policy", b"policy", "version", b"version", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "models", b"models", "policy", b"policy", "version", b"version", "warm", b"warm", "without_chains", b"without_chains"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
