@@ -20,6 +20,9 @@ SAMPLES_MIN = 30
 HONOURED_MIN = 0.6
 HONOURED_AGAIN = 0.8
 """Credit is withheld below the first and given again above the second."""
+BROKEN_MIN = 0.1
+"""Share of promises that must have been broken for that. A full cache evicts a long prefix now and then between decision and
+prefill; two such in a window outweigh a hundred short ones that were kept, and are no sign of a wrong index."""
 UNPROMISED_MAX = 0.5
 """Share of the engine's cached tokens that nobody predicted, above which hashes are probably made differently."""
 PAIRS_MAX = 10_000
@@ -33,6 +36,7 @@ class _Window:
     promises: int = 0
     promised: int = 0
     honoured: int = 0
+    broken: int = 0
     cached: int = 0
     withheld: bool = False
 
@@ -42,11 +46,20 @@ class _Window:
         self.samples.append((predicted, cached))
         self._count(predicted, cached, 1)
 
+    def judge(self) -> None:
+        """Decides `withheld`."""
+        if self.promises >= SAMPLES_MIN:
+            share = self.honoured / self.promised
+            self.withheld = (
+                share < (HONOURED_AGAIN if self.withheld else HONOURED_MIN) and self.broken > BROKEN_MIN * self.promises
+            )
+
     def _count(self, predicted: int, cached: int, sign: int) -> None:
         self.equal += sign * (predicted == cached)
         self.promises += sign * (predicted > 0)
         self.promised += sign * predicted
         self.honoured += sign * min(predicted, cached)
+        self.broken += sign * (predicted > cached)
         self.cached += sign * cached
 
 
@@ -64,6 +77,7 @@ class SelfCheck:
     def __init__(self) -> None:
         self._windows: dict[tuple[str, str], _Window] = {}
         self._epochs: dict[str, int] = {}
+        self._doubted: dict[str, set[str]] = {}  # worker -> models whose promises do not come true
 
     def compare(self, worker: str, epoch: int, model: str, predicted: int, cached: int) -> bool:
         """One response, in tokens. Another epoch than before starts afresh. Returns whether the worker's credit stands."""
@@ -73,19 +87,24 @@ class SelfCheck:
         window = self._windows.get((worker, model))
         if window is None:
             if len(self._windows) >= PAIRS_MAX:
-                del self._windows[next(iter(self._windows))]
+                self._drop(next(iter(self._windows)))
             window = self._windows[(worker, model)] = _Window()
         window.add(predicted, cached)
-        if window.promises >= SAMPLES_MIN:
-            share = window.honoured / window.promised
-            window.withheld = share < (HONOURED_AGAIN if window.withheld else HONOURED_MIN)
-        return not any(other.withheld for (name, _), other in self._windows.items() if name == worker)
+        window.judge()
+        doubted = self._doubted.setdefault(worker, set())
+        (doubted.add if window.withheld else doubted.discard)(model)
+        return not doubted
 
     def forget(self, worker: str) -> None:
         """Another run of its engine or agent, or gone for good."""
         self._epochs.pop(worker, None)
+        self._doubted.pop(worker, None)
         for key in [key for key in self._windows if key[0] == worker]:
-            del self._windows[key]
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        del self._windows[key]
+        self._doubted.get(key[0], set()).discard(key[1])
 
     def ratios(self) -> dict[tuple[str, str], float]:
         """(worker, model) -> share of recent responses that were predicted to the token."""

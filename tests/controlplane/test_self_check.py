@@ -27,6 +27,15 @@ def test_promises_that_are_not_kept_cost_the_credit_and_raise_an_alarm() -> None
     assert "do not come true" in check.verdict("w", 1).alarm
 
 
+def test_a_few_long_prefixes_that_were_evicted_in_time_are_no_sign_of_a_wrong_index() -> None:
+    check = SelfCheck()
+    assert fed(check, 512, 512, 100)
+    assert fed(check, 100_000, 512, 5)
+    verdict = check.verdict("w", 1)
+    assert verdict.credit
+    assert verdict.alarm == ""
+
+
 def test_credit_returns_once_predictions_come_true_again() -> None:
     check = SelfCheck()
     assert not fed(check, 160, 0, WINDOW)
