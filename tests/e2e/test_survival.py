@@ -33,10 +33,10 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 class Load:
     """Keeps IN_FLIGHT streamed chats going, and files every end under what it was."""
 
-    def __init__(self, stack: RunningStack, model: str) -> None:
+    def __init__(self, url: str, model: str) -> None:
         self.ends: Counter[str] = Counter()
         self.problems: list[str] = []
-        self._url = stack.url + "/v1/chat/completions"
+        self._url = url + "/v1/chat/completions"
         self._model = model
         self._stopping = asyncio.Event()
         self._progress = asyncio.Event()
@@ -85,12 +85,14 @@ class Load:
 
 
 @asynccontextmanager
-async def load_on(stack: RunningStack) -> AsyncIterator[Load]:
+async def load_on(stack: RunningStack, *, url: str = "", kind: type[Load] = Load) -> AsyncIterator[Load]:
+    """url: of another data plane than the stack's own."""
+    url = url or stack.url
     timeout = aiohttp.ClientTimeout(total=RECOVERY_S_MAX)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-        async with session.get(stack.url + "/v1/models") as reply:
+        async with session.get(url + "/v1/models") as reply:
             model = (await reply.json())["data"][0]["id"]
-        load = Load(stack, model)
+        load = kind(url, model)
         callers = [asyncio.create_task(load.keep_going(session, number)) for number in range(IN_FLIGHT)]
         try:
             await load.completed(IN_FLIGHT)
