@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 BUFFER_MAX = 50_000
 BATCH_MAX = 512
 _WRITE = f"""
-for _, record in ipairs(ARGV) do
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', {keyspace.OUTCOMES_ENTRIES_MAX}, '*', '{keyspace.OUTCOME_FIELD.decode()}', record)
+for _, o in ipairs(ARGV) do
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', {keyspace.OUTCOMES_ENTRIES_MAX}, '*', '{keyspace.OUTCOME_FIELD.decode()}', o)
 end
 """
 """One command and one answer for a batch: a pipeline of XADDs spends 8 us a record on its commands and answers, this 1."""

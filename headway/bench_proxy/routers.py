@@ -126,8 +126,8 @@ class Bench:
             f"client_body_temp_path {self._directory}; proxy_temp_path {self._directory};\n"
             f"fastcgi_temp_path {self._directory}; uwsgi_temp_path {self._directory}; scgi_temp_path {self._directory};\n"
             f"upstream engines {{ {servers} keepalive 1024; keepalive_requests 100000000; }}\n"
-            f"server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://engines; proxy_http_version 1.1;\n"
-            'proxy_set_header Connection ""; proxy_buffering off; proxy_request_buffering off; } } }\n'
+            f"server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://engines;\n"
+            'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_request_buffering off; } } }\n'
         )
         return Router("nginx", port, (self._run("nginx", [_program("nginx"), "-c", str(path)], port).pid,))
 
