@@ -21,6 +21,7 @@ credentials what engines are shown in place of the caller's key
 admission   local bounds: concurrency, retry budget
 upstream    pooled connections to engines
 encoding    compressed request bodies; trace: W3C trace context
+body        an upload passed on while it still comes
 relay, sse  a response read without I/O: held until the first token, then passed on as it comes
 http1       heads and chunk framing as bytes
 report      how an attempt ended, for the control plane

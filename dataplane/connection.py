@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from dataplane.body import BodyStream
 from dataplane.errors import ApiError, protocol_error, too_large
 from dataplane.http1 import Request, path_of, reply
+from dataplane.openai import MULTIPART_SCAN_BYTES_MAX, multipart_model
 from dataplane.upstream import WRITE_BUFFER_BYTES_MAX, no_delay
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ class ClientConnection(asyncio.Protocol):
         "_refusal",
         "_request",
         "_server",
+        "_stream",
+        "_streamable",
+        "_was_keep_alive",
         "exchange",
         "stalled_since",
         "transport",
@@ -68,6 +73,9 @@ class ClientConnection(asyncio.Protocol):
         self._request = Request()
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._stream: BodyStream | None = None  # of the request under way, while its body still comes
+        self._streamable = True
+        self._was_keep_alive = True
         self._head_bytes = 0
         self._head_bytes_fed = 0
         self._has_host = False
@@ -96,6 +104,9 @@ class ClientConnection(asyncio.Protocol):
         if self._closing:
             return
         if self.exchange is not None or self._queue:
+            if self._stream is not None:
+                self._parse_streamed(data)
+                return
             self._pending.append(data)
             self._pending_bytes += len(data)
             if self._pending_bytes > PENDING_BYTES_MAX and self.transport is not None:
@@ -111,6 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self._closing = True
         self.transport = None
         self._server.connections.discard(self)
+        self._stream = None
         self._queue.clear()
         self._pending.clear()
         exchange, self.exchange = self.exchange, None
@@ -134,6 +146,9 @@ class ClientConnection(asyncio.Protocol):
     def finished(self, *, close: bool) -> None:
         """The response to the request under way is written."""
         self.exchange = None
+        if close and self._stream is not None:
+            self._linger()
+            return
         if close:
             self._end()
             return
@@ -169,6 +184,8 @@ class ClientConnection(asyncio.Protocol):
         """Deadlines, asked about a few times a second."""
         if self.exchange is not None:
             self.exchange.check(now)
+            if self._stream is not None and now > self._deadline:
+                self._break_stream(protocol_error(408, "The request body did not arrive in time.", "body_timeout"))
         elif self.stalled_since and now - self.stalled_since > self._server.settings.client_stall_s:
             self.cut()
         elif now > self._deadline:
@@ -211,17 +228,64 @@ class ClientConnection(asyncio.Protocol):
 
     def _reject(self, refusal: ApiError) -> None:
         """Answer and close, but go on reading for a moment: a reset would reach the client before the answer."""
-        self._closing = self._lingering = True
         self._server.metrics.protocol_errors.add(refusal.code or str(refusal.status))
-        self._deadline = self._server.clock.now() + LINGER_S
         if self.transport is not None:
             self.write(
                 reply(refusal.status, refusal.body_for(self._request.path), extra=self._server.extra_headers, close=True)
             )
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close after what was written, reading on for a moment."""
+        self._closing = self._lingering = True
+        self._stream = None
+        self._deadline = self._server.clock.now() + LINGER_S
+        if self.transport is not None:
+            self.transport.resume_reading()
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             else:
                 self.transport.close()
+
+    # --- bodies passed on while they come ---
+
+    def _try_stream(self) -> None:
+        """A long form whose model is known by now is served at once, its body as it comes."""
+        self._streamable = False
+        request = self._request
+        if self.exchange is not None or self._queue or request.get(b"content-encoding"):
+            return
+        if not request.get(b"content-type").lower().startswith(b"multipart/"):
+            return
+        prefix = b"".join(self._body)
+        if not multipart_model(prefix) or self.transport is None:
+            return
+        length = request.get(b"content-length")
+        self._stream = request.stream = BodyStream(
+            int(length) if length else -1, pause=self.transport.pause_reading, resume=self.transport.resume_reading
+        )
+        self._stream.feed(prefix)
+        self._body = []
+        request.body = prefix
+        # Until its body is here, whatever ends the request ends the connection.
+        self._was_keep_alive, request.keep_alive = request.keep_alive, False
+        self._queue.append(request)
+
+    def _parse_streamed(self, data: bytes) -> None:
+        self._parse(data)
+        if self._refusal is not None and self._stream is not None:
+            self._break_stream(self._refusal)
+
+    def _break_stream(self, refusal: ApiError) -> None:
+        """The rest of the body will not come, or is none."""
+        exchange, self.exchange = self.exchange, None
+        can_tell = exchange is None or exchange.is_silent
+        if exchange is not None:
+            exchange.client_gone()
+        if can_tell:
+            self._reject(refusal)
+        else:
+            self.cut()
 
     # --- httptools ---
 
@@ -250,6 +314,7 @@ class ClientConnection(asyncio.Protocol):
         self._body = []
         self._body_bytes = self._head_bytes = self._head_bytes_fed = 0
         self._has_host = False
+        self._streamable = True
         self._in_message = self._in_head = True
         self._deadline = self._server.clock.now() + self._server.settings.head_timeout_s
 
@@ -296,9 +361,20 @@ class ClientConnection(asyncio.Protocol):
         self._body_bytes += len(body)
         if self._body_bytes > self._server.settings.body_bytes_max:
             self._refuse(self._too_large())
+        if self._stream is not None:
+            self._stream.feed(body)
+            return
         self._body.append(body)
+        if self._streamable and self._body_bytes > MULTIPART_SCAN_BYTES_MAX:
+            self._try_stream()
 
     def on_message_complete(self) -> None:
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            self._in_message = False
+            self._request.keep_alive = self._was_keep_alive
+            stream.end()
+            return
         self._request.body = b"".join(self._body)
         self._body = []
         self._in_message = False

@@ -21,6 +21,7 @@ from contract.outcome import End
 from dataplane import errors, headers, question, trace
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway, Target, decided
+from dataplane.hedge import Rival
 from dataplane.http1 import FramingError, Request, forward_head, reply
 from dataplane.limits import BODY_BYTES_PER_TOKEN, Permit
 from dataplane.openai import DONE_PATHS, PROMPT_PATHS, Ask, path_label, read_ask
@@ -69,6 +70,7 @@ class Exchange:
         "_relay",
         "_request",
         "_request_id",
+        "_rival",
         "_sent_at",
         "_shown",
         "_spare",
@@ -95,6 +97,7 @@ class Exchange:
         self._shown: Target | None = None  # the last one, for the response headers
         self._connection: UpstreamConnection | None = None
         self._relay: Relay | None = None
+        self._rival: Rival | None = None
         self._closes = False  # the client was told that the connection ends with this response
         self._attempts = 0
         self._tried: set[str] = set()
@@ -109,10 +112,18 @@ class Exchange:
         gateway = self._gateway
         gateway.exchanges.add(self)
         gateway.budget.earn()
+        if gateway.hedges is not None:
+            gateway.hedges.earn()
         ask = read_ask(self._request, gateway.settings.body_bytes_max)
         if isinstance(ask, ApiError):
             self._refuse(ask)
             return
+        if not ask.model:
+            only = self._only_model()
+            if only is None:
+                self._refuse(errors.bad_request("You must provide a `model`.", param="model", code="model_missing"))
+                return
+            ask = only
         if self._permit is not None and (denied := self._permit.model_refusal(ask.model)) is not None:
             self._deny(denied)
             return
@@ -128,6 +139,11 @@ class Exchange:
         future.add_done_callback(
             lambda done: done.cancelled() or loop.call_soon_threadsafe(self._prepared, done.result(), began)
         )
+
+    def _only_model(self) -> Ask | None:
+        """For a form that names no model: the one there is; None: there are several."""
+        fleet = self._gateway.fleet
+        return Ask(fleet.only_model, readable=False) if fleet.only_model or fleet.view is None else None
 
     def _prepared(self, prompt: Prompt, began: float) -> None:
         if self._state is not _PREPARING:
@@ -224,7 +240,8 @@ class Exchange:
         self._first_at = 0.0
         self._relay = None
         gateway.fleet.began(target.url)
-        connection = gateway.pool.take(target.url)
+        # A body that is gone once sent finds out nothing from a connection that had been closed: it gets a new one.
+        connection = gateway.pool.take(target.url) if self._request.stream is None else None
         if connection is not None:
             self._send(connection)
         else:
@@ -252,12 +269,28 @@ class Exchange:
         self._state = _WAITING
         self._connection = connection
         connection.owner = self
-        http10 = request.http10
-        self._relay = Relay(
+        self._relay = self.new_relay()
+        self._last_at = self._gateway.clock.now()
+        if not self.write_request(connection, target):
+            connection.owner = None
+            self.upstream_lost(None)
+        elif self._gateway.hedges is not None and self._attempts == 1 and self._ask.streams and request.stream is None:
+            self._rival = self._rival or self._gateway.hedges.arm(self, target, self._prompt.input_tokens)
+
+    def new_relay(self) -> Relay:
+        """For one response to this request."""
+        request = self._request
+        return Relay(
             hold_bytes_max=self._gateway.settings.hold_bytes_max,
-            dechunk=http10,
+            dechunk=request.http10,
             must_end_with_done=request.path in DONE_PATHS,
         )
+
+    def write_request(self, connection: UpstreamConnection, target: Target) -> bool:
+        """False: the connection is gone."""
+        request, transport = self._request, connection.transport
+        if transport is None:
+            return False
         head = forward_head(
             request,
             host=self._gateway.pool.host(target.url),
@@ -266,17 +299,15 @@ class Exchange:
             data_parallel_rank=target.rank,
             credential=self._credential(target),
         )
-        transport = connection.transport
-        if transport is None:
-            connection.owner = None
-            self.upstream_lost(None)
-            return
-        self._last_at = self._gateway.clock.now()
-        if len(request.body) <= _JOIN_BYTES_MAX:
+        if request.stream is not None:
+            transport.write(head)
+            request.stream.attach(transport.write)
+        elif len(request.body) <= _JOIN_BYTES_MAX:
             transport.write(head + request.body)
         else:
             transport.write(head)
             transport.write(request.body)
+        return True
 
     def _credential(self, target: Target) -> bytes | None:
         """What the engine sees in place of the caller's key; None: the caller's own."""
@@ -319,6 +350,14 @@ class Exchange:
         elif relay.ready:
             self._answered()
 
+    def upstream_full(self, full: bool) -> None:
+        """The engine reads slower than the client writes, or no longer so."""
+        stream = self._request.stream
+        if stream is not None and full:
+            stream.pause()
+        elif stream is not None:
+            stream.resume()
+
     def upstream_lost(self, error: Exception | None) -> None:
         connection, relay = self._connection, self._relay
         assert relay is not None
@@ -343,6 +382,8 @@ class Exchange:
         assert target is not None
         assert relay.head is not None
         verdict = relay.verdict()
+        if verdict.retryable and self._rival_goes_on(verdict.end):
+            return
         if verdict.retryable:
             says_so = relay.head.status >= 400
             failure = errors.bad_gateway(f"Worker {target.worker} failed ({_END_NAMES[verdict.end]}).")
@@ -356,8 +397,14 @@ class Exchange:
             self._first_at = self._last_at
             self._gateway.metrics.ttft.observe(self._first_at - self._sent_at)
             self._gateway.control.first_byte(target.decision_id, self._first_at - self._sent_at)
+            if self._gateway.hedges is not None:
+                self._gateway.hedges.seen(target.url, self._first_at - self._sent_at)
+        if self._rival is not None:
+            self._rival.cancel()
         self._state = _RELAYING
         self._request.body = b""  # nobody else will get it
+        if self._request.stream is not None:
+            self._request.stream.forget()
         self._prompt = Prompt(self._prompt.kind, self._prompt.input_tokens)
         self._client.write(self._response_head(relay) + relay.release())
         if relay.phase is _ENDED:
@@ -402,6 +449,8 @@ class Exchange:
 
     def _failed(self, end: End, failure: ApiError, *, spare: Relay | None, retry: bool) -> None:
         """Nothing was passed on. spare: an answer that tells of the failure in the engine's own words."""
+        if self._rival_goes_on(end):
+            return
         self._failure, self._spare = failure, spare
         self._close_attempt(end)
         if retry:
@@ -410,9 +459,61 @@ class Exchange:
         else:
             self._refuse(failure)
 
+    # --- a second attempt beside the first: see `hedge` ---
+
+    def is_waiting(self) -> bool:
+        return self._state is _WAITING
+
+    def question(self) -> pb.Question:
+        return question.build(
+            self._request,
+            self._ask,
+            self._prompt,
+            request_id=self._request_id,
+            attempt=self._attempts,
+            exclude=self._excluded,
+        )
+
+    def is_tried(self, url: str) -> bool:
+        return url in self._tried
+
+    def overtaken(self, rival: Rival) -> None:
+        """The rival has an answer; ours had none."""
+        self._close_attempt(End.CLIENT_GONE)
+        self._take_over(rival)
+        self._answered()
+
+    def _rival_goes_on(self, end: End) -> bool:
+        """Whether our attempt failed, and a second one that is under way takes its place."""
+        rival = self._rival
+        if rival is None:
+            return False
+        if not rival.is_running:
+            rival.cancel()
+            return False
+        self._close_attempt(end)
+        self._take_over(rival)
+        return True
+
+    def _take_over(self, rival: Rival) -> None:
+        target, self._rival = rival.target, None
+        assert target is not None
+        rival.take_over()
+        self._target = self._shown = target
+        self._attempts += 1
+        self._tried.add(target.url)
+        self._excluded.append(target.endpoint)
+        self._relay, self._connection = rival.relay, rival.connection
+        self._sent_at, self._last_at, self._first_at = rival.sent_at, rival.last_at, 0.0
+        self._state = _WAITING
+        if self._connection is not None:
+            self._connection.owner = self
+
     def _may_retry(self) -> bool:
         """Takes a retry from the budget."""
-        gateway = self._gateway
+        gateway, stream = self._gateway, self._request.stream
+        if stream is not None and not stream.replayable:
+            return False
         return self._attempts < gateway.settings.attempts_max and gateway.budget.take(gateway.clock.now())
 
     def _give_up(self, refusal: ApiError) -> None:
@@ -507,11 +608,25 @@ class Exchange:
         target, self._target = self._target, None
         if target is None:
             return
-        gateway, relay = self._gateway, self._relay
-        now = gateway.clock.now()
         connection, self._connection = self._connection, None
+        self.settle(target, self._relay, connection, end, sent_at=self._sent_at, first_at=self._first_at, last_at=self._last_at)
+
+    def settle(
+        self,
+        target: Target,
+        relay: Relay | None,
+        connection: UpstreamConnection | None,
+        end: End,
+        *,
+        sent_at: float,
+        first_at: float,
+        last_at: float,
+    ) -> None:
+        """Connection, counts and outcome of one attempt."""
+        gateway = self._gateway
+        now = gateway.clock.now()
         if connection is not None:
-            if relay is not None and relay.reusable and end is not End.CLIENT_GONE:
+            if relay is not None and relay.reusable and end is not End.CLIENT_GONE and self._sent_whole():
                 if self._client.stalled_since and connection.transport is not None:
                     connection.transport.resume_reading()
                 gateway.pool.give(connection)
@@ -526,9 +641,9 @@ class Exchange:
                 decision_id=target.decision_id,
                 end=end,
                 relay=relay,
-                sent_at=self._sent_at,
-                first_at=self._first_at,
-                last_at=self._last_at,
+                sent_at=sent_at,
+                first_at=first_at,
+                last_at=last_at,
                 now=now,
                 request_id=self._request_id.decode("latin-1"),
                 model=self._ask.model,
@@ -538,6 +653,19 @@ class Exchange:
             )
         )
 
+    def _sent_whole(self) -> bool:
+        """The engine has the whole request; a body that still comes goes to it no more."""
+        stream = self._request.stream
+        if stream is None:
+            return True
+        stream.detach()
+        return stream.ended
+
+    @property
+    def is_silent(self) -> bool:
+        """Nothing has been written to the client."""
+        return self._state < _RELAYING
+
     def _count(self, status: int) -> None:
         gateway = self._gateway
         gateway.metrics.requests.add(path_label(self._request.path), str(status))
@@ -546,6 +674,8 @@ class Exchange:
     def _leave(self) -> None:
         if self._state is not _DONE:
             self._state = _DONE
+            if self._rival is not None:
+                self._rival.cancel()
             self._gateway.exchanges.discard(self)
             self._gateway.concurrency.leave()
             if self._permit is not None:
@@ -569,8 +699,10 @@ class Exchange:
 
     def held(self) -> pb.Held | None:
         """This exchange's reservation, as it is now."""
-        target = self._target
-        if target is None or not target.decision_id:
+        return None if self._target is None else self.reservation(self._target, first_byte_seen=self._first_at > 0)
+
+    def reservation(self, target: Target, *, first_byte_seen: bool) -> pb.Held | None:
+        if not target.decision_id:
             return None
         tokens = self._prompt.input_tokens
         return pb.Held(
@@ -579,7 +711,7 @@ class Exchange:
             url=target.url,
             uncached_tokens=max(0, tokens - target.matched_tokens),
             input_tokens=tokens,
-            first_byte_seen=self._first_at > 0,
+            first_byte_seen=first_byte_seen,
         )
 
     def _response_head(self, relay: Relay) -> bytes:

@@ -48,6 +48,12 @@ class Fleet:
         return bool(self._by_model) if not model else model in self._by_model
 
     @property
+    def only_model(self) -> str:
+        """The one base model that there is; "": there is none, or a choice."""
+        names = [model.name for model in self.models.values() if model.base in ("", model.name)]
+        return names[0] if len(names) == 1 else ""
+
+    @property
     def endpoints_available(self) -> int:
         return sum(endpoint.available for endpoint in self.view.endpoints) if self.view is not None else 0
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import msgspec
 
+from dataplane.body import BodyStream
 from dataplane.errors import REASONS
 
 _ZERO = ord("0")
@@ -61,6 +62,7 @@ class Request(msgspec.Struct):
     body: bytes = b""
     http10: bool = False
     keep_alive: bool = True
+    stream: BodyStream | None = None  # what follows `body`, which is its beginning then
 
     def add_header(self, name: bytes, value: bytes) -> None:
         """name: in lower case."""
@@ -296,7 +298,13 @@ def forward_head(
         parts.append(credential)
     if data_parallel_rank is not None:
         parts.append(b"\r\nx-data-parallel-rank: %d" % data_parallel_rank)
-    parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(request.body))
+    stream = request.stream
+    if stream is None:
+        parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(request.body))
+    elif stream.length >= 0:
+        parts.append(b"\r\ncontent-length: %d\r\n\r\n" % stream.length)
+    else:
+        parts.append(b"\r\ntransfer-encoding: chunked\r\n\r\n")
     return b"".join(parts)
 
 

@@ -102,7 +102,7 @@ def read_ask(request: Request, body_bytes_max: int) -> Ask | ApiError:
     if request.get(b"content-encoding") and (refusal := encoding.decode(request, body_bytes_max)) is not None:
         return refusal
     if content_type.startswith(b"multipart/"):
-        return Ask(_multipart_model(request.body), readable=False)
+        return Ask(multipart_model(request.body), readable=False)
     return read_json(request.body)
 
 
@@ -137,7 +137,8 @@ def read_json(body: bytes) -> Ask | ApiError:
 _MODEL_PART = re.compile(rb'name="model"[^\r\n]*(?:\r\n[^\r\n]+)*\r\n\r\n([^\r\n]{1,512})\r\n')
 
 
-def _multipart_model(body: bytes) -> str:
+def multipart_model(body: bytes) -> str:
+    """From the beginning or the end of a body, or of what came of it; "": not found there."""
     found = _MODEL_PART.search(body, 0, MULTIPART_SCAN_BYTES_MAX) or _MODEL_PART.search(
         body, max(0, len(body) - MULTIPART_SCAN_BYTES_MAX)
     )

@@ -28,6 +28,8 @@ class Owner(Protocol):
 
     def upstream_lost(self, error: Exception | None) -> None: ...
 
+    def upstream_full(self, full: bool) -> None: ...
+
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine. While it has no owner it is idle, and any byte or break ends it."""
@@ -59,6 +61,14 @@ class UpstreamConnection(asyncio.Protocol):
         owner, self.owner = self.owner, None
         if owner is not None:
             owner.upstream_lost(exc)
+
+    def pause_writing(self) -> None:
+        if self.owner is not None:
+            self.owner.upstream_full(True)
+
+    def resume_writing(self) -> None:
+        if self.owner is not None:
+            self.owner.upstream_full(False)
 
     def abort(self) -> None:
         """Close at once; the owner hears nothing more."""

@@ -1,0 +1,104 @@
+"""An engine that takes uploads as they come: says how much is here, reads only while it is told to, answers when told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import httptools
+
+WAIT_S = 10.0
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+
+class UploadServer:
+    """body: of the request under way, or the last upload; reads: while set; answer_after: bytes of body, 0: at its end."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.body = bytearray()
+        self.left = 0
+        self.answer = OK
+        self.answer_after = 0
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self._changed = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def start(cls) -> UploadServer:
+        server = cls()
+        server._server = await asyncio.start_server(server._serve, "127.0.0.1", 0, limit=64 * 1024)
+        server.url = f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
+        return server
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def until(self, condition: Callable[[UploadServer], bool]) -> None:
+        """TimeoutError."""
+        async with asyncio.timeout(WAIT_S), self._changed:
+            await self._changed.wait_for(lambda: condition(self))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request; False: the client left."""
+        message = _Message()
+        parser = httptools.HttpRequestParser(message)
+        while not message.complete:
+            await self.reads.wait()
+            data = await reader.read(64 * 1024)
+            if not data:
+                self.left += message.begun
+                await self._notify()
+                return False
+            parser.feed_data(data)
+            if b"multipart" in message.content_type:
+                self.body = message.body
+            await self._notify()
+            if self.answer_after and len(message.body) > self.answer_after:
+                break
+        writer.write(self.answer)
+        await writer.drain()
+        return True
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class _Message:
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.begun = self.complete = False
+        self.content_type = b""
+
+    def on_message_begin(self) -> None:
+        self.begun = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-type":
+            self.content_type = value
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = True
