@@ -371,7 +371,7 @@ async def _settle(stack: RunningStack, session: aiohttp.ClientSession, port: int
         else:
             active = sum(worker.active for worker in workers.workers)
             alive = sum(worker.alive for worker in workers.workers)
-            reservations, flying = control["headway_reservations"], proxy["headway_requests_in_flight"]
+            reservations, flying = control["headway_reservations"], proxy["headway_proxy_requests_in_flight"]
             state = f"{active} active, {reservations:.0f} reservations, {flying:.0f} in flight, {alive} workers alive"
             if not active and not reservations and not flying and alive == stack.workers:
                 return
@@ -396,19 +396,19 @@ async def _accounts(
     proxy = await _metrics(session, stack.url)
     control = await _metrics(session, f"http://127.0.0.1:{port + 2}")
     sent, left = sum(ends.values()), ends["client left"]
-    answered = proxy["headway_requests_total routed"]
+    answered = proxy["headway_proxy_requests_total routed"]
     report.facts |= {
         "requests sent by clients": sent,
         "requests counted by the data plane": answered,
-        "attempts at engines": proxy["headway_attempts_total"],
-        "attempts after the first": proxy["headway_retries_total"],
+        "attempts at engines": proxy["headway_proxy_attempts_total"],
+        "attempts after the first": proxy["headway_proxy_retries_total"],
         "decisions by the fallback": sum(end.by_fallback for end in clients.ends.values()),
         "outcome records read": tail.records,
     }
     if not sent - left <= answered <= sent:
         say(f"{sent} requests were sent ({left} of whose clients left), the data plane counted {answered:.0f}")
-    if proxy["headway_outcomes_dropped_total"]:
-        say(f"the data plane dropped {proxy['headway_outcomes_dropped_total']:.0f} outcomes")
+    if proxy["headway_proxy_outcomes_dropped_total"]:
+        say(f"the data plane dropped {proxy['headway_proxy_outcomes_dropped_total']:.0f} outcomes")
     records = control["headway_outcomes_written_total"] + control["headway_outcomes_dropped_total"]
     ended = control["headway_request_ends_total"] + control["headway_sheds_total"]
     report.facts |= {"ends and refusals, last control plane": ended, "records it wrote": records}

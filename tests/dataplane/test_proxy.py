@@ -246,7 +246,7 @@ async def test_health_ready_and_metrics_answer_for_themselves(proxy: Proxy) -> N
     ready = await ask(proxy.port, request(path="/ready", method="GET"))
     assert (ready.status, ready.json["control"], ready.json["fleet"]["available"]) == (200, "fallback", 1)
     metrics = await ask(proxy.port, request(path="/metrics", method="GET"))
-    assert b"headway_requests_in_flight 0.0" in metrics.body
+    assert b"headway_proxy_requests_in_flight 0.0" in metrics.body
 
 
 async def test_an_admin_port_takes_them_off_the_main_one(start_proxy: StartProxy, backend: Backend, free_port: int) -> None:

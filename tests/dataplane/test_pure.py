@@ -263,12 +263,12 @@ def test_the_metrics_page_has_every_kind() -> None:
     metrics = Metrics()
     metrics.requests.add("/v1/completions", "200")
     metrics.ttft.observe(0.02)
-    metrics.gauge("headway_x", "x", lambda: 4)
+    metrics.gauge("headway_proxy_x", "x", lambda: 4)
     page = metrics.page().decode()
-    assert 'headway_requests_total{path="/v1/completions",status="200"} 1.0' in page
-    assert 'headway_ttft_seconds_bucket{le="0.025"} 1.0' in page
-    assert 'headway_ttft_seconds_bucket{le="0.01"} 0.0' in page
-    assert "headway_x 4.0" in page
+    assert 'headway_proxy_requests_total{path="/v1/completions",status="200"} 1.0' in page
+    assert 'headway_proxy_ttft_seconds_bucket{le="0.025"} 1.0' in page
+    assert 'headway_proxy_ttft_seconds_bucket{le="0.01"} 0.0' in page
+    assert "headway_proxy_x 4.0" in page
 
 
 @pytest.mark.parametrize(
