@@ -143,9 +143,13 @@ class App:
         metrics.gauge("headway_proxy_requests_in_flight", "routed requests", lambda: gateway.concurrency.in_flight)
         metrics.gauge("headway_proxy_connections", "client connections", lambda: len(self.server.connections))
         metrics.gauge("headway_proxy_upstream_idle", "idle connections to engines", lambda: gateway.pool.idle)
-        metrics.gauge("headway_proxy_control_connected", "1: decisions come from the control plane", lambda: self.control.connected)
+        metrics.gauge(
+            "headway_proxy_control_connected", "1: decisions come from the control plane", lambda: self.control.connected
+        )
         metrics.gauge("headway_proxy_outcomes_pending", "outcomes not yet sent", lambda: self.control.outcomes_pending)
-        metrics.gauge("headway_proxy_endpoints_available", "endpoints of the last view", lambda: gateway.fleet.endpoints_available)
+        metrics.gauge(
+            "headway_proxy_endpoints_available", "endpoints of the last view", lambda: gateway.fleet.endpoints_available
+        )
         metrics.gauge("headway_proxy_retry_tokens", "retries left in the budget", lambda: gateway.budget.tokens)
 
 

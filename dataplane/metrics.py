@@ -73,7 +73,9 @@ class Metrics(Collector):
         self.chains = Counter("headway_proxy_prompts", "prompts by how their blocks were named", "kind")
         self.late = Counter("headway_proxy_decisions_late", "questions that missed their deadline")
         self.outcomes_dropped = Counter("headway_proxy_outcomes_dropped", "outcomes lost while the control plane was away")
-        self.denied = Counter("headway_proxy_requests_denied", "requests without a key, with a wrong one, or over its limits", "code")
+        self.denied = Counter(
+            "headway_proxy_requests_denied", "requests without a key, with a wrong one, or over its limits", "code"
+        )
         self.protocol_errors = Counter("headway_proxy_protocol_errors", "requests that were not HTTP as spoken here", "code")
         self.ttft = Histogram("headway_proxy_ttft_seconds", "sent to the engine -> first event with content, streams only")
         self.e2e = Histogram("headway_proxy_request_seconds", "request read -> last byte given to the client's connection")
