@@ -18,6 +18,7 @@ from dataplane.control import ControlClient
 from dataplane.credentials import UpstreamKeys
 from dataplane.fallback import Fleet, static_view
 from dataplane.gateway import Gateway
+from dataplane.hedge import Hedges
 from dataplane.metrics import Metrics
 from dataplane.prompts import Prompts
 from dataplane.server import Server
@@ -78,6 +79,16 @@ class App:
             access=Access(settings.keys_file, share=settings.processes, now=clock.now()) if settings.keys_file else None,
             credentials=_upstream_keys(settings),
         )
+        if settings.hedge:
+            self.gateway.hedges = Hedges(
+                settings,
+                clock=clock,
+                control=self.control,
+                pool=self.gateway.pool,
+                fleet=fleet,
+                hedged=metrics.hedges,
+                exchanges=self.gateway.exchanges,
+            )
         if settings.endpoint:
             fleet.apply(static_view(pairs(settings.endpoint, "--endpoint")))
             self._on_view()

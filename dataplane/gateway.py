@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -20,6 +20,9 @@ from dataplane.settings import Settings
 from dataplane.upstream import UpstreamPool
 from proto import routing_pb2 as pb
 from runtime.clock import Clock
+
+if TYPE_CHECKING:
+    from dataplane.hedge import Hedges
 
 
 class Client(Protocol):
@@ -59,6 +62,7 @@ class Gateway:
     exchanges: set[Holding]
     extra_headers: tuple[bytes, ...] = ()
     draining: bool = False
+    hedges: Hedges | None = None
     access: Access | None = None  # None: whoever reaches the port may call
     credentials: UpstreamKeys | None = None  # None: engines are shown what the caller sent
 

@@ -67,6 +67,7 @@ class Metrics(Collector):
         self.requests = Counter("headway_proxy_requests", "requests answered", "path", "status")
         self.attempts = Counter("headway_proxy_attempts", "requests sent to an engine, by how they ended", "end")
         self.retries = Counter("headway_proxy_retries", "attempts after the first", "why")
+        self.hedges = Counter("headway_proxy_hedges", "second attempts beside a silent first one, by how they ended", "end")
         self.reconnects = Counter("headway_proxy_upstream_stale", "reused connections that were closed before a response byte")
         self.decisions = Counter("headway_proxy_decisions", "where decisions came from", "source")
         self.sheds = Counter("headway_proxy_sheds", "requests refused", "reason")

@@ -58,6 +58,12 @@ class Settings:
     retry_ratio: float = setting(0.2, "retry budget: retries earned by each request")
     retry_per_s: float = setting(1.0, "retry budget: retries earned by each second")
 
+    hedge: bool = setting(False, "ask a second worker for a stream whose first one is silent for long")
+    hedge_ratio: float = setting(0.05, "hedge budget: second attempts earned by each request")
+    hedge_tokens_max: int = setting(8192, "prompts longer than this are not sent twice")
+    hedge_after_ms: int = setting(0, "silence before a second attempt; 0: hedge_multiple times what the worker usually takes")
+    hedge_multiple: float = setting(4.0, "silence before a second attempt, in first tokens of that worker")
+
     cors_origin: str = setting("", "value of Access-Control-Allow-Origin; empty: no CORS")
     log_level: str = setting("info", "log level", choices=LEVELS)
     log_format: str = setting("text", "log format", choices=FORMATS)

@@ -1,0 +1,275 @@
+"""Hedging: a second worker for a stream whose first one has been silent for suspiciously long. Off unless asked for.
+
+    ARMED    a timer runs: several times what this worker usually takes to its first event, or a fixed time
+    ASKING   the control plane is asked for another worker
+    RUNNING  connected and sent; whatever comes back is held
+    OVER     won, lost, or failed
+
+Whoever has a first event first is the answer; the other one's connection is closed in the same moment, and its end is
+reported as that of a caller who left: it says nothing about the worker. Never are two bodies on their way to a client, since
+both attempts hold what they get until the exchange takes one of them over. A budget keeps hedges a small share of the
+requests, however slow everything is: hedging everything would double the load just when there is too much of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import IntEnum
+from typing import Protocol
+
+from contract.outcome import End
+from dataplane.admission import RetryBudget
+from dataplane.control import ControlClient
+from dataplane.fallback import Fleet
+from dataplane.gateway import Holding, Target, decided
+from dataplane.http1 import FramingError
+from dataplane.metrics import Counter
+from dataplane.relay import Phase, Relay
+from dataplane.settings import Settings
+from dataplane.upstream import UpstreamConnection, UpstreamPool
+from proto import routing_pb2 as pb
+from runtime.clock import Clock
+
+EWMA_WEIGHT = 0.1
+"""Of the latest first event in what a worker usually takes."""
+
+
+class Stage(IntEnum):
+    ARMED = 0
+    ASKING = 1
+    CONNECTING = 2
+    RUNNING = 3
+    OVER = 4
+
+
+class Racer(Protocol):
+    """The request that has a second attempt: its exchange."""
+
+    def is_waiting(self) -> bool:
+        """Sent, and nothing has come that could be passed on."""
+
+    def question(self) -> pb.Question:
+        """For another worker than those tried."""
+
+    def is_tried(self, url: str) -> bool: ...
+
+    def new_relay(self) -> Relay: ...
+
+    def write_request(self, connection: UpstreamConnection, target: Target) -> bool:
+        """False: the connection is gone."""
+
+    def settle(
+        self,
+        target: Target,
+        relay: Relay | None,
+        connection: UpstreamConnection | None,
+        end: End,
+        *,
+        sent_at: float,
+        first_at: float,
+        last_at: float,
+    ) -> None:
+        """Connection, counts and outcome of one attempt, once."""
+
+    def overtaken(self, rival: Rival) -> None:
+        """The rival has an answer: take it over."""
+
+    def reservation(self, target: Target, *, first_byte_seen: bool) -> pb.Held | None: ...
+
+
+class Hedges:
+    """Which requests get a second attempt, and when. hedged: hedges by how they ended."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        control: ControlClient,
+        pool: UpstreamPool,
+        fleet: Fleet,
+        hedged: Counter,
+        exchanges: set[Holding],
+    ) -> None:
+        self.clock = clock
+        self.control = control
+        self.pool = pool
+        self.fleet = fleet
+        self.hedged = hedged
+        self.exchanges = exchanges
+        self.budget = RetryBudget(ratio=settings.hedge_ratio, per_s=0.0, now=clock.now())
+        self._tokens_max = settings.hedge_tokens_max
+        self._after_s = settings.hedge_after_ms / 1000
+        self._multiple = settings.hedge_multiple
+        self._usual_s: dict[str, float] = {}
+
+    def earn(self) -> None:
+        """A request came in."""
+        self.budget.earn()
+
+    def seen(self, url: str, ttft_s: float) -> None:
+        """A first event came."""
+        usual_s = self._usual_s.get(url)
+        self._usual_s[url] = ttft_s if usual_s is None else usual_s + EWMA_WEIGHT * (ttft_s - usual_s)
+
+    def delay_s(self, url: str) -> float | None:
+        """How long its silence is nothing special; None: not known."""
+        if self._after_s:
+            return self._after_s
+        usual_s = self._usual_s.get(url)
+        return None if usual_s is None else self._multiple * usual_s
+
+    def arm(self, racer: Racer, target: Target, input_tokens: int) -> Rival | None:
+        """None: this request gets no second attempt."""
+        delay_s = self.delay_s(target.url)
+        if delay_s is None or input_tokens > self._tokens_max or target.by_fallback:
+            return None
+        return Rival(self, racer, delay_s)
+
+
+class Rival:
+    """The second attempt of one request."""
+
+    __slots__ = ("_hedges", "_question_id", "_racer", "_timer", "connection", "last_at", "relay", "sent_at", "stage", "target")
+
+    def __init__(self, hedges: Hedges, racer: Racer, delay_s: float) -> None:
+        self._hedges = hedges
+        self._racer = racer
+        self._question_id = 0
+        self.stage = Stage.ARMED
+        self.target: Target | None = None
+        self.relay: Relay | None = None
+        self.connection: UpstreamConnection | None = None
+        self.sent_at = self.last_at = 0.0
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._due)
+
+    @property
+    def is_running(self) -> bool:
+        return self.stage is Stage.RUNNING
+
+    def cancel(self) -> None:
+        """The first attempt has an answer, or the client has left."""
+        if self.stage is Stage.OVER:
+            return
+        self._timer.cancel()
+        self._hedges.control.cancel(self._question_id)
+        if self.target is not None:
+            self._end(End.CLIENT_GONE, "lost")
+        self.stage = Stage.OVER
+
+    def take_over(self) -> None:
+        """The exchange goes on with this attempt; its fields stay to be read."""
+        assert self.stage is Stage.RUNNING, f"taken over while {self.stage.name}"
+        self.stage = Stage.OVER
+        self._hedges.exchanges.discard(self)
+        self._hedges.hedged.add("won")
+
+    def held(self) -> pb.Held | None:
+        """Its reservation."""
+        return None if self.target is None else self._racer.reservation(self.target, first_byte_seen=False)
+
+    # --- ARMED, ASKING ---
+
+    def _due(self) -> None:
+        hedges = self._hedges
+        if not self._racer.is_waiting() or not hedges.control.connected:
+            self.stage = Stage.OVER
+            return
+        if not hedges.budget.take(hedges.clock.now()):
+            self._over("no_budget")
+            return
+        self.stage = Stage.ASKING
+        self._question_id = hedges.control.ask(self._racer.question(), self._decided)
+
+    def _decided(self, decision: pb.Decision | None) -> None:
+        if self.stage is not Stage.ASKING:
+            return
+        self._question_id = 0
+        if decision is None or decision.HasField("shed"):
+            self._over("refused")
+        elif self._racer.is_tried(decision.url):
+            self._hedges.control.release(decision)
+            self._over("refused")
+        else:
+            self._go(decided(decision))
+
+    # --- CONNECTING, RUNNING ---
+
+    def _go(self, target: Target) -> None:
+        hedges = self._hedges
+        self.target = target
+        self.stage = Stage.CONNECTING
+        self.sent_at = hedges.clock.now()
+        hedges.fleet.began(target.url)
+        hedges.exchanges.add(self)
+        connection = hedges.pool.take(target.url)
+        if connection is not None:
+            self._send(connection)
+        else:
+            hedges.pool.connect(target.url, self._connected)
+
+    def _connected(self, found: UpstreamConnection | Exception) -> None:
+        if self.stage is not Stage.CONNECTING:
+            if isinstance(found, UpstreamConnection):
+                self._hedges.pool.give(found)
+        elif isinstance(found, UpstreamConnection):
+            self._send(found)
+        else:
+            self._end(End.CONNECT_FAILED, "failed")
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        assert self.target is not None
+        self.stage = Stage.RUNNING
+        self.connection = connection
+        self.relay = self._racer.new_relay()
+        self.last_at = self._hedges.clock.now()
+        connection.owner = self
+        if not self._racer.write_request(connection, self.target):
+            self._end(End.RESET, "failed")
+
+    def upstream_data(self, data: bytes) -> None:
+        relay = self.relay
+        assert relay is not None
+        self.last_at = self._hedges.clock.now()
+        try:
+            relay.feed(data)
+        except FramingError:
+            self._end(End.ENGINE_ERROR, "failed")
+            return
+        if relay.ready:
+            self._ready(relay)
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        relay = self.relay
+        assert relay is not None
+        self.connection = None
+        relay.closed()
+        if relay.phase is Phase.ENDED:
+            self._ready(relay)
+        else:
+            self._end(End.RESET, "failed")
+
+    def upstream_full(self, full: bool) -> None:
+        """Bodies that come while they are sent are not hedged."""
+
+    def _ready(self, relay: Relay) -> None:
+        verdict = relay.verdict()
+        if verdict.end is End.COMPLETE:
+            self._racer.overtaken(self)
+        else:
+            self._end(verdict.end, "failed")
+
+    # --- OVER ---
+
+    def _end(self, end: End, how: str) -> None:
+        """The attempt is over without having been the answer."""
+        target, self.target = self.target, None
+        connection, self.connection = self.connection, None
+        self._hedges.exchanges.discard(self)
+        self._over(how)
+        if target is not None:
+            self._racer.settle(target, self.relay, connection, end, sent_at=self.sent_at, first_at=0.0, last_at=self.last_at)
+
+    def _over(self, how: str) -> None:
+        self.stage = Stage.OVER
+        self._hedges.hedged.add(how)
