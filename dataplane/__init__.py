@@ -7,7 +7,8 @@ A request's way:
                                 └─▶ report ─▶ control
 
 connection  one client connection: HTTP/1.1 parsed, pipelined requests one after the other
-server      listening, what is answered here, deadlines, drain
+listening   a port that can be left without losing who is at the door
+server      what is answered here, deadlines, drain
 exchange    one routed request as a state machine: attempts, retries, failures, exactly one outcome an attempt
 gateway     what exchanges share; where a request goes
 question    a request as a question to the control plane
@@ -24,6 +25,7 @@ encoding    compressed request bodies; trace: W3C trace context
 body        an upload passed on while it still comes
 relay, sse  a response read without I/O: held until the first token, then passed on as it comes
 http1       heads and chunk framing as bytes
+hedge       a second attempt beside a silent first one, off unless asked for
 report      how an attempt ended, for the control plane
 errors      OpenAI error objects
 metrics     what is counted
