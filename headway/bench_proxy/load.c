@@ -86,18 +86,19 @@ static int body(struct connection *of, const char *data, size_t size) {
 
 static int take(struct connection *of, char *data, size_t size) {
     if (of->in_body) return body(of, data, size);
-    if (size > sizeof of->head - 1 - of->size) { errors++; return -1; }
-    memcpy(of->head + of->size, data, size);
-    of->head[of->size += size] = 0;
+    size_t before = of->size, room = sizeof of->head - 1 - before, copied = size < room ? size : room;
+    memcpy(of->head + before, data, copied);
+    of->head[of->size += copied] = 0;
     char *end = strstr(of->head, "\r\n\r\n");
-    if (!end) return 0;
+    if (!end) return copied < size ? -1 : 0;
     *end = 0;
+    size_t read = end + 4 - of->head - before; /* of `data`, which may hold more of the body than the buffer of a head */
     if (strncmp(of->head + 8, " 200", 4)) errors++;
     char *length = strcasestr(of->head, "\r\ncontent-length:");
     of->left = length ? strtol(length + 17, NULL, 10) : 0;
     of->chunked = !length;
     of->in_body = 1;
-    return body(of, end + 4, of->head + of->size - (end + 4));
+    return body(of, data + read, size - read);
 }
 
 static int by_size(const void *a, const void *b) {

@@ -136,7 +136,7 @@ class Bench:
         servers = "".join(f"  server s{engine} 127.0.0.1:{engine}\n" for engine in self._engine_ports)
         path = self._directory / "haproxy.cfg"
         path.write_text(
-            "global\n  nbthread 1\n  maxconn 16384\n"
+            "global\n  nbthread 1\n  maxconn 4096\n"
             "defaults\n  mode http\n  timeout connect 5s\n  timeout client 300s\n  timeout server 300s\n"
             "  option http-no-delay\n  http-reuse always\n"
             f"frontend front\n  bind 127.0.0.1:{port}\n  default_backend engines\n"
@@ -165,7 +165,8 @@ class Bench:
             for url in self._urls
         ]
         path = self._directory / "litellm.yaml"
-        path.write_text(json.dumps({"model_list": entries}))  # JSON is YAML
+        general = {"dangerously_permit_weak_or_unset_master_key": True}
+        path.write_text(json.dumps({"model_list": entries, "general_settings": general}))  # JSON is YAML
         process = self._run("litellm", [program, "--config", str(path), "--host", "127.0.0.1", "--port", str(port)], port)
         _until_answers(port)
         return Router("litellm", port, (process.pid,))
