@@ -546,7 +546,7 @@ class Exchange:
         self._count(refusal.status)
         close = refusal.close or self._request.http10 or not self._request.keep_alive or self._gateway.draining
         extra = [
-            *headers.about(self._shown, self._attempts),
+            *headers.about(self._shown, self._attempts, predicted=self._prompt.kind != UNREAD.kind),
             b"x-request-id: " + self._request_id,
             b"traceparent: " + self._trace(),
             *self._gateway.extra_headers,
@@ -715,7 +715,11 @@ class Exchange:
         )
 
     def _response_head(self, relay: Relay) -> bytes:
-        ours = [*headers.about(self._shown, self._attempts), b"traceparent: " + self._trace(), *self._gateway.extra_headers]
+        ours = [
+            *headers.about(self._shown, self._attempts, predicted=self._prompt.kind != UNREAD.kind),
+            b"traceparent: " + self._trace(),
+            *self._gateway.extra_headers,
+        ]
         if self._permit is not None:
             ours += self._permit.account.headers(self._gateway.clock.now())
         # Said now or not at all: a connection that closes unannounced fails the request that its client sends next.

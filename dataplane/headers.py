@@ -25,15 +25,17 @@ def passed_on(relay: Relay, request_id: bytes, ours: Iterable[bytes], *, http10:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def about(target: Target | None, attempts: int) -> list[bytes]:
-    """Where the request went and why. target: the last one; attempts: 0 where it went nowhere."""
+def about(target: Target | None, attempts: int, *, predicted: bool) -> list[bytes]:
+    """Where the request went and why. target: the last one; attempts: 0 where it went nowhere; predicted: the prompt was read,
+    so that matched tokens are a prediction and not just nothing."""
     lines = [b"x-headway-attempts: %d" % attempts] if attempts else []
     if target is None:
         return lines
     lines.append(b"x-headway-worker: " + _printable(target.worker))
     if target.decision_id:
         lines.append(b"x-headway-decision: %016x" % target.decision_id)
-    lines.append(b"x-headway-matched-tokens: %d" % target.matched_tokens)
+    if predicted:
+        lines.append(b"x-headway-matched-tokens: %d" % target.matched_tokens)
     lines.append(b"x-headway-policy: " + _printable(target.policy))
     if target.by_fallback:
         lines.append(b"x-headway-fallback: 1")

@@ -41,9 +41,8 @@ def test_prefix_aware_policies_find_more_in_the_caches_than_turns_do(stack: Runn
     )
     cached = {round["policy"]: round["cached_share"] for round in rounds}
     assert all(round["failed"] == 0 for round in rounds), rounds
-    assert all(round["match_equal_share"] >= 0.99 for round in rounds), [
-        (round["policy"], round["match_equal_share"]) for round in rounds
-    ]
+    predicting = [round for round in rounds if round["policy"] != "round_robin"]  # which reads no prompt
+    assert all(round["match_equal_share"] >= 0.99 for round in predicting), predicting
     assert cached["prefix"] > cached["round_robin"] + 0.1
     assert cached["weighted"] > cached["round_robin"] + 0.1
     assert cached["lmetric"] > cached["round_robin"] + 0.1
