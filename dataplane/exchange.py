@@ -546,7 +546,7 @@ class Exchange:
         self._count(refusal.status)
         close = refusal.close or self._request.http10 or not self._request.keep_alive or self._gateway.draining
         extra = [
-            *headers.about(self._shown, self._attempts, predicted=self._prompt.kind != UNREAD.kind),
+            *headers.about(self._shown, self._attempts, predicted=self._prompt.kind in ("tokens", "text")),
             b"x-request-id: " + self._request_id,
             b"traceparent: " + self._trace(),
             *self._gateway.extra_headers,
@@ -716,7 +716,7 @@ class Exchange:
 
     def _response_head(self, relay: Relay) -> bytes:
         ours = [
-            *headers.about(self._shown, self._attempts, predicted=self._prompt.kind != UNREAD.kind),
+            *headers.about(self._shown, self._attempts, predicted=self._prompt.kind in ("tokens", "text")),
             b"traceparent: " + self._trace(),
             *self._gateway.extra_headers,
         ]
