@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 import httptools
@@ -27,10 +28,10 @@ class UploadServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def start(cls) -> UploadServer:
+    async def start(cls, *, tls: ssl.SSLContext | None = None) -> UploadServer:
         server = cls()
-        server._server = await asyncio.start_server(server._serve, "127.0.0.1", 0, limit=64 * 1024)
-        server.url = f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
+        server._server = await asyncio.start_server(server._serve, "127.0.0.1", 0, limit=64 * 1024, ssl=tls)
+        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
         return server
 
     async def stop(self) -> None:
