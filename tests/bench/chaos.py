@@ -129,15 +129,18 @@ def text_of(payload: dict[str, Any]) -> str:
 class Clients:
     """Sends jobs and judges what comes back."""
 
-    def __init__(self, stack: RunningStack, session: aiohttp.ClientSession, rng: random.Random) -> None:
+    def __init__(
+        self, stack: RunningStack, session: aiohttp.ClientSession, rng: random.Random, *, leave_share: float = LEAVE_SHARE
+    ) -> None:
         self._url = stack.url
+        self._leave_share = leave_share
         self._session = session
         self._rng = rng
         self.ends: dict[str, End1] = {}
 
     async def one(self, number: int, job: Job) -> None:
         request_id = f"chaos-{number}"
-        leave_s = self._rng.uniform(0.003, 0.2) if self._rng.random() < LEAVE_SHARE else HANG_S
+        leave_s = self._rng.uniform(0.003, 0.2) if self._rng.random() < self._leave_share else HANG_S
         began = time.monotonic()
         try:
             async with asyncio.timeout(leave_s):
