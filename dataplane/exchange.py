@@ -174,17 +174,7 @@ class Exchange:
         if not self._gateway.control.connected:
             self._fall_back()
             return
-        asked = question.build(
-            self._request,
-            self._ask,
-            self._prompt,
-            request_id=self._request_id,
-            attempt=self._attempts,
-            exclude=self._excluded,
-        )
-        if self._permit is not None:
-            question.stamp(asked, self._permit.key)
-        self._question_id = self._gateway.control.ask(asked, self._decided)
+        self._question_id = self._gateway.control.ask(self.question(), self._decided)
 
     def _decided(self, decision: pb.Decision | None) -> None:
         if self._state is not _ASKING:
@@ -465,7 +455,8 @@ class Exchange:
         return self._state is _WAITING
 
     def question(self) -> pb.Question:
-        return question.build(
+        """This request as it stands, for the control plane."""
+        asked = question.build(
             self._request,
             self._ask,
             self._prompt,
@@ -473,6 +464,9 @@ class Exchange:
             attempt=self._attempts,
             exclude=self._excluded,
         )
+        if self._permit is not None:
+            question.stamp(asked, self._permit.key)
+        return asked
 
     def is_tried(self, url: str) -> bool:
         return url in self._tried
