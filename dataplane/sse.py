@@ -13,6 +13,9 @@ from typing import Any
 
 import msgspec
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding an engine's JSON may raise."""
+
 
 class Says(Enum):
     """What an event means for whoever waits for a first token."""
@@ -100,7 +103,7 @@ def meaning(data: bytes) -> Says:
         return Says.DONE
     try:
         event = _event_decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return Says.CONTENT
     if event.error is not None or event.type in ("error", "response.failed"):
         return Says.ERROR
@@ -123,7 +126,7 @@ def error_code(data: bytes) -> int:
     """The numeric code of an error event, 500 where it has none."""
     try:
         code = msgspec.json.decode(data).get("error", {}).get("code")
-    except (msgspec.MsgspecError, AttributeError):
+    except (*UNREADABLE, AttributeError):
         return 500
     return code if isinstance(code, int) else 500
 
@@ -215,7 +218,7 @@ def read_tail(tail: bytes) -> Ending:
 def _read_last(data: bytes, ending: Ending) -> _Last | None:
     try:
         last = _last_decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return None
     if last.error is not None or last.type in ("error", "response.failed"):
         ending.error = True
