@@ -59,7 +59,7 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
         probe(settings.host, settings.port)
     port = await app.start(reuse_port=True, process_number=int(number or 0))
     _tune_gc()
-    life.ready(f"http://{settings.host}:{port}")
+    life.ready(f"{_scheme(settings)}://{settings.host}:{port}")
     await life.ending.wait()
     await app.stop()
 
@@ -82,7 +82,7 @@ async def _say_ready(life: Life, settings: Settings, port: int) -> None:
             await asyncio.sleep(READY_POLL_S)
             continue
         writer.close()
-        life.ready(f"http://{settings.host}:{port} by {settings.processes} processes")
+        life.ready(f"{_scheme(settings)}://{settings.host}:{port} by {settings.processes} processes")
         return
 
 
@@ -92,6 +92,10 @@ def _why(error: Exception, settings: Settings) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot read {error.filename}: {error.strerror}"
     return str(error)
+
+
+def _scheme(settings: Settings) -> str:
+    return "https" if settings.tls_cert else "http"
 
 
 def _with_port(settings: Settings, port: int) -> Settings:
