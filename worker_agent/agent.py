@@ -287,6 +287,8 @@ class Agent:
 async def _wait(event: asyncio.Event, seconds_max: float) -> None:
     """Until the event, or for so long."""
     try:
-        await asyncio.wait_for(event.wait(), seconds_max)
+        # Not `wait_for`: Python 3.11's forgets a cancellation that comes in the moment of the event, and its loop goes on.
+        async with asyncio.timeout(seconds_max):
+            await event.wait()
     except TimeoutError:
         return
