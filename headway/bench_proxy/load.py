@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections import deque
 from pathlib import Path
+from time import monotonic
 from typing import cast
 
 import uvloop
@@ -44,7 +45,7 @@ class Client(asyncio.Protocol):
             self._data = rest
         if self._data and not self._timed:
             self._timed = True
-            self._load.first_s.append(self._load.loop.time() - self._due)
+            self._load.first_s.append(monotonic() - self._due)
         if len(self._data) >= self._size >= 0 or (self._size < 0 and self._data.endswith(b"0\r\n\r\n")):
             self._load.done(self)
         elif self._size < 0:
@@ -64,7 +65,7 @@ class Load:
         self.first_s: list[float] = []
         self._requests = requests
         self._rate = rate
-        self._began = self.loop.time()
+        self._began = monotonic()
         self._until = self._began + seconds
         self.over = asyncio.Event()
         self._busy = 0
@@ -77,7 +78,7 @@ class Load:
 
     def send(self) -> None:
         """Whatever is due and finds an idle connection."""
-        now = self.loop.time()
+        now = monotonic()
         while self.idle and now < self._until:
             due = self._began + self.sent / self._rate if self._rate else now
             if due > now:
@@ -89,14 +90,14 @@ class Load:
             self.over.set()
 
     async def run(self) -> None:
-        while not self.over.is_set() and self.loop.time() < self._until + LATE_S:
+        while not self.over.is_set() and monotonic() < self._until + LATE_S:
             self.send()
             await asyncio.sleep(0.001)  # the clock of the open loop
 
     def report(self) -> str:
         times = sorted(self.first_s) or [0.0]
         figures = (times[len(times) // 2], times[len(times) * 99 // 100], sum(times) / len(times))
-        seconds = self.loop.time() - self._began
+        seconds = monotonic() - self._began
         return f"{self.answered} {self.errors + self._busy} {seconds} " + " ".join(str(1e6 * value) for value in figures)
 
 
