@@ -75,6 +75,11 @@ def _as_words(lanes: int, words: int) -> list[int]:
     return [lanes >> (LANE_BITS * word) & WORD for word in range(words)]
 
 
+def _until_now(held: list[Words], masks: list[np.uint64]) -> list[Words]:
+    """Which lanes hold every block up to and with each position."""
+    return [np.bitwise_and.accumulate(bits & mask) for bits, mask in zip(held, masks, strict=True)]
+
+
 class _Generation:
     """One fixed-size array of places and its spill."""
 
@@ -301,43 +306,41 @@ class BlockTable:
         found.append((alive, len(hashes)))
         return found
 
-    def _lanes(self, chain: Words, words: list[int]) -> list[Words]:
+    def _steps(self, chain: Words, alive: int) -> list[tuple[int, int]]:
+        """(lanes that hold all blocks up to and with this position, position), at 0 and wherever that set shrinks."""
+        words = [word for word in range(self._words) if alive >> (LANE_BITS * word) & WORD]
         held = self._new.lanes(chain, words)
         if self._old is not None:
             held = [new | old for new, old in zip(held, self._old.lanes(chain, words), strict=True)]
-        if self._new.spill or (self._old is not None and self._old.spill):
-            self._add_spilled_lanes(chain, words, held)
-        return held
+        masks = [np.uint64(alive >> (LANE_BITS * word) & WORD) for word in words]
+        until = _until_now(held, masks)
+        if all(bits[-1] == mask for bits, mask in zip(until, masks, strict=True)):
+            return [(alive, 0)]  # held to the end, so nothing of it can be in a spill
+        if (self._new.spill or (self._old is not None and self._old.spill)) and self._add_spilled_lanes(chain, words, held):
+            until = _until_now(held, masks)
+        changes = np.zeros(len(chain) - 1, np.bool_)
+        for bits in until:
+            changes |= bits[1:] != bits[:-1]
+        positions = [0, *(changes.nonzero()[0] + 1).tolist()]
+        return [
+            (sum(int(bits[at]) << (LANE_BITS * word) for word, bits in zip(words, until, strict=True)), at) for at in positions
+        ]
 
-    def _add_spilled_lanes(self, chain: Words, words: list[int], held: list[Words]) -> None:
-        """Of the blocks without a place, up to the first that is nowhere: what follows it is of no matter."""
+    def _add_spilled_lanes(self, chain: Words, words: list[int], held: list[Words]) -> bool:
+        """Of the blocks without a place, up to the first that is nowhere: what follows it is of no matter. False: none."""
         absent = held[0] == 0
         for more in held[1:]:
             absent &= more == 0
+        added = False
         for position in absent.nonzero()[0]:
             block = int(chain[position])
             lanes = self._new.spill.get(block, 0) | (0 if self._old is None else self._old.spill.get(block, 0))
             if not lanes:
-                return
+                break
+            added = True
             for word, bits in zip(words, held, strict=True):
                 bits[position] = lanes >> (LANE_BITS * word) & WORD
-
-    def _steps(self, chain: Words, alive: int) -> list[tuple[int, int]]:
-        """(lanes that hold all blocks up to and with this position, position), at 0 and wherever that set shrinks."""
-        words = [word for word in range(self._words) if alive >> (LANE_BITS * word) & WORD]
-        held = [
-            np.bitwise_and.accumulate(bits & np.uint64(alive >> (LANE_BITS * word) & WORD))
-            for word, bits in zip(words, self._lanes(chain, words), strict=True)
-        ]
-        shrinks: Flags | None = None
-        for bits in held:
-            if bits[0] != bits[-1]:
-                differs = bits[1:] != bits[:-1]
-                shrinks = differs if shrinks is None else shrinks | differs
-        positions = [0] if shrinks is None else [0, *(shrinks.nonzero()[0] + 1).tolist()]
-        return [
-            (sum(int(bits[at]) << (LANE_BITS * word) for word, bits in zip(words, held, strict=True)), at) for at in positions
-        ]
+        return added
 
     def run(self, lane: int, hashes: array[int], start: int) -> int:
         """The first position at or after `start` that the lane does not hold."""

@@ -13,12 +13,10 @@ later, or half a snapshot makes it false, and then bisection credits what is not
 parents) lets the index know in which case it is. So it looks at every block, and pays this (1 M blocks, 64 workers, chains
 cold in the cache, microseconds at p50 on a shared virtual machine; `python -m tests.bench.index` prints them anew):
 
-    blocks asked              16      512     2,048   held by no one
-    this table             9-15    19-27    45-60        1            exact
-    a dictionary, walked    5-9   95-177  280-730        1            exact; 90 bytes a block and stalls of 15 ms when it grows
-    a dictionary, bisected  2-3      6-8     7-11        1            overcounts at holes
-
-(quiet to busy: the same minutes for all three rows).
+    blocks asked              16       64      512    2,048   held by no one
+    this table                 5       11    16-19    36-41        1            exact; twice as long while a table moves
+    a dictionary, walked       2-3      7    56-63  264-323        1            exact; 90 bytes a block and stalls of 15 ms
+    a dictionary, bisected     1        1        2        3        1            overcounts at holes
 
 Words for being wrong. Overcount, credit for a block that is not there, never happens to announced blocks of a worker that is
 EXACT; a worker that is not, because a delta is missing or its snapshot is still loading, gets no credit for announced blocks
