@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -25,6 +27,7 @@ process_start_time_seconds {process_start}
 """
 END = (-1).to_bytes(8, "big", signed=True)
 BLOCK = 4
+REBIND_S_MAX = 5.0
 
 
 class FakeRank:
@@ -207,7 +210,16 @@ class FakeEngine:
 
 
 def _bind(socket: Any, port: int) -> int:
-    if port:
-        socket.bind(f"tcp://127.0.0.1:{port}")
-        return port
-    return int(socket.bind_to_random_port("tcp://127.0.0.1"))
+    """A port used before is freed by ZeroMQ's own thread, some moments after its socket was closed: asked again until then."""
+    if not port:
+        return int(socket.bind_to_random_port("tcp://127.0.0.1"))
+    deadline = time.monotonic() + REBIND_S_MAX
+    while True:
+        try:
+            socket.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            threading.Event().wait(0.01)
+        else:
+            return port
