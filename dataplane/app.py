@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 TOKENIZE_THREADS = 2
 OUTCOME_FLUSH_S = 1.0
+FLEET_WAIT_S_MAX = 5.0
+"""How long one of several processes on a port waits for its first fleet view before it takes requests."""
 KEYS_CHECK_S = 1.0
 """How often the keys file is looked at, where there is one."""
 
@@ -41,6 +43,7 @@ class App:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.settings = settings
         self._clock = clock
+        self._fleet_known = asyncio.Event()
         self._executor = ThreadPoolExecutor(TOKENIZE_THREADS, "tokenize")
         metrics = Metrics()
         fleet = Fleet()
@@ -101,10 +104,12 @@ class App:
 
     async def start(self, *, reuse_port: bool = False, process_number: int = 0) -> int:
         """Listens; the port. OSError: it cannot be had."""
+        self._control_task = asyncio.create_task(self.control.run(), name="control")
+        if self.settings.share_port or self.settings.processes > 1:
+            await self._know_the_fleet()  # whoever listens beside others gets its share of the callers at once
         port = await self.server.listen(self.settings.host, self.settings.port, reuse_port=reuse_port, tls=self._tls)
         if self.admin is not None:
             await self.admin.listen(self.settings.admin_host or self.settings.host, self.settings.admin_port + process_number)
-        self._control_task = asyncio.create_task(self.control.run(), name="control")
         self._check_keys()
         return port
 
@@ -144,8 +149,17 @@ class App:
             access.reload_if_changed(self._clock.now())
             self._keys_timer = asyncio.get_running_loop().call_later(KEYS_CHECK_S, self._check_keys)
 
+    async def _know_the_fleet(self) -> None:
+        """Returns with the first view that has somebody to send requests to, or without one when the time is over."""
+        try:
+            await asyncio.wait_for(self._fleet_known.wait(), FLEET_WAIT_S_MAX)
+        except TimeoutError:
+            log.warning("listening without knowing the fleet", extra={"f": {"waited_s": FLEET_WAIT_S_MAX}})
+
     def _on_view(self) -> None:
         view = self.gateway.fleet.view
+        if self.gateway.fleet.endpoints_available:
+            self._fleet_known.set()
         if view is not None:
             self.prompts.see(view.models, self._clock.now(), wanted=not view.without_chains)
 

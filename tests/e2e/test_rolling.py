@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -30,7 +31,7 @@ class Proxies:
         self.running: list[asyncio.subprocess.Process] = []
 
     async def start(self, *, processes: int, share: bool) -> asyncio.subprocess.Process:
-        """Returns once all of its processes say that they are ready and know the fleet."""
+        """Returns once all of its processes say that they are ready."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "dataplane", "--port", str(self.port), "--control", self._stack.control),
             *("--processes", str(processes)),
@@ -42,13 +43,22 @@ class Proxies:
         assert process.stderr is not None
         ready = 0
         async with asyncio.timeout(START_S_MAX):
-            while ready < 2 * processes:
+            while ready < processes:
                 line = await process.stderr.readline()
                 assert line, "ended at start"
                 own = processes == 1 or b"dataplane/" in line
-                ready += own and (b"ready: http" in line or b"control plane connected" in line)
+                ready += own and b"ready: http" in line
         self._reading = asyncio.create_task(process.stderr.read())
+        if not share:  # one that takes over says that it is ready when it knows the fleet, one alone when it listens
+            await until(self._knows_the_fleet, seconds_max=START_S_MAX, what="the fleet is known")
         return process
+
+    def _knows_the_fleet(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=2) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
 
     async def end(self, process: asyncio.subprocess.Process) -> None:
         process.terminate()
