@@ -136,7 +136,7 @@ async def test_no_stale_block_is_credited_after_an_engine_was_killed(stack: Runn
     engines[0].start()
     await asyncio.to_thread(engines[0].wait_up)
     await asyncio.to_thread(wait_until, lambda: len(stack.alive_workers()) == 2, seconds_max=30, what="worker-1 is back")
-    stack.set_policy("round_robin")  # the restarted engine must be asked, too
+    stack.set_policy("weighted")  # reads prompts, and asks the restarted engine, too
     after = await converse(stack, 40, seed=2, at_once=2)
     stack.set_policy("prefix")
     assert {worker for *_, worker in after} == {"worker-1", "worker-2"}
