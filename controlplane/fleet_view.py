@@ -14,6 +14,7 @@ from controlplane.director import Director
 from controlplane.endpoint import Endpoint
 from controlplane.snapshot import FleetSnapshot
 from proto import routing_pb2 as pb
+from runtime.tasks import happened
 
 RESEND_S = 1.0
 """A view is sent this often though nothing changed: its counts have."""
@@ -42,10 +43,7 @@ class FleetWatch:
 
     async def change(self) -> None:
         """Returns at the next change, or when it is time to send the view again."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), RESEND_S)
-        except TimeoutError:
-            return
+        await happened(self._changed, RESEND_S)
 
     def view(self, now: float) -> pb.FleetView:
         self.look(now)

@@ -35,6 +35,7 @@ from controlplane.block_sync import Follower, Offer, Phase, Take
 from controlplane.index_state import IndexState
 from controlplane.prefix_index import BlockChange, PrefixIndex
 from runtime.clock import Clock
+from runtime.tasks import cancelled, stop_if_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Ingest:
         """Until cancelled."""
         wait_s = RECONNECT_S_MIN
         while True:
+            stop_if_cancelled()
             client = redis.Redis.from_url(
                 self._url,
                 protocol=2,
@@ -136,7 +138,7 @@ class Ingest:
             try:
                 await self._connect(client)
                 wait_s = RECONNECT_S_MIN
-                while not _cancelled():
+                while not cancelled():
                     await self._turn(client)
                 raise asyncio.CancelledError
             except (RedisError, OSError, TimeoutError) as error:
@@ -489,13 +491,6 @@ def _same_cache(old: WorkerRecord, new: WorkerRecord) -> bool:
 def _raw(reply: Any, **_: Any) -> Any:
     """Redis's own lists: [[key, [[id, [field, value, ...]], ...]], ...]."""
     return reply
-
-
-def _cancelled() -> bool:
-    """Whether this task was asked to end. A cancellation that falls into the moments after a reply was now and then seen to
-    raise nothing here; the task itself always knows."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def _ask(client: redis.Redis, *command: Any) -> Any:

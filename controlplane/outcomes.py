@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from contract import keyspace, outcome
 from contract.outcome import Outcome
+from runtime.tasks import stop_if_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class OutcomeLog:
         """Writes until cancelled."""
         backoff_s = 0.0
         while True:
+            stop_if_cancelled()
             await self._something.wait()
             await asyncio.sleep(backoff_s or INTERVAL_S)
             try:
@@ -85,7 +87,8 @@ class OutcomeLog:
     async def close(self, *, timeout_s: float = 1.0) -> None:
         """A last try to write what is left."""
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            await asyncio.wait_for(self.flush(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.flush()
 
     def _put_back(self, batch: list[Outcome]) -> None:
         room = max(0, self._buffer_max - len(self._buffer))

@@ -26,6 +26,7 @@ from dataplane.settings import Settings, pairs
 from dataplane.upstream import UpstreamPool
 from runtime import tls
 from runtime.clock import Clock
+from runtime.tasks import happened
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +152,7 @@ class App:
 
     async def _know_the_fleet(self) -> None:
         """Returns with the first view that has somebody to send requests to, or without one when the time is over."""
-        try:
-            await asyncio.wait_for(self._fleet_known.wait(), FLEET_WAIT_S_MAX)
-        except TimeoutError:
+        if not await happened(self._fleet_known, FLEET_WAIT_S_MAX):
             log.warning("listening without knowing the fleet", extra={"f": {"waited_s": FLEET_WAIT_S_MAX}})
 
     def _on_view(self) -> None:

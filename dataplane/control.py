@@ -22,6 +22,7 @@ from dataplane.metrics import Metrics
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc as rpc
 from runtime.clock import Clock
+from runtime.tasks import happened
 
 log = logging.getLogger(__name__)
 
@@ -170,10 +171,7 @@ class ControlClient:
         """Until outcomes have left, or the time is over."""
         if self._outcomes and self.connected:
             self._due.set()
-            try:
-                await asyncio.wait_for(self._written.wait(), timeout_s)
-            except TimeoutError:
-                pass
+            await happened(self._written, timeout_s)
 
     # --- the stream ---
 

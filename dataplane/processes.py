@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from runtime.service import Life
+from runtime.tasks import happened
 
 log = logging.getLogger(__name__)
 
@@ -87,16 +88,14 @@ async def _keep(
         ending.cancel()
         pause_s = RESTART_S_MIN if loop.time() - began > STABLE_S else min(RESTART_S_MAX, 2 * pause_s)
         log.error("a process ended", extra={"f": {"number": number, "code": child.returncode, "restart_in_s": pause_s}})
-        try:
-            await asyncio.wait_for(life.ending.wait(), pause_s)
-        except TimeoutError:
-            pass
+        await happened(life.ending, pause_s)
 
 
 async def _end(child: asyncio.subprocess.Process, timeout_s: float) -> None:
     child.terminate()
     try:
-        await asyncio.wait_for(child.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await child.wait()
     except TimeoutError:
         child.kill()
         await child.wait()

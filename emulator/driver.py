@@ -17,6 +17,7 @@ from emulator.publisher import Publisher
 from emulator.sequence import FinishReason, Request
 from emulator.sequence import Sequence as EngineSequence
 from runtime.clock import Clock
+from runtime.tasks import happened
 
 LAG_S_MAX = 0.25
 """How far the engine may be behind its own schedule and still catch up."""
@@ -60,11 +61,7 @@ class Driver:
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Until no request is inside. False: some still are after `timeout_s`."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        return await happened(self._idle, timeout_s)
 
     def submit(self, sink: Sink, requests: Sequence[Request]) -> None:
         """Queue the sequences of one call; their tokens arrive as choice 0, 1, ... ValueError: one of them cannot be."""

@@ -28,7 +28,6 @@ class Publisher:
         self._ports = (port, replay_port)
         self._buffer = buffer
         self._topic = TOPIC.encode()
-        self._context: zmq.asyncio.Context | None = None
         self._pub: zmq.Socket[bytes] | None = None
         self._router: zmq.asyncio.Socket | None = None
         self.endpoint = ""
@@ -38,15 +37,14 @@ class Publisher:
 
     def open(self) -> None:
         """Bind. OSError: a port is taken; nothing stays open then."""
-        self._context = zmq.asyncio.Context()
-        self._pub = zmq.Context(self._context).socket(zmq.PUB)
+        # The process's own contexts, never ended: one of ours, forgotten with a socket open, would hang the garbage collector.
+        self._pub = zmq.Context.instance().socket(zmq.PUB)
         self._pub.set_hwm(HIGH_WATER_MARK)
-        self._router = self._context.socket(zmq.ROUTER)
+        self._router = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         try:
             self.endpoint = _bind(self._pub, self._host, self._ports[0])
             self.replay_endpoint = _bind(self._router, self._host, self._ports[1])
         except OSError:
-            # A context that is forgotten with open sockets would block the process's end.
             self.close()
             raise
 
@@ -54,9 +52,7 @@ class Publisher:
         for socket in (self._pub, self._router):
             if socket is not None:
                 socket.close(linger=0)
-        if self._context is not None:
-            self._context.term()
-        self._pub = self._router = self._context = None
+        self._pub = self._router = None
 
     def publish(self, events: Sequence[Event], unix_s: float) -> None:
         """One batch; nothing for no events."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from headway.plan import Process
+from runtime.tasks import happened
 
 RESTART_PAUSE_S_MIN = 0.2
 RESTART_PAUSE_S_MAX = 5.0
@@ -80,8 +81,7 @@ class Child:
             if loop.time() - started >= STEADY_S:
                 pause_s = RESTART_PAUSE_S_MIN
             self._say(f"ended with {describe_exit(self.exit_code)}; starting again in {pause_s:.1f} s")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._end.wait(), pause_s)
+            await happened(self._end, pause_s)
             pause_s = min(2 * pause_s, RESTART_PAUSE_S_MAX)
 
     async def _run_once(self) -> None:
@@ -122,14 +122,13 @@ class Child:
                 os.kill(self.pid, signal.SIGTERM)
         if self._task is None:
             return
-        try:
-            await asyncio.wait_for(asyncio.shield(self._task), self.process.stop_grace_s)
-        except TimeoutError:
+        await asyncio.wait({self._task}, timeout=self.process.stop_grace_s)
+        if not self._task.done():
             self._say(f"did not end within {self.process.stop_grace_s:.0f} s of SIGTERM: killed")
             if self.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
-            await self._task
+        await self._task
 
 
 def describe_exit(code: int | None) -> str:

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from contract.keyspace import EngineReport, EngineState, WorkerRecord
 from runtime.clock import Clock
+from runtime.tasks import happened, stop_if_cancelled
 from worker_agent.discovery import EngineIdentity, identify, record_of
 from worker_agent.engine_client import EngineClient, EngineError, Refused, Silent
 from worker_agent.engine_info import BadAnswer, parse_models
@@ -75,6 +76,7 @@ class Agent:
 
     async def scrape_forever(self) -> None:
         while True:
+            stop_if_cancelled()
             started = self._clock.now()
             await self._scrape()
             self._report_now.set()
@@ -87,11 +89,12 @@ class Agent:
             if self._follower is not None and self._follower.blocks.changed_blocks:
                 self._changed.set()
                 await asyncio.sleep(FOLLOW_EVERY_S)
-            await _wait(self._arrived, IDLE_S_MAX)
+            await happened(self._arrived, IDLE_S_MAX)
 
     async def publish_forever(self) -> None:
         report_at = 0.0
         while True:
+            stop_if_cancelled()
             now = self._clock.now()
             with_blocks = self._changed.is_set()
             self._changed.clear()
@@ -101,13 +104,14 @@ class Agent:
                 report_at = now + 1.5 * self._interval_s
                 self.registered.set()
             await asyncio.sleep(PUBLISH_EVERY_S if with_blocks else 0)
-            await _wait(self._changed, PUBLISH_EVERY_S)
+            await happened(self._changed, PUBLISH_EVERY_S)
 
     async def leave(self) -> None:
         """De-register, within a bound."""
         if self.record is not None:
             try:
-                await asyncio.wait_for(self._publisher.leave(self._report(EngineState.LEAVING)), LEAVE_TIMEOUT_S)
+                async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                    await self._publisher.leave(self._report(EngineState.LEAVING))
             except TimeoutError:
                 log.warning("redis did not take the goodbye in time: the registration will expire")
 
@@ -282,13 +286,3 @@ class Agent:
             blocks_exact=self._follower is None or self._follower.exact,
             **figures,
         )
-
-
-async def _wait(event: asyncio.Event, seconds_max: float) -> None:
-    """Until the event, or for so long."""
-    try:
-        # Not `wait_for`: Python 3.11's forgets a cancellation that comes in the moment of the event, and its loop goes on.
-        async with asyncio.timeout(seconds_max):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -53,7 +53,11 @@ class RankSource:
         self._subscription = _socket(context, zmq.SUB, SUBSCRIPTION_FRAMES_MAX)
         self._subscription.setsockopt(zmq.SUBSCRIBE, endpoint.topic.encode())
         self._monitor = self._subscription.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        _connect(self._subscription, endpoint.publish)
+        try:
+            _connect(self._subscription, endpoint.publish)
+        except EventSourceError:
+            self._monitor.close(linger=0)
+            raise
         self.malformed: Counter[str] = Counter()
         self.frames = 0
         self.sequence = RankSequence(now, can_replay=bool(endpoint.replay), virgin=virgin)
@@ -148,7 +152,8 @@ class EventSource:
 
     def __init__(self, endpoints: tuple[EventEndpoint, ...], now: float, *, virgin: bool = False) -> None:
         """EventSourceError: an endpoint that is none."""
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        # The process's own, never ended: one of ours, forgotten with a socket open, would hang the garbage collector.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._ranks: list[RankSource] = []
         try:
             for endpoint in endpoints:
@@ -189,7 +194,6 @@ class EventSource:
     def close(self) -> None:
         for rank in self._ranks:
             rank.close()
-        self._context.destroy(linger=0)
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frames_max: int) -> zmq.Socket[bytes]:

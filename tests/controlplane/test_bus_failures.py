@@ -7,6 +7,7 @@ of a proxy that a test can cut, and a real ingest, snapshot, index and director 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from array import array
@@ -94,6 +95,7 @@ class World:
         self.plant = Plant(0)
         self.clock = SystemClock()
         self.decisions = 0
+        self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self.proxy.start()
@@ -105,11 +107,13 @@ class World:
         await self.settle()
 
     async def close(self) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        for site in self.sites:
-            await site.close()
-        await self.proxy.cut()
+        async with contextlib.AsyncExitStack() as parts:  # whatever the start came to, and whichever of them fails
+            parts.push_async_callback(self.proxy.cut)
+            for site in self.sites:
+                parts.push_async_callback(site.close)
+            if self._reading is not None:
+                self._reading.cancel()
+                await asyncio.gather(self._reading, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------------------- looking
 

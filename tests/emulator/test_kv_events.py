@@ -86,10 +86,8 @@ def test_an_unknown_format_is_refused() -> None:
 
 
 @pytest.fixture
-def context() -> Iterator[zmq.asyncio.Context]:
-    context = zmq.asyncio.Context()
-    yield context
-    context.destroy(linger=0)
+def context() -> zmq.asyncio.Context:
+    return zmq.asyncio.Context.instance()
 
 
 async def source(emulator: Emulator) -> dict[str, Any]:

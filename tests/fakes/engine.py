@@ -96,7 +96,7 @@ class FakeEngine:
         self.adapters: list[str] = []
         self.sends_events = True
         self.scrapes = 0
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.asyncio.Context.instance()  # never ended: one forgotten with a socket open hangs its collector
         self.ranks = [FakeRank(self._context, rank, buffer_steps=buffer_steps) for rank in range(ranks)]
         self._seed = 0
         self._port = 0
@@ -147,7 +147,6 @@ class FakeEngine:
 
     async def close(self) -> None:
         await self.stop()
-        self._context.destroy(linger=0)
 
     def names(self, tokens: list[int], *, parent: int | None = None, block_size: int = BLOCK) -> list[int]:
         """Engine hashes of full blocks: this engine's own function, of no meaning to anybody else."""

@@ -1,0 +1,54 @@
+"""Cancellation that comes in the very moment of what was waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from runtime.tasks import happened, stop_if_cancelled
+
+
+async def forgets_a_cancellation(event: asyncio.Event) -> None:
+    """What redis-py does on Python 3.11 (by way of wait_for) when a send ends as its caller is cancelled."""
+    try:
+        await event.wait()
+    except asyncio.CancelledError:
+        return
+
+
+async def test_a_wait_says_whether_it_happened() -> None:
+    event = asyncio.Event()
+    assert not await happened(event, 0.01)
+    event.set()
+    assert await happened(event, 0.01)
+    assert await happened(event, None)
+
+
+async def test_a_cancellation_in_the_moment_of_the_event_is_not_forgotten() -> None:
+    event = asyncio.Event()
+    waiting = asyncio.create_task(happened(event, 10))
+    await asyncio.sleep(0)
+    event.set()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_loop_over_calls_that_forget_cancellations_ends() -> None:
+    event = asyncio.Event()
+    rounds = 0
+
+    async def loop() -> None:
+        nonlocal rounds
+        while True:
+            stop_if_cancelled()
+            rounds += 1
+            await forgets_a_cancellation(event)
+
+    running = asyncio.create_task(loop())
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert rounds == 1
