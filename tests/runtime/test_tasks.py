@@ -52,3 +52,22 @@ async def test_a_loop_over_calls_that_forget_cancellations_ends() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert rounds == 1
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_loop_that_is_cancelled_in_the_moment_of_an_event_ends(turns: int) -> None:
+    event = asyncio.Event()
+
+    async def loop() -> None:
+        while True:
+            event.clear()
+            await happened(event, 60.0)
+
+    task = asyncio.create_task(loop())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    event.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    assert await asyncio.wait({task}, timeout=1.0) == ({task}, set())

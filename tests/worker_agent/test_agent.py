@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from contract import keyspace
 from contract.keyspace import EngineState, Tier
 from headway.embedded_redis import RedisServer
 from tests.worker_agent.conftest import Rig, hashes, prompt, until
-from worker_agent.agent import _wait
 
 
 async def test_a_worker_is_registered_as_its_engine_describes_itself(rig: Rig) -> None:
@@ -320,22 +317,3 @@ async def test_a_new_agent_on_the_same_name_supersedes_what_the_killed_one_left(
     agent._new_epoch = lambda: 500
     await rig.engine.ranks[0].send(rig.engine.stored(prompt(2, 2)))
     await rig.reaches(reader, hashes(prompt(2, 2)), epoch=500)
-
-
-@pytest.mark.parametrize("turns", range(6))
-async def test_a_loop_that_is_cancelled_in_the_moment_of_an_event_ends(turns: int) -> None:
-    event = asyncio.Event()
-
-    async def loop() -> None:
-        while True:
-            event.clear()
-            await _wait(event, 60.0)
-
-    task = asyncio.create_task(loop())
-    for _ in range(2):
-        await asyncio.sleep(0)
-    event.set()
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    task.cancel()
-    assert await asyncio.wait({task}, timeout=1.0) == ({task}, set())

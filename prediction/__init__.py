@@ -1,0 +1,1 @@
+"""Learned TTFT as data: rows, models, their figures. Shared by who trains and who serves."""
