@@ -7,6 +7,8 @@
     headway:1:snapshot:{worker}:{id}:{n}  string  BlockDelta (added only) one chunk of at most SNAPSHOT_CHUNK_BLOCKS blocks
     headway:1:resync:{worker}          string   "1"                       a control plane asks the agent for a new snapshot
     headway:1:outcomes                 stream   {"o": Outcome}            bounded; read by the trainer
+    headway:1:model:{model_id}         string   a model bundle            written by the trainer, never changed; the newest few
+    headway:1:models                   string   ModelsState, msgpack      which model serves; written after the bundles it names
 
 The number is the version of this file's layout: processes of two versions share a Redis without reading each other.
 
@@ -30,6 +32,7 @@ PREFIX = "headway:1:"
 REPORTS = PREFIX + "reports"
 OUTCOMES = PREFIX + "outcomes"
 WORKER_PATTERN = PREFIX + "worker:*"
+MODELS_STATE = PREFIX + "models"
 
 REPORT_FIELD = b"r"
 DELTA_FIELD = b"d"
@@ -63,6 +66,10 @@ def snapshot_chunk_key(worker: str, snapshot_id: int, chunk: int) -> str:
 
 def resync_key(worker: str) -> str:
     return f"{PREFIX}resync:{worker}"
+
+
+def model_key(model_id: str) -> str:
+    return f"{PREFIX}model:{model_id}"
 
 
 class CodecError(ValueError):
@@ -255,3 +262,31 @@ def decode_manifest(data: bytes) -> SnapshotManifest:
         return _MANIFEST.decode(data)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CodecError(f"snapshot manifest: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- models
+
+
+class ModelsState(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """Which models are in use; empty names: none. `sequence` grows with every change and never goes back."""
+
+    sequence: int
+    serving: str = ""
+    previous: str = ""  # what a rollback returns to
+    shadow: str = ""  # scored beside the serving one, decides nothing
+    changed_at: float = 0.0  # Unix time
+
+
+_MODELS = msgspec.msgpack.Decoder(ModelsState)
+
+
+def encode_models(state: ModelsState) -> bytes:
+    return _PACK.encode(state)
+
+
+def decode_models(data: bytes) -> ModelsState:
+    """CodecError: not a ModelsState."""
+    try:
+        return _MODELS.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise CodecError(f"models state: {error}") from error
