@@ -6,8 +6,11 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from headway import embedded_redis
+
+Number = TypeVar("Number", int, float)
 
 PRESETS = ("llama3-8b-h100", "llama2-13b-a100-40gb", "tiny-cpu")
 
@@ -27,6 +30,8 @@ class StackOptions:
     worker_port: int = 9001  # the first; the others follow
     processes: int = 1
     speed: float = 1.0
+    worker_speeds: tuple[float, ...] = ()  # of each emulated worker in turn, times `speed`; empty: all alike
+    worker_blocks: tuple[int, ...] = ()  # KV blocks of each in turn, 0 the preset's; empty: all the preset's
     redis_url: str = ""  # empty: a server of our own
     engine_faults: bool = False  # the emulators take orders to misbehave: for tests
     engines: tuple[str, ...] = ()  # base URLs of running vLLM servers, instead of emulated workers
@@ -108,10 +113,15 @@ def _emulator(options: StackOptions, number: int) -> list[str]:
         "emulator",
         *("--port", str(options.worker_port + number - 1)),
         *("--preset", options.preset),
-        *("--speed", str(options.speed)),
+        *("--speed", str(options.speed * _in_turn(options.worker_speeds, number, 1.0))),
+        *("--num-blocks", str(_in_turn(options.worker_blocks, number, 0))),
         *(("--model", options.model) if options.model else ()),
         *(("--faults",) if options.engine_faults else ()),
     )
+
+
+def _in_turn(values: tuple[Number, ...], number: int, default: Number) -> Number:
+    return values[(number - 1) % len(values)] if values else default
 
 
 def _agent(number: int, url: str, redis_url: str, tokenizer: str, accelerator: str, *, stage: int) -> Process:

@@ -18,12 +18,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from headway import health, runfile
 from headway.embedded_redis import RedisUnavailable
 from headway.errors import UsageError
-from headway.plan import PRESETS, Process, StackOptions, stack, taken_port
+from headway.plan import PRESETS, Number, Process, StackOptions, stack, taken_port
 from headway.supervisor import Child, describe_exit
 
 START_TIMEOUT_S = 90.0
@@ -47,6 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, default=1, help="data-plane processes on one port (default: 1)")
     parser.add_argument("--speed", type=float, default=1.0, help="emulated time runs this many times faster (default: 1)")
+    parser.add_argument(
+        "--worker-speeds",
+        default="",
+        metavar="X,X,...",
+        help="an unequal fleet: how fast each emulated worker is beside the others, in turn (such as 1,1,0.4,0.4)",
+    )
+    parser.add_argument(
+        "--worker-blocks", default="", metavar="N,N,...", help="KV blocks of each emulated worker, in turn; 0: the preset's"
+    )
     parser.add_argument(
         "--engine",
         action="append",
@@ -72,12 +81,28 @@ def options_of(args: argparse.Namespace) -> StackOptions:
     for url in args.engine:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--engine: {url!r} is not a base URL such as http://127.0.0.1:8001")
-    given = {name: getattr(args, name) for name in StackOptions.__dataclass_fields__ if name != "engines"}
-    options = StackOptions(**given, engines=tuple(url.rstrip("/") for url in args.engine))
+    lists: dict[str, Any] = {
+        "worker_speeds": _numbers("--worker-speeds", args.worker_speeds, float, 0.01),
+        "worker_blocks": _numbers("--worker-blocks", args.worker_blocks, int, 0),
+        "engines": tuple(url.rstrip("/") for url in args.engine),
+    }
+    options = StackOptions(
+        **{name: getattr(args, name) for name in StackOptions.__dataclass_fields__ if name not in lists}, **lists
+    )
     for flag, port in options.ports().items():
         if not 1 <= port <= 65_535:
             raise UsageError(f"{flag}: {port} is not a TCP port")
     return options
+
+
+def _numbers(flag: str, text: str, kind: type[Number], least: float) -> tuple[Number, ...]:
+    try:
+        values = tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UsageError(f"{flag}: {text!r} is not a list of numbers such as 1,1,2") from None
+    if any(not value >= least for value in values):
+        raise UsageError(f"{flag}: {text!r} has a number below {least}")
+    return values
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 from pathlib import Path
 
+import pytest
+
+from headway import up
+from headway.errors import UsageError
 from headway.plan import StackOptions, stack, taken_port
 
 RUN_DIR = Path("/tmp/x")
@@ -49,3 +54,18 @@ def test_a_taken_port_is_named_with_the_flag_that_moves_it() -> None:
 
 def test_two_flags_with_one_port_are_a_mistake() -> None:
     assert taken_port(StackOptions(port=18123, grpc_port=18123, workers=1)) == ("--grpc-port", 18123)
+
+
+def test_an_unequal_fleet_is_given_in_turn() -> None:
+    options = StackOptions(workers=3, speed=2.0, worker_speeds=(1.0, 0.4), worker_blocks=(0, 500))
+    engines = [process.command for process in stack(options, Path("/run")) if process.name.startswith("engine-")]
+    given = [(command[command.index("--speed") + 1], command[command.index("--num-blocks") + 1]) for command in engines]
+    assert given == [("2.0", "0"), ("0.8", "500"), ("2.0", "0")]
+
+
+@pytest.mark.parametrize("text", ["1,fast", "1,,2", "0", "-1", "nan"])
+def test_speeds_that_are_none_are_refused(text: str) -> None:
+    parser = argparse.ArgumentParser()
+    up.add_arguments(parser)
+    with pytest.raises(UsageError, match="--worker-speeds"):
+        up.options_of(parser.parse_args([f"--worker-speeds={text}"]))
