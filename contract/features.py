@@ -7,7 +7,7 @@ order or units raises VERSION: a model trained on another version is refused.
 
 from __future__ import annotations
 
-VERSION = 1
+VERSION = 2
 
 FEATURES: tuple[str, ...] = (
     "input_tokens",  # prompt length
@@ -16,13 +16,16 @@ FEATURES: tuple[str, ...] = (
     "active",  # requests the router has at this endpoint, this one not included
     "no_first_byte",  # of those, still without a first token
     "prefill_tokens",  # uncached prompt tokens of those without a first token
+    "prefill_pairs",  # of the same requests: pairs of an uncached token and a token before it, what attention costs
+    "prefill_wait_s",  # since the latest first token there, or since those without one began to queue if that is later
+    "head_tokens",  # uncached prompt tokens of the oldest request without a first token
     "context_tokens",  # prompt tokens of all active requests
     "running",  # the engine's report
     "waiting",  # the engine's report
     "kv_usage",  # the engine's report, 0..1
     "report_age_s",  # how old the three above are
     "max_tokens",  # the caller's bound on output, 0 where none
-    "prefill_tokens_per_s",  # learned from this endpoint's own first bytes, 0 until known
+    "prefill_tokens_per_s",  # uncached tokens over the time they took while the endpoint was at them, lately; 0 until known
     "decode_itl_s",  # learned mean gap between tokens at this endpoint, 0 until known
     "ttft_ewma_s",  # recent first tokens at this endpoint, 0 until known
     "cache_tokens",  # KV capacity of the endpoint

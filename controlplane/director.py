@@ -313,7 +313,12 @@ class Director:
         endpoint.breaker.first_byte(now, decision_id)
         if reservation.decision is not None:
             row = reservation.decision.candidate
-            endpoint.rates.first_byte(ttft_s, row.uncached_tokens + row.prefill_tokens)
+            endpoint.rates.first_byte(
+                ttft_s,
+                tokens=reservation.uncached_tokens,
+                service_s=reservation.service_s,
+                tokens_ahead=row.uncached_tokens + row.prefill_tokens,
+            )
 
     def ended(self, ended: Ended, now: float) -> bool:
         """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
@@ -431,6 +436,9 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
                 active,
                 load.no_first_byte,
                 load.prefill_tokens,
+                load.prefill_pairs,
+                now - load.prefill_since if load.queue else 0.0,
+                load.head_tokens,
                 load.context_tokens,
                 running,
                 waiting,

@@ -78,6 +78,9 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     active: int
     no_first_byte: int
     prefill_tokens: int
+    prefill_pairs: float
+    prefill_wait_s: float
+    head_tokens: int
     context_tokens: int
     running: int
     waiting: int

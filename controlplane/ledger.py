@@ -32,6 +32,14 @@ class Load:
     active: int = 0
     no_first_byte: int = 0
     prefill_tokens: int = 0
+    prefill_pairs: float = 0.0
+    prefill_since: float = (
+        0.0  # since when it has been at what it is computing now: the latest first byte, or the first to queue
+    )
+    head_tokens: int = 0  # uncached tokens of the oldest without a first byte
+    queue: dict[int, int] = field(
+        default_factory=dict
+    )  # decision -> uncached tokens, of those without a first byte, oldest first
     context_tokens: int = 0
     moved_at: float = 0.0  # when the first of the active ones came, or the last sign of life of any of them
 
@@ -47,6 +55,12 @@ class Reservation:
     reserved_at: float
     decision: Decision | None  # None where it was rebuilt from a claim
     first_byte_seen: bool = False
+    service_s: float = 0.0  # of the time to its first byte, what did not pass behind others' first bytes
+
+
+def attention_pairs(uncached_tokens: int, input_tokens: int) -> float:
+    """Pairs of a token to be computed and a token before it: a prompt's cost that grows with its square."""
+    return uncached_tokens * (input_tokens - uncached_tokens / 2)
 
 
 @dataclass(slots=True, eq=False)
@@ -113,8 +127,12 @@ class Ledger:
         if load.active == 0:
             load.moved_at = now
         load.active += 1
+        if not load.queue:
+            load.prefill_since, load.head_tokens = now, uncached_tokens
+        load.queue[decision_id] = uncached_tokens
         load.no_first_byte += 1
         load.prefill_tokens += uncached_tokens
+        load.prefill_pairs += attention_pairs(uncached_tokens, input_tokens)
         load.context_tokens += input_tokens
         if owner:
             held = self._owner(owner)
@@ -127,8 +145,10 @@ class Ledger:
         reservation = self._reservations.get(decision_id)
         if reservation is None or reservation.first_byte_seen:
             return None
+        load = self.load(reservation.url)
+        reservation.service_s = now - max(load.prefill_since, reservation.reserved_at)
         self._refund_prefill(reservation)
-        self.load(reservation.url).moved_at = now
+        load.moved_at = load.prefill_since = now
         return reservation
 
     def release(self, decision_id: int, now: float) -> Reservation | None:
@@ -230,4 +250,7 @@ class Ledger:
         load = self.load(reservation.url)
         load.no_first_byte -= 1
         load.prefill_tokens -= reservation.uncached_tokens
+        load.prefill_pairs -= attention_pairs(reservation.uncached_tokens, reservation.input_tokens)
+        del load.queue[reservation.decision_id]
+        load.head_tokens = next(iter(load.queue.values()), 0)
         assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"

@@ -1,9 +1,15 @@
-"""How fast one endpoint has been lately, learned from its own requests: exponentially weighted means."""
+"""How fast one endpoint has been lately, learned from its own requests: exponentially weighted means.
+
+The prefill speed is tokens over time, both summed and both forgotten at one pace: a quotient of sums, since requests that an
+engine computes in one step get their first tokens at one moment, the first of them after all the time, the others after none.
+"""
 
 from __future__ import annotations
 
 WEIGHT = 0.1
 """Of the newest sample. Twenty requests after a change of speed the mean has moved by 88 % of it."""
+PREFILL_KEPT = 0.97
+"""Of the sums of prefill tokens and times, with each first byte: 23 requests halve what was before."""
 PREFILL_TOKENS_MIN = 64
 """A first byte that had less to compute says more about overheads than about prefill speed."""
 
@@ -15,20 +21,26 @@ def _blend(mean: float, sample: float) -> float:
 class Rates:
     """Zero means not known yet."""
 
-    __slots__ = ("decode_itl_s", "prefill_tokens_per_s", "ttft_ewma_s")
+    __slots__ = ("_prefill_s", "_prefill_tokens", "decode_itl_s", "prefill_tokens_per_s", "ttft_ewma_s")
 
     def __init__(self) -> None:
         self.prefill_tokens_per_s = 0.0
+        self._prefill_tokens = 0.0
+        self._prefill_s = 0.0
         self.decode_itl_s = 0.0
         self.ttft_ewma_s = 0.0
 
-    def first_byte(self, ttft_s: float, tokens_ahead: int) -> None:
-        """tokens_ahead: uncached prompt tokens of this request and of those queued before it when it was sent."""
+    def first_byte(self, ttft_s: float, *, tokens: int, service_s: float, tokens_ahead: int) -> None:
+        """tokens: uncached, of this request's prompt; service_s: what of its time did not pass behind others' first bytes;
+        tokens_ahead: of this request and of those queued before it when it was sent."""
         if ttft_s <= 0:
             return
         self.ttft_ewma_s = _blend(self.ttft_ewma_s, ttft_s)
         if tokens_ahead >= PREFILL_TOKENS_MIN:
-            self.prefill_tokens_per_s = _blend(self.prefill_tokens_per_s, tokens_ahead / ttft_s)
+            self._prefill_tokens = PREFILL_KEPT * self._prefill_tokens + tokens
+            self._prefill_s = PREFILL_KEPT * self._prefill_s + max(0.0, service_s)
+            if self._prefill_s > 0:
+                self.prefill_tokens_per_s = self._prefill_tokens / self._prefill_s
 
     def gap(self, itl_s: float) -> None:
         """Mean gap between the tokens of one response."""

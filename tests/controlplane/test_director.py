@@ -269,6 +269,7 @@ def test_an_outcome_that_comes_twice_counts_once() -> None:
 def test_first_bytes_teach_the_rates() -> None:
     plant = Plant(1)
     decision = plant.place(question(tokens=1000))
+    plant.now += 0.5
     plant.director.first_byte(decision.decision_id, 0.5, plant.now)
     plant.director.first_byte(decision.decision_id, 9.0, plant.now)
     rates = plant.endpoint().rates
@@ -278,6 +279,39 @@ def test_first_bytes_teach_the_rates() -> None:
     assert rates.decode_itl_s == pytest.approx(0.02)
     next_row = plant.place(question_id=2).candidate
     assert next_row.prefill_tokens_per_s == pytest.approx(2000)
+
+
+def test_a_row_says_what_an_endpoint_is_computing_and_since_when() -> None:
+    plant = Plant(1)
+    first = plant.place(question(tokens=1000), question_id=1)
+    plant.now += 0.25
+    second = plant.place(question(tokens=400), question_id=2)
+    assert (second.candidate.head_tokens, second.candidate.prefill_pairs) == (1000, 500_000)
+    assert second.candidate.prefill_wait_s == pytest.approx(0.25)
+    plant.now += 0.25
+    plant.director.first_byte(first.decision_id, 0.5, plant.now)
+    plant.now += 0.125
+    third = plant.place(question(tokens=10), question_id=3).candidate
+    assert (third.head_tokens, third.prefill_pairs) == (400, 80_000)
+    assert third.prefill_wait_s == pytest.approx(0.125)  # since the first byte, not since the second was sent
+
+
+def test_speed_is_learned_from_what_did_not_pass_behind_others() -> None:
+    plant = Plant(1)
+    placed = [plant.place(question(tokens=1000), question_id=number) for number in range(3)]
+    for place, decision in enumerate(placed, start=1):  # half a second each: 2,000 tokens a second however long the queue was
+        plant.now += 0.5
+        plant.director.first_byte(decision.decision_id, 0.5 * place, plant.now)
+    assert plant.endpoint().rates.prefill_tokens_per_s == pytest.approx(2000)
+
+
+def test_an_idle_endpoint_is_not_at_anything() -> None:
+    plant = Plant(1)
+    decision = plant.place(question(tokens=1000), question_id=1)
+    plant.end(decision)
+    plant.now += 5.0
+    row = plant.place(question(tokens=10), question_id=2).candidate
+    assert (row.head_tokens, row.prefill_pairs, row.prefill_wait_s) == (0, 0, 0)
 
 
 def test_failures_open_a_breaker_and_one_probe_closes_it() -> None:
