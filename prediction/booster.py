@@ -13,7 +13,7 @@ import lightgbm.basic
 import numpy as np
 import numpy.typing as npt
 
-from contract.features import FEATURES
+from prediction import derive
 from prediction.bundle import Bundle
 from prediction.errors import BundleError
 
@@ -88,14 +88,16 @@ class Booster:
 
 
 class BoosterQuantiles:
-    """A model of the median and one of the 90th percentile, both of log seconds."""
+    """A model of the median and one of the 90th percentile, both of log (seconds / estimate), over derive.COLUMNS."""
 
     def __init__(self, p50: Booster, p90: Booster) -> None:
         self._p50 = p50
         self._p90 = p90
 
     def log_quantiles(self, rows: Floats) -> tuple[Floats, Floats]:
-        return self._p50.predict(rows), self._p90.predict(rows)
+        columns = derive.inputs(rows)
+        start = derive.log_estimate(columns)
+        return self._p50.predict(columns) + start, self._p90.predict(columns) + start
 
 
 def text_of(bundle: Bundle, name: str) -> str:
@@ -111,5 +113,5 @@ def text_of(bundle: Bundle, name: str) -> str:
 
 def load(bundle: Bundle) -> BoosterQuantiles:
     """BundleError: a file is missing or no LightGBM model."""
-    p50, p90 = (Booster(text_of(bundle, name), columns=len(FEATURES)) for name in (P50_FILE, P90_FILE))
+    p50, p90 = (Booster(text_of(bundle, name), columns=len(derive.COLUMNS)) for name in (P50_FILE, P90_FILE))
     return BoosterQuantiles(p50, p90)

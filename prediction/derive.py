@@ -1,0 +1,68 @@
+"""What a model sees of a feature row: the row itself, and the quotients and products that trees cannot form by themselves.
+
+The estimate is where a model starts: the time that the endpoint's own speed would take for what is queued there and for this
+prompt, less what it has already spent on it. Models of trees learn the logarithm of (truth / estimate). So they carry over from
+a fast worker to a slow one, and go on rising where a queue is longer than any they were trained on, which trees alone do not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.features import FEATURES, INDEX
+
+Floats = npt.NDArray[np.float64]
+
+SPEED_UNKNOWN = 10_000.0
+"""Prefill tokens a second, of an endpoint that has not shown its own yet."""
+FLOOR_S = 0.015
+"""Of the estimate: what a first token costs when nothing is to be computed."""
+
+EXTRA: tuple[str, ...] = (
+    "queue_s",  # prefill tokens there, at the endpoint's speed
+    "own_s",  # this prompt's uncached tokens, at that speed
+    "spent_s",  # of queue_s, how much the endpoint has been at it already
+    "todo_s",  # queue_s - spent_s + own_s
+    "own_pairs",  # pairs of an uncached token of this prompt and a token before it
+    "mean_pairs",  # attention pairs a token, of the queue and this prompt
+    "decoding",  # requests there beyond their first token
+    "fill",  # context of active requests over the cache's capacity
+)
+COLUMNS: tuple[str, ...] = FEATURES + EXTRA
+"""Names of what `inputs` returns, in order."""
+
+_WIDTH = len(FEATURES)
+_INPUT, _UNCACHED = INDEX["input_tokens"], INDEX["uncached_tokens"]
+_PREFILL, _PAIRS, _WAIT = INDEX["prefill_tokens"], INDEX["prefill_pairs"], INDEX["prefill_wait_s"]
+_SPEED, _ACTIVE, _QUEUED = INDEX["prefill_tokens_per_s"], INDEX["active"], INDEX["no_first_byte"]
+_CONTEXT, _CACHE = INDEX["context_tokens"], INDEX["cache_tokens"]
+_TODO = _WIDTH + EXTRA.index("todo_s")
+
+
+def inputs(rows: Floats) -> Floats:
+    """rows: (n, len(FEATURES)). C-contiguous float64 (n, len(COLUMNS))."""
+    out = np.empty((len(rows), len(COLUMNS)))
+    out[:, :_WIDTH] = rows
+    seconds = rows[:, _SPEED]
+    seconds = 1.0 / np.where(seconds > 0.0, seconds, SPEED_UNKNOWN)
+    uncached, prefill = rows[:, _UNCACHED], rows[:, _PREFILL]
+    queue_s = prefill * seconds
+    own_s = uncached * seconds
+    spent_s = np.minimum(rows[:, _WAIT], queue_s)
+    own_pairs = uncached * (rows[:, _INPUT] - 0.5 * uncached)
+    extra = out[:, _WIDTH:]
+    extra[:, 0] = queue_s
+    extra[:, 1] = own_s
+    extra[:, 2] = spent_s
+    extra[:, 3] = queue_s - spent_s + own_s
+    extra[:, 4] = own_pairs
+    extra[:, 5] = (rows[:, _PAIRS] + own_pairs) / np.maximum(prefill + uncached, 1.0)
+    extra[:, 6] = rows[:, _ACTIVE] - rows[:, _QUEUED]
+    extra[:, 7] = rows[:, _CONTEXT] / np.maximum(rows[:, _CACHE], 1.0)
+    return out
+
+
+def log_estimate(columns: Floats) -> Floats:
+    """columns: as `inputs` returns. (n,) log seconds."""
+    return np.log(columns[:, _TODO] + FLOOR_S)
