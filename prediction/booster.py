@@ -20,7 +20,7 @@ from prediction.errors import BundleError
 Floats = npt.NDArray[np.float64]
 
 P50_FILE = "p50.txt"
-P90_FILE = "p90.txt"
+SPREAD_FILE = "spread.txt"
 
 _FLOAT64 = 1
 _ROW_MAJOR = 1
@@ -88,16 +88,17 @@ class Booster:
 
 
 class BoosterQuantiles:
-    """A model of the median and one of the 90th percentile, both of log (seconds / estimate), over derive.COLUMNS."""
+    """A model of the median of log (seconds / estimate) over derive.COLUMNS, and one of how far above it the p90 is."""
 
-    def __init__(self, p50: Booster, p90: Booster) -> None:
+    def __init__(self, p50: Booster, spread: Booster) -> None:
         self._p50 = p50
-        self._p90 = p90
+        self._spread = spread
 
     def log_quantiles(self, rows: Floats) -> tuple[Floats, Floats]:
         columns = derive.inputs(rows)
         start = derive.log_estimate(columns)
-        return self._p50.predict(columns) + start, self._p90.predict(columns) + start
+        middle = self._p50.predict(columns) + start
+        return middle, middle + np.maximum(0.0, self._spread.predict(columns))
 
 
 def text_of(bundle: Bundle, name: str) -> str:
@@ -113,5 +114,7 @@ def text_of(bundle: Bundle, name: str) -> str:
 
 def load(bundle: Bundle) -> BoosterQuantiles:
     """BundleError: a file is missing or no LightGBM model."""
-    p50, p90 = (Booster(text_of(bundle, name), columns=len(derive.COLUMNS)) for name in (P50_FILE, P90_FILE))
-    return BoosterQuantiles(p50, p90)
+    p50, spread = (Booster(text_of(bundle, name), columns=len(derive.COLUMNS)) for name in (P50_FILE, SPREAD_FILE))
+    if p50.outputs != 1 or spread.outputs != 1:
+        raise BundleError(f"model {bundle.manifest.model_id}: a booster of more than one output")
+    return BoosterQuantiles(p50, spread)

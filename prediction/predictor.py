@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.features import FEATURES, VERSION
-from prediction import booster, calibration, linear
+from prediction import booster, calibration, linear, network, tree, zoned
 from prediction.bundle import Bundle
 from prediction.errors import BundleError
 
@@ -31,6 +31,12 @@ class Quantiles(Protocol):
 LOADERS: dict[str, Callable[[Bundle], Quantiles]] = {
     "lightgbm": booster.load,
     "linear": linear.load,
+    "linear_online": linear.load,
+    "tree": tree.load,
+    "forest": tree.load,
+    "mlp": network.load,
+    "zoned": zoned.load,
+    "distilled": tree.load,
 }
 """By kind. BundleError: the files are not what the kind needs."""
 
