@@ -57,7 +57,7 @@ class Driver:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.engine.scheduler.waiting)
+        return self.engine.num_queued
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Until no request is inside. False: some still are after `timeout_s`."""

@@ -13,6 +13,7 @@ Text is a function of the prompt and the sampling seed and of nothing else: not 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -121,10 +122,12 @@ class Engine:
         self._text_seed = text_seed
         self._root = root_hash(config.hash_seed)
         self._live: dict[str, Sequence] = {}
+        self._arriving: deque[Sequence] = deque()
+        """Still with the API server, in order; the scheduler sees each from its `ready_s` on."""
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return bool(self._live)
 
     @property
     def num_live(self) -> int:
@@ -132,9 +135,14 @@ class Engine:
         return len(self._live)
 
     @property
+    def num_queued(self) -> int:
+        """Requests that no step has taken up."""
+        return len(self.scheduler.waiting) + len(self._arriving)
+
+    @property
     def queued_tokens(self) -> int:
-        """Prompt tokens of waiting requests."""
-        return sum(len(sequence.tokens) for sequence in self.scheduler.waiting)
+        """Prompt tokens of requests that no step has taken up."""
+        return sum(len(sequence.tokens) for queue in (self.scheduler.waiting, self._arriving) for sequence in queue)
 
     def add(self, request: Request, now: float) -> Sequence:
         """ValueError: an empty prompt, one that does not fit the model, or an id that is in use."""
@@ -146,7 +154,11 @@ class Engine:
         mean = self.config.answer_tokens_mean
         sequence.text_len = max(request.min_tokens, mean // 2 + sequence.text_state % (mean + 1))
         self._live[request.request_id] = sequence
-        self.scheduler.add(sequence)
+        if self.latency.request_s > 0:
+            sequence.ready_s = now + self.latency.request_s
+            self._arriving.append(sequence)
+        else:
+            self.scheduler.add(sequence)
         return sequence
 
     def abort(self, request_id: str) -> bool:
@@ -154,7 +166,11 @@ class Engine:
         sequence = self._live.pop(request_id, None)
         if sequence is None:
             return False
-        self.scheduler.finish(sequence, FinishReason.ABORT)
+        if sequence in self._arriving:
+            self._arriving.remove(sequence)
+            sequence.finish = FinishReason.ABORT
+        else:
+            self.scheduler.finish(sequence, FinishReason.ABORT)
         return True
 
     def abort_all(self) -> list[Sequence]:
@@ -165,11 +181,15 @@ class Engine:
         return sequences
 
     def step(self, now: float) -> StepResult:
-        """One iteration. AssertionError: there was nothing to do."""
+        """One iteration. Where every request is still with the API server, it begins when the first gets through, and its
+        duration says so. AssertionError: there was nothing to do."""
         assert self.has_work, "a step without work"
-        plan = self.scheduler.schedule(now)
+        begin = now if self.scheduler.has_work else max(now, self._arriving[0].ready_s)
+        while self._arriving and self._arriving[0].ready_s <= begin:
+            self.scheduler.add(self._arriving.popleft())
+        plan = self.scheduler.schedule(begin)
         assert plan.scheduled or plan.preempted, f"{len(self.scheduler.waiting)} wait, nothing runs and nothing can"
-        duration_s = self.latency.step_s(plan.batch) * self.slowdown
+        duration_s = begin - now + self.latency.step_s(plan.batch) * self.slowdown
         outputs = self._sample(plan, now + duration_s)
         return StepResult(
             duration_s=duration_s,

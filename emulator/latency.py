@@ -1,7 +1,8 @@
 """How long an engine step takes, from what is in it. All times in seconds.
 
 `BatchingLatency` describes continuous batching: one step computes the prefill chunks and one token of every decoding sequence
-together, so a long prefill holds up everyone.
+together, so a long prefill holds up everyone. What the API server does with a request before the scheduler can see it
+(parsing, tokenizing, the way to the engine's process) takes `request_s` and holds up nobody.
 
 `FormulaLatency` is the closed form of a request alone on an engine: prefill = base + missing blocks x per block, counted from
 the first missing block; decode = tokens x per token.
@@ -40,6 +41,10 @@ class Batch:
 
 
 class Latency(Protocol):
+    @property
+    def request_s(self) -> float:
+        """Seconds from a request's arrival until the scheduler can see it, 0 or more."""
+
     def step_s(self, batch: Batch) -> float:
         """Seconds that a step with this batch takes."""
 
@@ -51,13 +56,15 @@ class BatchingLatency:
     step_s_base: float
     """Any step: launches, weights read once, sampling, bookkeeping."""
     prefill_s_base: float
-    """Once more in a step where a sequence starts (tokenizing, first schedule, first event on the wire)."""
+    """Once more in a step where a sequence starts."""
     prefill_s_per_token: float
     attention_s_per_pair: float
     """Per pair of a prompt token and a token that it attends to."""
     decode_s_per_sequence: float
     context_s_per_token: float
     """Per token of context that a decoding sequence reads."""
+    request_s: float = 0.0
+    """API server: from a request's arrival until the scheduler can see it."""
 
     def step_s(self, batch: Batch) -> float:
         seconds = (
@@ -78,6 +85,7 @@ class FormulaLatency:
     prefill_s_base: float
     prefill_s_per_block: float
     decode_s_per_token: float
+    request_s: float = 0.0
 
     def step_s(self, batch: Batch) -> float:
         seconds = batch.starts * self.prefill_s_base

@@ -1,11 +1,9 @@
 """Engines worth imitating: their memory, their limits, their speed.
 
 `tiny-cpu`: the 32 M parameter Llama of the CPU recordings (vLLM 0.32, one thread, block 32, 700 blocks, max_num_seqs 8,
-chunks of 2,048). The six numbers are a least-squares fit (relative error) to the recorded medians on an idle server: cold
-TTFT of 16 to 3,900 tokens (13 ms to 1,216 ms), cached TTFT of the same prompts (13 to 33 ms), and inter-token time by
-running requests (5.1 ms for 1, 8.2 ms for 8). The fit is within 8 % of every cold median
-and 5 % of every cached one (19 % above 2,048 tokens of context). Requests of the long load recording that ran alone on an
-idle machine take 1.0 times what this says, those recorded while neighbours took 0.2 to 0.4 of two cores 1.3 times.
+chunks of 2,048). Constants: robust least squares on TTFT, ITL, TPOT and prefill time of 2,383 recorded requests at 22 load
+levels, replayed at their recorded times (`python -m emulator.fidelity --fit`; residuals in docs/fidelity.md). The unit of speed
+is the median run on a machine that nobody else used. Idle, in the quietest spell, the real engine was up to a fifth faster.
 
 `llama3-8b-h100`: Llama-3.1-8B in BF16 on one H100 80 GB: 27,200 blocks of 16 tokens (435k tokens, 131,072 bytes each),
 about 22,000 prefill tokens/s in chunks of 8,192. Attention: 32 layers x the flash-attention-3 kernel timings of vLLM 0.24
@@ -66,12 +64,13 @@ TINY_CPU = Preset(
     max_num_seqs=8,
     max_num_batched_tokens=2_048,
     batching=BatchingLatency(
-        step_s_base=4.6e-3,
-        prefill_s_base=7.3e-3,
-        prefill_s_per_token=1.07e-4,
-        attention_s_per_pair=1.08e-7,
-        decode_s_per_sequence=4.5e-4,
-        context_s_per_token=1.1e-7,
+        step_s_base=4.778e-3,
+        prefill_s_base=2.260e-3,
+        prefill_s_per_token=1.383e-4,
+        attention_s_per_pair=9.06e-8,
+        decode_s_per_sequence=4.329e-4,
+        context_s_per_token=8.349e-7,
+        request_s=5.849e-3,
     ),
     formula=FormulaLatency(block_size=32, prefill_s_base=10e-3, prefill_s_per_block=32 * 0.16e-3, decode_s_per_token=5.1e-3),
     accelerator="cpu",

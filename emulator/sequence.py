@@ -56,6 +56,8 @@ class Sequence:
     num_prompt: int
     hash_parent: int
     arrived_s: float
+    ready_s: float = 0.0
+    """When the scheduler may see it, where the API server takes its time."""
     num_computed: int = 0
     """Tokens whose KV is in blocks."""
     num_cached: int = -1

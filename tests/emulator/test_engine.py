@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emulator.block_pool import Origin, Removed, Stored
 from emulator.engine import Engine, EngineConfig
-from emulator.latency import FormulaLatency
+from emulator.latency import BatchingLatency, FormulaLatency
 from emulator.sequence import FinishReason, Request
 
 LATENCY = FormulaLatency(block_size=4, prefill_s_base=1.0, prefill_s_per_block=0.5, decode_s_per_token=0.25)
@@ -192,6 +192,44 @@ def test_alone_on_an_engine_the_formula_is_exact() -> None:
     assert prefill == 1.0 + 2 * 0.5
     end, _ = finish(subject, prefill)
     assert end == prefill + 4 * 0.25
+
+
+def behind_an_api_server(request_s: float) -> Engine:
+    latency = BatchingLatency(
+        step_s_base=1.0,
+        prefill_s_base=0.0,
+        prefill_s_per_token=0.0,
+        attention_s_per_pair=0.0,
+        decode_s_per_sequence=0.0,
+        context_s_per_token=0.0,
+        request_s=request_s,
+    )
+    return Engine(engine().config, latency)
+
+
+def test_an_idle_engine_waits_for_the_api_server_and_a_busy_one_does_not() -> None:
+    subject = behind_an_api_server(0.25)
+    first = subject.add(ask("a", prompt(1, 2), 3), 10.0)
+    assert (subject.has_work, subject.num_queued, subject.gauges().waiting) == (True, 1, 0)
+    assert subject.step(10.0).duration_s == 1.25
+    assert (first.scheduled_s, first.first_token_s) == (10.25, 11.25)
+    late = subject.add(ask("b", prompt(3, 4), 3), 11.1)
+    assert subject.step(11.25).duration_s == 1.0
+    assert (late.scheduled_s, subject.num_queued) == (None, 1)
+    assert len(subject.step(12.25).outputs) == 2
+    assert late.scheduled_s == 12.25
+
+
+def test_a_request_may_leave_while_the_api_server_has_it() -> None:
+    subject = behind_an_api_server(5.0)
+    gone = subject.add(ask("a", prompt(1, 2), 3), 0.0)
+    kept = subject.add(ask("b", prompt(1, 2), 1), 1.0)
+    assert subject.queued_tokens == 4
+    assert subject.abort("a")
+    assert gone.finish is FinishReason.ABORT
+    assert subject.step(1.0).duration_s == 6.0
+    assert kept.first_token_s == 7.0
+    assert not subject.has_work
 
 
 @settings(max_examples=40, deadline=None)
