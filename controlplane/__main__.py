@@ -7,8 +7,7 @@ import secrets
 
 import redis.asyncio
 
-from controlplane import admin, profiles
-from controlplane.addresses import AddressError
+from controlplane import profiles
 from controlplane.admission import WaitingRoom
 from controlplane.alarms import AlarmLog
 from controlplane.breaker import BreakerBounds
@@ -27,12 +26,14 @@ from controlplane.servicer import RoutingServicer
 from controlplane.settings import Settings
 from controlplane.snapshot import FleetSnapshot
 from controlplane.upkeep import Upkeep
-from runtime import log, service, tls
+from runtime import admin, log, service, tls
+from runtime.addresses import AddressError
 from runtime.clock import SystemClock
 from runtime.service import Life
 from runtime.settings import fail, read
 
 PROCESS = "controlplane"
+COLD = "the fleet has not been read yet"
 STOP_GRACE_S = 0.5
 """Streams do not end by themselves: data planes reconnect, and their reservations wait for them."""
 
@@ -85,7 +86,11 @@ async def serve(settings: Settings, life: Life) -> None:
 
     http = None
     if settings.metrics_port:
-        http = await admin.start(settings.metrics_host, settings.metrics_port, registry(collector), lambda: director.warm)
+        http = await admin.start(
+            settings.metrics_host, settings.metrics_port, registry(collector), lambda: "" if director.warm else COLD
+        )
+            settings.metrics_host, settings.metrics_port, registry(collector), lambda: "" if director.warm else COLD
+        )
     credentials = None
     if settings.tls_cert:
         credentials = tls.grpc_server_credentials(settings.tls_cert, settings.tls_key, settings.tls_client_ca)

@@ -1,19 +1,13 @@
-"""The gRPC server around the two services: health and reflection on, addresses taken or refused in plain words."""
+"""The control plane's gRPC server: its two services."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Sequence
-
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from controlplane.addresses import AddressError, probe, split_address
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.servicer import RoutingServicer
 from proto import fleet_pb2, fleet_pb2_grpc, routing_pb2, routing_pb2_grpc
-from runtime.tls import is_local
+from runtime.grpc_server import Server
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 """A tick's questions with long prompts: 8 KiB of hashes per 16k tokens."""
@@ -22,55 +16,15 @@ SERVICES = (
     fleet_pb2.DESCRIPTOR.services_by_name["Fleet"].full_name,
 )
 
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second control plane takes half of the connections of the first
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    # data planes ping idle streams to notice a dead host; that is no abuse
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-)
 
-
-class GrpcServer:
-    """credentials: TLS of the TCP addresses; Unix sockets stay plain, their file says who may connect."""
+class GrpcServer(Server):
+    """credentials: TLS of the TCP addresses."""
 
     def __init__(
         self, routing: RoutingServicer, fleet: FleetServicer, credentials: grpc.ServerCredentials | None = None
     ) -> None:
-        self._credentials = credentials
-        self._server = grpc.aio.server(options=_OPTIONS)
-        self._health = health.aio.HealthServicer()
-        routing_pb2_grpc.add_RoutingServicer_to_server(routing, self._server)
-        fleet_pb2_grpc.add_FleetServicer_to_server(fleet, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        self.addresses: list[str] = []
+        def add(server: grpc.aio.Server) -> None:
+            routing_pb2_grpc.add_RoutingServicer_to_server(routing, server)
+            fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
 
-    async def start(self, addresses: Sequence[str]) -> None:
-        """AddressError: one of them cannot be had."""
-        for address in addresses:
-            self.addresses.append(self._listen(address))
-        await self._server.start()
-        for name in ("", *SERVICES):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-
-    async def stop(self, *, grace_s: float) -> None:
-        """Says that it ends, lets calls in flight end within the grace, then ends them."""
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
-
-    def _listen(self, address: str) -> str:
-        """The address as it can be dialled: a port 0 has become a number."""
-        where = split_address(address)
-        probe(address)
-        try:
-            if self._credentials is None or is_local(address):
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise AddressError(errno.EADDRINUSE, f"cannot listen on {address}: {error}") from error
-        return address if isinstance(where, str) else f"{where[0]}:{port}"
+        super().__init__(add, SERVICES, credentials, message_bytes_max=MESSAGE_BYTES_MAX)

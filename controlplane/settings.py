@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controlplane import admission, director, filters, ledger, profiles
-from controlplane.addresses import split_address
 from runtime import log
+from runtime.addresses import split_address
 from runtime.redis_url import check_redis_url, with_password
 from runtime.settings import SettingsError, check_port, check_positive, setting
 from runtime.tls import check_pair

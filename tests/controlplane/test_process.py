@@ -22,11 +22,11 @@ from contract import keyspace, outcome
 from contract.blocks import chain, pack_tokens, root_hash
 from contract.keyspace import BlockDelta, EngineState, SnapshotManifest
 from contract.outcome import End
-from controlplane.addresses import AddressError, probe, split_address
 from controlplane.settings import Settings
 from headway.embedded_redis import RedisServer
 from proto import fleet_pb2, fleet_pb2_grpc, routing_pb2_grpc
 from proto import routing_pb2 as pb
+from runtime.addresses import AddressError, probe, split_address
 from runtime.settings import SettingsError, parse
 from tests.controlplane.parts import BLOCK, MODEL, record, report
 

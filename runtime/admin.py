@@ -1,4 +1,4 @@
-"""The control plane's small HTTP side: /metrics for Prometheus, /health (alive) and /ready (knows its fleet)."""
+"""A process's small HTTP side: /metrics for Prometheus, /health (alive) and /ready (does its work)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from controlplane.addresses import probe
+from runtime.addresses import probe
 
 
-async def start(host: str, port: int, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> web.AppRunner:
-    """Serves on the running loop until the runner is cleaned up. AddressError: the address cannot be had."""
+async def start(host: str, port: int, registry: CollectorRegistry, not_ready: Callable[[], str]) -> web.AppRunner:
+    """Serves on the running loop until the runner is cleaned up. not_ready: why not, or "". AddressError: it cannot be had."""
     probe(f"{host}:{port}")
 
     async def metrics(request: web.Request) -> web.Response:
@@ -21,9 +21,8 @@ async def start(host: str, port: int, registry: CollectorRegistry, is_ready: Cal
         return web.Response(text="ok\n")
 
     async def ready(request: web.Request) -> web.Response:
-        if is_ready():
-            return web.Response(text="ready\n")
-        return web.Response(status=503, text="the fleet has not been read yet\n")
+        why = not_ready()
+        return web.Response(status=503, text=f"{why}\n") if why else web.Response(text="ready\n")
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), web.get("/health", health), web.get("/ready", ready)])
