@@ -89,8 +89,6 @@ async def serve(settings: Settings, life: Life) -> None:
         http = await admin.start(
             settings.metrics_host, settings.metrics_port, registry(collector), lambda: "" if director.warm else COLD
         )
-            settings.metrics_host, settings.metrics_port, registry(collector), lambda: "" if director.warm else COLD
-        )
     credentials = None
     if settings.tls_cert:
         credentials = tls.grpc_server_credentials(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
