@@ -1,0 +1,52 @@
+"""Which samples a model learns from, which set its p90, and which judge it. Pure.
+
+Samples go by the moment they were decided: time is cut into slices of SLICE_S, and a hash of the slice's number says which part it
+is of. So a sample has the same part in every training, and a model that serves was not trained on what judges its successor;
+and neighbours in time, which saw the same queue, stay together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from prediction.dataset import Dataset
+
+SLICE_S = 2.0
+PARTS = 5
+"""Of these, one judges, one calibrates, the others teach."""
+SHARE_MIN = 0.1
+"""A part with less of the samples than this: too few slices for a hash to be even, so they are dealt out in turn instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    fit: Dataset
+    calibrate: Dataset
+    judge: Dataset
+
+
+def parts(decided_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """0: judges, 1: calibrates, above: teaches. decided_at: (n,) Unix seconds, ascending."""
+    slices = np.floor(decided_at / SLICE_S).astype(np.int64)
+    dealt = (_mixed(slices) % np.uint64(PARTS)).astype(np.int64)
+    shares = [float(np.mean(dealt == part)) for part in (0, 1)]
+    if min(shares) < SHARE_MIN or max(shares) > 0.4:
+        runs = np.arange(len(decided_at)) * 4 * PARTS // max(1, len(decided_at))
+        dealt = runs % PARTS
+    return dealt
+
+
+def split(samples: Dataset) -> Split:
+    dealt = parts(samples.decided_at)
+    return Split(samples.take(dealt > 1), samples.take(dealt == 1), samples.take(dealt == 0))
+
+
+def _mixed(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """splitmix64: consecutive numbers become unrelated ones."""
+    mixed = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
