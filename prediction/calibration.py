@@ -1,9 +1,9 @@
 """From a model's raw quantiles in log seconds to the seconds that are served.
 
-Conformal: on samples the model did not see, the residual log(ttft) - raw log p90 is taken, and its own 90th percentile is added
-to the raw p90, so that 90 % of the truth lies below it. Each predicted zone apart (judged by the p50, which is all there is at
-decision time), because a model that is right on the whole is usually too sure where it is slow. A zone with too few samples
-takes the offset over all.
+Conformal: on samples the model did not see, the residual log(ttft) - raw log p90 is taken, and its own 90th percentile is
+added to the raw p90, so that 90 % of the truth lies below it. Each predicted zone apart (judged by the p50, which is all
+there is at decision time), because a model that is right on the whole is usually too sure where it is slow. A zone with too
+few samples takes the offset over all.
 """
 
 from __future__ import annotations

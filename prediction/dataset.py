@@ -1,7 +1,7 @@
 """Samples on disk and in memory: Parquet (or CSV), one row a request that streamed, completed, and whose features are known.
 
-Columns: every feature as float64 under its own name, then the outcome's own fields. Whoever writes more columns (the profiler's
-run and level) appends them; readers here ask for these only.
+Columns: every feature as float64 under its own name, then the outcome's own fields. Whoever writes more columns (the
+profiler's run and level) appends them; readers here ask for these only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contract.features import FEATURES, VERSION
 from contract.outcome import End, Outcome
 from prediction.errors import DatasetError
 
-__all__ = ["REQUIRED", "SCHEMA", "Dataset", "DatasetError", "from_outcomes", "is_sample", "of_table", "read"]
+__all__ = ["REQUIRED", "SCHEMA", "Dataset", "DatasetError", "check", "from_outcomes", "is_sample", "of_table", "read"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -128,7 +128,7 @@ def read(where: Path | str) -> Dataset:
 
 def of_table(table: pa.Table, source: str = "data set") -> Dataset:
     """Rows that can teach: TTFT above 0, features finite, completed and streamed where the table says. DatasetError: none."""
-    _check(table, source)
+    check(table, source)
     if not len(table):
         raise DatasetError(f"{source}: no samples")
     rows = np.column_stack([_floats(table, name, source) for name in FEATURES])
@@ -173,11 +173,12 @@ def _read_file(path: Path) -> pa.Table:
         table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path}: {str(error).splitlines()[0]}") from None
-    _check(table, str(path))
+    check(table, str(path))
     return table
 
 
-def _check(table: pa.Table, source: str) -> None:
+def check(table: pa.Table, source: str) -> None:
+    """DatasetError: not a data set, or one of another version of the features."""
     names = set(table.column_names)
     version = _version(table, source)
     missing = [name for name in REQUIRED if name not in names]

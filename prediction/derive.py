@@ -1,8 +1,9 @@
 """What a model sees of a feature row: the row itself, and the quotients and products that trees cannot form by themselves.
 
-The estimate is where a model starts: the time that the endpoint's own speed would take for what is queued there and for this
-prompt, less what it has already spent on it. Models of trees learn the logarithm of (truth / estimate). So they carry over from
-a fast worker to a slow one, and go on rising where a queue is longer than any they were trained on, which trees alone do not.
+The estimate is where a model starts: the time that the endpoint's own speed would take for what is queued there and for
+this prompt, less what it has already spent on it. Models of trees learn the logarithm of (truth / estimate). So they carry
+over from a fast worker to a slow one, and go on rising where a queue is longer than any they were trained on, which trees
+alone do not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decision trees as flat arrays: one tree, a forest's mean, or a tree distilled from a larger model.
 
-A node i goes to left[i] where column feature[i] <= threshold[i], else to right[i]; a leaf's children are itself. Children come
-after their parents, so that every walk ends. Leaves hold the median and the 90th percentile of log (seconds / estimate) of what
-reached them in training.
+A node i goes to left[i] where column feature[i] <= threshold[i], else to right[i]; a leaf's children are itself. Children
+come after their parents, so that every walk ends. Leaves hold the median and the 90th percentile of log (seconds /
+estimate) of what reached them in training.
 """
 
 from __future__ import annotations

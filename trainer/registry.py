@@ -3,8 +3,9 @@
     <directory>/<model_id>/manifest.json, evaluation.json and the model's files     never changed once it is there
     <directory>/state.json                                                          who serves, who shadows, what became of whom
 
-Both appear whole or not at all (trainer/durable.py); the state is written after the models it names are there. A model whose files do
-not fit its manifest any more is treated as not there. The number of models is bounded: the oldest that nobody uses go.
+Both appear whole or not at all (trainer/durable.py); the state is written after the models it names are there. A model
+whose files do not fit its manifest any more is treated as not there. The number of models is bounded: the oldest that
+nobody uses go.
 """
 
 from __future__ import annotations
@@ -169,6 +170,11 @@ class Registry:
         replace_file(self._disk, self.directory / STATE_FILE, msgspec.json.format(msgspec.json.encode(state), indent=1))
         self.state = state
         return state
+
+    def raise_sequence(self, above: int) -> None:
+        """The next state is numbered above this: somebody has seen it. In memory only; the next change writes it."""
+        if self.state.sequence <= above:
+            self.state = msgspec.structs.replace(self.state, sequence=above + 1)
 
     def _bound(self) -> None:
         state = self.state

@@ -1,8 +1,8 @@
 """Which samples a model learns from, which set its p90, and which judge it. Pure.
 
-Samples go by the moment they were decided: time is cut into slices of SLICE_S, and a hash of the slice's number says which part it
-is of. So a sample has the same part in every training, and a model that serves was not trained on what judges its successor;
-and neighbours in time, which saw the same queue, stay together.
+Samples go by the moment they were decided: time is cut into slices of SLICE_S, and a hash of the slice's number says which
+part it is of. So a sample has the same part in every training, and a model that serves was not trained on what judges its
+successor; and neighbours in time, which saw the same queue, stay together.
 """
 
 from __future__ import annotations
