@@ -65,6 +65,8 @@ class BatchingLatency:
     """Per token of context that a decoding sequence reads."""
     request_s: float = 0.0
     """API server: from a request's arrival until the scheduler can see it."""
+    tokens_in_base: int = 0
+    """Tokens of a step, decoding ones first, that are computed while a GPU still reads the weights: no time of their own."""
 
     def step_s(self, batch: Batch) -> float:
         seconds = (
@@ -72,9 +74,11 @@ class BatchingLatency:
         )
         if batch.starts:
             seconds += self.prefill_s_base
+        computed = -max(0, self.tokens_in_base - batch.decodes)
         for tokens, context in batch.chunks:
-            seconds += tokens * self.prefill_s_per_token + tokens * (context + tokens / 2) * self.attention_s_per_pair
-        return seconds
+            computed += tokens
+            seconds += tokens * (context + tokens / 2) * self.attention_s_per_pair
+        return seconds + max(0, computed) * self.prefill_s_per_token
 
 
 @dataclass(frozen=True, slots=True)
