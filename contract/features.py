@@ -7,7 +7,7 @@ order or units raises VERSION: a model trained on another version is refused.
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 
 FEATURES: tuple[str, ...] = (
     "input_tokens",  # prompt length
@@ -25,10 +25,19 @@ FEATURES: tuple[str, ...] = (
     "kv_usage",  # the engine's report, 0..1
     "report_age_s",  # how old the three above are
     "max_tokens",  # the caller's bound on output, 0 where none
-    "prefill_tokens_per_s",  # uncached tokens over the time they took while the endpoint was at them, lately; 0 until known
+    "prefill_tokens_per_s",  # prefill work over the time it took while the endpoint was at it, lately; 0 until known
     "decode_itl_s",  # learned mean gap between tokens at this endpoint, 0 until known
     "ttft_ewma_s",  # recent first tokens at this endpoint, 0 until known
     "cache_tokens",  # KV capacity of the endpoint
 )
+
+PAIRS_A_TOKEN = 40_000.0
+"""Attention pairs that cost what a token costs otherwise: 30,000 to 53,000 for Llamas of 8 to 70 billion parameters."""
+
+
+def prefill_work(tokens: float, pairs: float) -> float:
+    """Of prompt tokens to compute and their attention pairs, in tokens: a long prompt costs more than its length."""
+    return tokens + pairs / PAIRS_A_TOKEN
+
 
 INDEX: dict[str, int] = {name: position for position, name in enumerate(FEATURES)}

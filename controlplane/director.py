@@ -17,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from contract.features import prefill_work
 from contract.outcome import End, Outcome
 from controlplane import admission
 from controlplane.admission import Waiting, WaitingRoom
@@ -24,7 +25,7 @@ from controlplane.breaker import BreakerState, Evidence, evidence
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.explain import DecisionRing, Trace
 from controlplane.filters import Filter
-from controlplane.ledger import Claim, Ledger, Reservation
+from controlplane.ledger import Claim, Ledger, Reservation, attention_pairs
 from controlplane.outcome_record import fallback_outcome, request_outcome, shed_outcome
 from controlplane.picker import Turn
 from controlplane.profiles import Profile
@@ -313,9 +314,10 @@ class Director:
         endpoint.breaker.first_byte(now, decision_id)
         if reservation.decision is not None:
             row = reservation.decision.candidate
+            pairs = attention_pairs(reservation.uncached_tokens, reservation.input_tokens)
             endpoint.rates.first_byte(
                 ttft_s,
-                tokens=reservation.uncached_tokens,
+                work=prefill_work(reservation.uncached_tokens, pairs),
                 service_s=reservation.service_s,
                 tokens_ahead=row.uncached_tokens + row.prefill_tokens,
             )

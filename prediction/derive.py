@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from contract.features import FEATURES, INDEX
+from contract.features import FEATURES, INDEX, PAIRS_A_TOKEN
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,8 +21,8 @@ FLOOR_S = 0.015
 """Of the estimate: what a first token costs when nothing is to be computed."""
 
 EXTRA: tuple[str, ...] = (
-    "queue_s",  # prefill tokens there, at the endpoint's speed
-    "own_s",  # this prompt's uncached tokens, at that speed
+    "queue_s",  # prefill work there, at the endpoint's speed
+    "own_s",  # this prompt's own, at that speed
     "spent_s",  # of queue_s, how much the endpoint has been at it already
     "todo_s",  # queue_s - spent_s + own_s
     "own_pairs",  # pairs of an uncached token of this prompt and a token before it
@@ -48,10 +48,10 @@ def inputs(rows: Floats) -> Floats:
     seconds = rows[:, _SPEED]
     seconds = 1.0 / np.where(seconds > 0.0, seconds, SPEED_UNKNOWN)
     uncached, prefill = rows[:, _UNCACHED], rows[:, _PREFILL]
-    queue_s = prefill * seconds
-    own_s = uncached * seconds
-    spent_s = np.minimum(rows[:, _WAIT], queue_s)
     own_pairs = uncached * (rows[:, _INPUT] - 0.5 * uncached)
+    queue_s = (prefill + rows[:, _PAIRS] / PAIRS_A_TOKEN) * seconds
+    own_s = (uncached + own_pairs / PAIRS_A_TOKEN) * seconds
+    spent_s = np.minimum(rows[:, _WAIT], queue_s)
     extra = out[:, _WIDTH:]
     extra[:, 0] = queue_s
     extra[:, 1] = own_s
