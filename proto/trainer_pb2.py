@@ -24,37 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/trainer.proto\x12\nheadway.v1\"P\n\x0cTrainRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x13\n\x0bsamples_max\x18\x03 \x01(\x04\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"_\n\rTrainProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x02\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05model\x18\x04 \x01(\x0b\x32\x11.headway.v1.Model\"\x9e\x01\n\tZoneScore\x12\x0c\n\x04zone\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x04\x12\r\n\x05mae_s\x18\x03 \x01(\x01\x12\x0c\n\x04mape\x18\x04 \x01(\x01\x12\x13\n\x0bpinball_p50\x18\x05 \x01(\x01\x12\x13\n\x0bpinball_p90\x18\x06 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x07 \x01(\x01\x12\x15\n\rrank_accuracy\x18\x08 \x01(\x01\"n\n\nEvaluation\x12$\n\x05zones\x18\x01 \x03(\x0b\x32\x15.headway.v1.ZoneScore\x12&\n\x07overall\x18\x02 \x01(\x0b\x32\x15.headway.v1.ZoneScore\x12\x12\n\npredict_us\x18\x03 \x01(\x01\"\xd6\x01\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.headway.v1.ModelState\x12\x12\n\ntrained_at\x18\x04 \x01(\x01\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x17\n\x0f\x66\x65\x61ture_version\x18\x06 \x01(\r\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12*\n\nevaluation\x18\x08 \x01(\x0b\x32\x16.headway.v1.Evaluation\x12\x0c\n\x04note\x18\t \x01(\t\"\x13\n\x11ListModelsRequest\".\n\tModelList\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.headway.v1.Model\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"1\n\x0ePromoteRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x11\n\x0fRollbackRequest\"4\n\x0f\x45valuateRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t*{\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07TRAINED\x10\x01\x12\x0c\n\x08REJECTED\x10\x02\x12\n\n\x06SHADOW\x10\x03\x12\x0b\n\x07SERVING\x10\x04\x12\x0b\n\x07RETIRED\x10\x05\x12\x0f\n\x0bROLLED_BACK\x10\x06\x32\x80\x03\n\x07Trainer\x12>\n\x05Train\x12\x18.headway.v1.TrainRequest\x1a\x19.headway.v1.TrainProgress0\x01\x12\x42\n\nListModels\x12\x1d.headway.v1.ListModelsRequest\x1a\x15.headway.v1.ModelList\x12:\n\x08GetModel\x12\x1b.headway.v1.GetModelRequest\x1a\x11.headway.v1.Model\x12\x38\n\x07Promote\x12\x1a.headway.v1.PromoteRequest\x1a\x11.headway.v1.Model\x12:\n\x08Rollback\x12\x1b.headway.v1.RollbackRequest\x1a\x11.headway.v1.Model\x12?\n\x08\x45valuate\x12\x1b.headway.v1.EvaluateRequest\x1a\x16.headway.v1.Evaluationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/trainer.proto\x12\nheadway.v1\"P\n\x0cTrainRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x13\n\x0bsamples_max\x18\x03 \x01(\x04\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"_\n\rTrainProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x02\x12\x0f\n\x07message\x18\x03 \x01(\t\x12 \n\x05model\x18\x04 \x01(\x0b\x32\x11.headway.v1.Model\"\xe1\x01\n\tZoneScore\x12\x0c\n\x04zone\x18\x01 \x01(\t\x12\x0f\n\x07samples\x18\x02 \x01(\x04\x12\r\n\x05mae_s\x18\x03 \x01(\x01\x12\x0c\n\x04mape\x18\x04 \x01(\x01\x12\x13\n\x0bpinball_p50\x18\x05 \x01(\x01\x12\x13\n\x0bpinball_p90\x18\x06 \x01(\x01\x12\x14\n\x0c\x63overage_p90\x18\x07 \x01(\x01\x12\x15\n\rrank_accuracy\x18\x08 \x01(\x01\x12\x1a\n\x12\x63overage_predicted\x18\t \x01(\x01\x12\x12\n\nrank_alike\x18\n \x01(\x01\x12\x11\n\trank_sets\x18\x0b \x01(\x04\"n\n\nEvaluation\x12$\n\x05zones\x18\x01 \x03(\x0b\x32\x15.headway.v1.ZoneScore\x12&\n\x07overall\x18\x02 \x01(\x0b\x32\x15.headway.v1.ZoneScore\x12\x12\n\npredict_us\x18\x03 \x01(\x01\"\x80\x02\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.headway.v1.ModelState\x12\x12\n\ntrained_at\x18\x04 \x01(\x01\x12\x0f\n\x07samples\x18\x05 \x01(\x04\x12\x17\n\x0f\x66\x65\x61ture_version\x18\x06 \x01(\r\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12*\n\nevaluation\x18\x08 \x01(\x0b\x32\x16.headway.v1.Evaluation\x12\x0c\n\x04note\x18\t \x01(\t\x12\x11\n\tlive_loss\x18\n \x01(\x01\x12\x15\n\rlive_coverage\x18\x0b \x01(\x01\"E\n\nModelEvent\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x0b\n\x03why\x18\x04 \x01(\t\"\x13\n\x11ListModelsRequest\"h\n\tModelList\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.headway.v1.Model\x12\'\n\x07history\x18\x02 \x03(\x0b\x32\x16.headway.v1.ModelEvent\x12\x0f\n\x07samples\x18\x03 \x01(\x04\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"1\n\x0ePromoteRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x11\n\x0fRollbackRequest\"4\n\x0f\x45valuateRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t*{\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07TRAINED\x10\x01\x12\x0c\n\x08REJECTED\x10\x02\x12\n\n\x06SHADOW\x10\x03\x12\x0b\n\x07SERVING\x10\x04\x12\x0b\n\x07RETIRED\x10\x05\x12\x0f\n\x0bROLLED_BACK\x10\x06\x32\x80\x03\n\x07Trainer\x12>\n\x05Train\x12\x18.headway.v1.TrainRequest\x1a\x19.headway.v1.TrainProgress0\x01\x12\x42\n\nListModels\x12\x1d.headway.v1.ListModelsRequest\x1a\x15.headway.v1.ModelList\x12:\n\x08GetModel\x12\x1b.headway.v1.GetModelRequest\x1a\x11.headway.v1.Model\x12\x38\n\x07Promote\x12\x1a.headway.v1.PromoteRequest\x1a\x11.headway.v1.Model\x12:\n\x08Rollback\x12\x1b.headway.v1.RollbackRequest\x1a\x11.headway.v1.Model\x12?\n\x08\x45valuate\x12\x1b.headway.v1.EvaluateRequest\x1a\x16.headway.v1.Evaluationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.trainer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=934
-  _globals['_MODELSTATE']._serialized_end=1057
+  _globals['_MODELSTATE']._serialized_start=1172
+  _globals['_MODELSTATE']._serialized_end=1295
   _globals['_TRAINREQUEST']._serialized_start=35
   _globals['_TRAINREQUEST']._serialized_end=115
   _globals['_TRAINPROGRESS']._serialized_start=117
   _globals['_TRAINPROGRESS']._serialized_end=212
   _globals['_ZONESCORE']._serialized_start=215
-  _globals['_ZONESCORE']._serialized_end=373
-  _globals['_EVALUATION']._serialized_start=375
-  _globals['_EVALUATION']._serialized_end=485
-  _globals['_MODEL']._serialized_start=488
-  _globals['_MODEL']._serialized_end=702
-  _globals['_LISTMODELSREQUEST']._serialized_start=704
-  _globals['_LISTMODELSREQUEST']._serialized_end=723
-  _globals['_MODELLIST']._serialized_start=725
-  _globals['_MODELLIST']._serialized_end=771
-  _globals['_GETMODELREQUEST']._serialized_start=773
-  _globals['_GETMODELREQUEST']._serialized_end=808
-  _globals['_PROMOTEREQUEST']._serialized_start=810
-  _globals['_PROMOTEREQUEST']._serialized_end=859
-  _globals['_ROLLBACKREQUEST']._serialized_start=861
-  _globals['_ROLLBACKREQUEST']._serialized_end=878
-  _globals['_EVALUATEREQUEST']._serialized_start=880
-  _globals['_EVALUATEREQUEST']._serialized_end=932
-  _globals['_TRAINER']._serialized_start=1060
-  _globals['_TRAINER']._serialized_end=1444
+  _globals['_ZONESCORE']._serialized_end=440
+  _globals['_EVALUATION']._serialized_start=442
+  _globals['_EVALUATION']._serialized_end=552
+  _globals['_MODEL']._serialized_start=555
+  _globals['_MODEL']._serialized_end=811
+  _globals['_MODELEVENT']._serialized_start=813
+  _globals['_MODELEVENT']._serialized_end=882
+  _globals['_LISTMODELSREQUEST']._serialized_start=884
+  _globals['_LISTMODELSREQUEST']._serialized_end=903
+  _globals['_MODELLIST']._serialized_start=905
+  _globals['_MODELLIST']._serialized_end=1009
+  _globals['_GETMODELREQUEST']._serialized_start=1011
+  _globals['_GETMODELREQUEST']._serialized_end=1046
+  _globals['_PROMOTEREQUEST']._serialized_start=1048
+  _globals['_PROMOTEREQUEST']._serialized_end=1097
+  _globals['_ROLLBACKREQUEST']._serialized_start=1099
+  _globals['_ROLLBACKREQUEST']._serialized_end=1116
+  _globals['_EVALUATEREQUEST']._serialized_start=1118
+  _globals['_EVALUATEREQUEST']._serialized_end=1170
+  _globals['_TRAINER']._serialized_start=1298
+  _globals['_TRAINER']._serialized_end=1682
 # @@protoc_insertion_point(module_scope)

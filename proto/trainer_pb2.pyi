@@ -106,6 +106,8 @@ Global___TrainProgress: _TypeAlias = TrainProgress  # noqa: Y015
 
 @_typing.final
 class ZoneScore(_message.Message):
+    """Figures that are not known are NaN. Pinball losses are of log seconds."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ZONE_FIELD_NUMBER: _builtins.int
@@ -116,6 +118,9 @@ class ZoneScore(_message.Message):
     PINBALL_P90_FIELD_NUMBER: _builtins.int
     COVERAGE_P90_FIELD_NUMBER: _builtins.int
     RANK_ACCURACY_FIELD_NUMBER: _builtins.int
+    COVERAGE_PREDICTED_FIELD_NUMBER: _builtins.int
+    RANK_ALIKE_FIELD_NUMBER: _builtins.int
+    RANK_SETS_FIELD_NUMBER: _builtins.int
     zone: _builtins.str
     """low, medium, high"""
     samples: _builtins.int
@@ -125,6 +130,11 @@ class ZoneScore(_message.Message):
     pinball_p90: _builtins.float
     coverage_p90: _builtins.float
     rank_accuracy: _builtins.float
+    coverage_predicted: _builtins.float
+    """of the p90, by the zone of the predicted median"""
+    rank_alike: _builtins.float
+    """among prompts of like length"""
+    rank_sets: _builtins.int
     def __init__(
         self,
         *,
@@ -136,10 +146,13 @@ class ZoneScore(_message.Message):
         pinball_p90: _builtins.float = ...,
         coverage_p90: _builtins.float = ...,
         rank_accuracy: _builtins.float = ...,
+        coverage_predicted: _builtins.float = ...,
+        rank_alike: _builtins.float = ...,
+        rank_sets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage_p90", b"coverage_p90", "mae_s", b"mae_s", "mape", b"mape", "pinball_p50", b"pinball_p50", "pinball_p90", b"pinball_p90", "rank_accuracy", b"rank_accuracy", "samples", b"samples", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage_p90", b"coverage_p90", "coverage_predicted", b"coverage_predicted", "mae_s", b"mae_s", "mape", b"mape", "pinball_p50", b"pinball_p50", "pinball_p90", b"pinball_p90", "rank_accuracy", b"rank_accuracy", "rank_alike", b"rank_alike", "rank_sets", b"rank_sets", "samples", b"samples", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,6 +199,8 @@ class Model(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    LIVE_LOSS_FIELD_NUMBER: _builtins.int
+    LIVE_COVERAGE_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     kind: _builtins.str
     state: Global___ModelState.ValueType
@@ -195,6 +210,9 @@ class Model(_message.Message):
     feature_version: _builtins.int
     sha256: _builtins.str
     note: _builtins.str
+    live_loss: _builtins.float
+    """pinball of the median and of the p90 on the latest outcomes; NaN where it is not followed"""
+    live_coverage: _builtins.float
     @_builtins.property
     def evaluation(self) -> Global___Evaluation: ...
     def __init__(
@@ -209,14 +227,45 @@ class Model(_message.Message):
         sha256: _builtins.str = ...,
         evaluation: Global___Evaluation | None = ...,
         note: _builtins.str = ...,
+        live_loss: _builtins.float = ...,
+        live_coverage: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "feature_version", b"feature_version", "kind", b"kind", "model_id", b"model_id", "note", b"note", "samples", b"samples", "sha256", b"sha256", "state", b"state", "trained_at", b"trained_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "feature_version", b"feature_version", "kind", b"kind", "live_coverage", b"live_coverage", "live_loss", b"live_loss", "model_id", b"model_id", "note", b"note", "samples", b"samples", "sha256", b"sha256", "state", b"state", "trained_at", b"trained_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    at: _builtins.float
+    """Unix time, s"""
+    what: _builtins.str
+    model_id: _builtins.str
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        at: _builtins.float = ...,
+        what: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "model_id", b"model_id", "what", b"what", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelEvent: _TypeAlias = ModelEvent  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -238,16 +287,26 @@ class ModelList(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    """in the outcome log"""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]: ...
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelEvent]:
+        """latest last"""
+
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___Model] | None = ...,
+        history: _abc.Iterable[Global___ModelEvent] | None = ...,
+        samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "models", b"models", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
