@@ -36,6 +36,10 @@ WARM_S_MAX = 5.0
 """As in controlplane.ingest."""
 
 
+def _nobody(_outcome: Outcome) -> None:
+    """Who is told of outcomes where nobody asks for them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a run may exchange: the tests of the checkers put broken ones in."""
@@ -44,6 +48,8 @@ class Parts:
     index: Callable[[], PrefixIndex] = PrefixIndex
     profiles: Callable[[], dict[str, Profile]] = profiles.build
     waiting: Callable[[], WaitingRoom] = WaitingRoom
+    outcome: Callable[[Outcome], None] = _nobody
+    """Told of every outcome, as the log on Redis is."""
 
 
 @dataclass(slots=True)
@@ -202,6 +208,7 @@ class SimControl:
     def _record(self, outcome: Outcome) -> None:
         self.tally.outcomes += 1
         self.tally.ends[outcome.end] = self.tally.ends.get(outcome.end, 0) + 1
+        self._parts.outcome(outcome)
 
     def _read_records(self) -> None:
         for record in self._bus.records.values():
