@@ -10,7 +10,8 @@ from enum import IntEnum
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: predicted_p90_s and model_id. New fields come last, so that a record of another schema still tells which it is."""
 
 
 class End(IntEnum):
@@ -53,13 +54,15 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     ttft_s: float
     itl_s: float
     e2e_s: float
-    predicted_ttft_s: float
+    predicted_ttft_s: float  # the median that the decision was made by, its worker's correction included
     snapshot_age_s: float
     candidates: int
     feature_version: int
     features: list[float]  # contract.features.FEATURES of the chosen candidate at decision time; [] in fallback
     shed_reason: str = ""
     accelerator: str = ""
+    predicted_p90_s: float = -1.0
+    model_id: str = ""  # of the model that predicted, "" where none did
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -72,7 +75,7 @@ def encode(outcome: Outcome) -> bytes:
 
 
 def decode(data: bytes) -> Outcome:
-    """ValueError (msgspec.ValidationError): not an outcome of this schema."""
+    """ValueError (msgspec.ValidationError): not an outcome, or one of another schema."""
     outcome = _decoder.decode(data)
     if outcome.schema != SCHEMA:
         raise ValueError(f"outcome of schema {outcome.schema}, this build reads {SCHEMA}")

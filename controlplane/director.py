@@ -175,7 +175,6 @@ class Director:
             candidate=chosen,
             expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, request),
             checkable=request.exact_tokens,
-            predicted_ttft_s=0.0,
             policy=profile.name,
             reason=f"{chosen.matched_tokens} of {chosen.input_tokens} tokens cached, {chosen.batch} requests there",
             candidates=choice.kept,

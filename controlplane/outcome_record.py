@@ -35,12 +35,14 @@ def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint |
         ttft_s=ended.ttft_s,
         itl_s=ended.itl_s,
         e2e_s=ended.e2e_s,
-        predicted_ttft_s=NOT_KNOWN if decision is None else decision.predicted_ttft_s,
+        predicted_ttft_s=NOT_KNOWN if decision is None or not decision.predicted_ttft_s else decision.predicted_ttft_s,
         snapshot_age_s=NOT_KNOWN if decision is None else decision.candidate.report_age_s,
         candidates=NOT_KNOWN if decision is None else decision.candidates,
         feature_version=VERSION,
         features=[] if decision is None else features(decision.candidate),
         accelerator="" if endpoint is None else endpoint.record.accelerator,
+        predicted_p90_s=NOT_KNOWN if decision is None or not decision.predicted_p90_s else decision.predicted_p90_s,
+        model_id="" if decision is None else decision.model_id,
     )
 
 

@@ -57,10 +57,12 @@ class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     candidate: Candidate
     expected_tokens: int  # the index's match, also where the credit for it is withheld: what the self-check compares
     checkable: bool  # whether the engine's cached_tokens may be held against `expected_tokens`
-    predicted_ttft_s: float
     policy: str
     reason: str
     candidates: int  # left after the filters
+    predicted_ttft_s: float = 0.0  # the median, s; 0: nothing was predicted
+    predicted_p90_s: float = 0.0
+    model_id: str = ""  # of the model that predicted
 
 
 class Shed(msgspec.Struct, frozen=True, gc=False):
