@@ -1,15 +1,18 @@
 """LightGBM text models, scored through the C API's matrix call by ctypes on one thread.
 
 The Python wrapper checks, copies and starts threads for every call; for the eight rows of a decision that costs more than the
-trees. The library is the one of the `lightgbm` package; nothing of it is changed. Two threads may score one model at once.
+trees. The library is the one in the `lightgbm` package, loaded without the package, whose import takes a second and brings in
+whatever else is installed. Two threads may score one model at once.
 """
 
 from __future__ import annotations
 
 import ctypes
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import lightgbm.basic
 import numpy as np
 import numpy.typing as npt
 
@@ -29,12 +32,24 @@ _ALL_ITERATIONS = -1
 _PARAMETERS = b"num_threads=1"
 
 
+@cache
+def _library() -> Any:
+    """BundleError: LightGBM is not installed."""
+    spec = find_spec("lightgbm")
+    for root in () if spec is None else spec.submodule_search_locations or ():
+        for path in sorted(Path(root).glob("lib/lib_lightgbm.*")) + sorted(Path(root).glob("bin/lib_lightgbm.*")):
+            library = ctypes.CDLL(str(path))
+            library.LGBM_GetLastError.restype = ctypes.c_char_p
+            return library
+    raise BundleError("LightGBM's library is not installed")
+
+
 class Booster:
     """One model of one or more outputs a row."""
 
     def __init__(self, text: str, *, columns: int) -> None:
         """columns: of the rows it is to score. BundleError: not a model text, or one of another number of columns."""
-        self._library: Any = lightgbm.basic._LIB  # type: ignore[attr-defined]
+        self._library = _library()
         handle = ctypes.c_void_p()
         iterations = ctypes.c_int()
         if not text.startswith("tree"):
@@ -77,7 +92,6 @@ class Booster:
 
     def _check(self, code: int) -> None:
         if code:
-            self._library.LGBM_GetLastError.restype = ctypes.c_char_p
             raise BundleError(f"LightGBM: {self._library.LGBM_GetLastError().decode(errors='replace')}")
 
     def __del__(self) -> None:

@@ -13,7 +13,7 @@ from prediction.predictor import Predictor
 from prediction.scores import Scores
 from trainer.evaluate import evaluate
 from trainer.split import Split, split
-from trainer.zoo import KINDS
+from trainer.zoo import KINDS, fit_of
 from trainer.zoo.kind import Fit, Training
 
 SAMPLES_MIN = 200
@@ -60,7 +60,7 @@ def train(
     divided = split(samples)
     tell("fit", 0.0, f"{kind} on {len(divided.fit)} of {len(samples)} samples")
     training = Training(divided.fit.rows, divided.fit.ttft_s, divided.fit.decided_at, divided.fit.worker)
-    files = (fit or KINDS[kind])(training, seed, lambda done: tell("fit", done, ""))
+    files = (fit or fit_of(kind))(training, seed, lambda done: tell("fit", done, ""))
     return _finished(files, divided, kind, model_id, seed, now_unix, tell, note)
 
 
