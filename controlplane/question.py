@@ -7,7 +7,10 @@ from enum import IntEnum
 
 import msgspec
 
+from contract.routing import Ended, Request
 from controlplane.endpoint import Candidate
+
+__all__ = ["Decision", "Ended", "Question", "Request", "Shed", "ShedReason"]
 
 
 class ShedReason(IntEnum):
@@ -22,23 +25,6 @@ class ShedReason(IntEnum):
     DEADLINE = 7
     EXCLUDED = 8
     SLO_UNREACHABLE = 9
-
-
-class Request(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What is asked for, without its prompt: small enough to be remembered by the thousands."""
-
-    model: str
-    input_tokens: int = 0
-    exact_tokens: bool = True  # false: hashes of text chunks, token counts estimated
-    max_tokens: int = 0
-    tenant: str = ""
-    priority: int = 0
-    slo_ttft_ms: float = 0.0
-    exclude: tuple[int, ...] = ()
-    session: str = ""
-    request_id: str = ""
-    attempt: int = 0
-    streams: bool = False
 
 
 class Question(msgspec.Struct, frozen=True, gc=False):
@@ -72,22 +58,3 @@ class Shed(msgspec.Struct, frozen=True, gc=False):
     message: str
     retry_after_s: float = 0.0
     decision_id: int = 0
-
-
-class Ended(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """How one request at one endpoint ended, as its data plane saw it. -1: not known."""
-
-    decision_id: int
-    end: int  # contract.outcome.End
-    http_status: int = 0
-    ttft_s: float = -1.0
-    e2e_s: float = -1.0
-    output_tokens: int = 0
-    prompt_tokens: int = -1
-    cached_tokens: int = -1
-    streamed: bool = False
-    itl_s: float = -1.0
-    request_id: str = ""
-    model: str = ""
-    url: str = ""
-    input_tokens: int = 0

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 
+from contract.routing import VERSION as PACKED_VERSION
+from contract.routing import Answer, Said, pack
 from controlplane import wire
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
 from controlplane.fleet_view import FleetWatch
+from controlplane.question import Decision, Question, Shed
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc
 from runtime.clock import Clock
@@ -25,22 +28,49 @@ from runtime.clock import Clock
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Result = tuple[int, Decision | Shed | None]
+"""question_id, and what became of it; None: it waits for room."""
 
 
 class _Stream:
     """One data-plane process. Messages leave one at a time, in the order they were made."""
 
-    __slots__ = ("_context", "_lock", "owner", "queue_notices")
+    __slots__ = ("_context", "_lock", "_packed", "owner", "queue_notices")
 
-    def __init__(self, owner: str, queue_notices: bool, context: Context) -> None:
-        self.owner = owner
-        self.queue_notices = queue_notices
+    def __init__(self, hello: pb.Hello, context: Context) -> None:
+        self.owner = hello.process
+        self.queue_notices = hello.queue_notices
+        self._packed = hello.packed_version >= PACKED_VERSION
         self._context = context
         self._lock = asyncio.Lock()
 
-    async def send(self, batch: pb.DecisionBatch) -> None:
+    async def greet(self) -> None:
+        """Say that packed messages are read here."""
+        if self._packed:
+            async with self._lock:
+                await self._context.write(pb.DecisionBatch(packed_version=PACKED_VERSION))
+
+    async def send(self, results: Sequence[Result], policy: str) -> None:
+        batch = _packed_batch(results, policy) if self._packed else _plain_batch(results, policy)
         async with self._lock:
             await self._context.write(batch)
+
+
+def _packed_batch(results: Sequence[Result], policy: str) -> pb.DecisionBatch:
+    answers = [
+        Answer(question_id, queued=True) if result is None else wire.answer(result, question_id, policy)
+        for question_id, result in results
+    ]
+    return pb.DecisionBatch(packed=pack(answers))
+
+
+def _plain_batch(results: Sequence[Result], policy: str) -> pb.DecisionBatch:
+    return pb.DecisionBatch(
+        decisions=[
+            pb.Decision(question_id=question_id, queued=True) if result is None else wire.decision(result, question_id, policy)
+            for question_id, result in results
+        ]
+    )
 
 
 class RoutingServicer(routing_pb2_grpc.RoutingServicer):
@@ -67,62 +97,60 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
             return
         if not batch.hello.process:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a stream carries hello.process")
-        stream = _Stream(batch.hello.process, batch.hello.queue_notices, context)
+        stream = _Stream(batch.hello, context)
         self._streams[stream.owner] = stream
         self._director.arrived(stream.owner, wire.claims(batch.hello.held), self._clock.now())
         try:
+            await stream.greet()
             while batch is not grpc.aio.EOF and self._streams.get(stream.owner) is stream:
-                decisions = self._handle(batch, stream)
-                if decisions:
-                    await stream.send(pb.DecisionBatch(decisions=decisions))
+                try:
+                    said = wire.said(batch)
+                except ValueError as error:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"packed cannot be read: {error}")
+                results = self._handle(said, stream)
+                if results:
+                    await stream.send(results, self._director.policy)
                 batch = await context.read()
         finally:
             if self._streams.get(stream.owner) is stream:
                 del self._streams[stream.owner]
                 self._director.departed(stream.owner, self._clock.now())
 
-    def _handle(self, batch: pb.RouteBatch, stream: _Stream) -> list[pb.Decision]:
+    def _handle(self, said: Said, stream: _Stream) -> list[Result]:
         """One message, synchronously, in order; every decision sees those before it."""
-        director = self._director
+        director, owner = self._director, stream.owner
         now = self._clock.now()
-        for first in batch.first_bytes:
-            director.first_byte(first.decision_id, first.ttft_s, now)
-        for outcome in batch.outcomes:
-            director.ended(wire.ended(outcome), now)
-        for cancel in batch.cancels:
-            director.cancel(stream.owner, cancel.question_id, now)
-        if batch.outcomes or batch.cancels:
+        for decision_id, ttft_s in said.first_bytes:
+            director.first_byte(decision_id, ttft_s, now)
+        for ended in said.outcomes:
+            director.ended(ended, now)
+        for question_id in said.cancels:
+            director.cancel(owner, question_id, now)
+        if said.outcomes or said.cancels:
             self.answer_waiting(now)
-        decisions = []
-        for asked in batch.questions:
-            answer = self._answer(asked, stream, now)
-            if answer is not None:
-                decisions.append(answer)
-        if batch.questions:
-            for cancel in batch.cancels:  # once more: it may belong to a question of this very message
-                director.cancel(stream.owner, cancel.question_id, now)
-        return decisions
-
-    def _answer(self, asked: pb.Question, stream: _Stream, now: float) -> pb.Decision | None:
-        try:
-            question = wire.question(asked)
-        except ValueError:  # a chain that cannot be read matches nothing; the request itself may be served
-            question = wire.question_without_chains(asked)
-        result = self._director.ask(question, now, owner=stream.owner, question_id=asked.question_id)
-        if result is not None:
-            return wire.decision(result, asked.question_id, self._director.policy)
-        return pb.Decision(question_id=asked.question_id, queued=True) if stream.queue_notices else None
+        results: list[Result] = []
+        for asked in said.questions:
+            try:
+                question = wire.question(asked)
+            except ValueError:  # a chain that cannot be read matches nothing; the request itself may be served
+                question = Question(asked.request)
+            result = director.ask(question, now, owner=owner, question_id=asked.question_id)
+            if result is not None or stream.queue_notices:
+                results.append((asked.question_id, result))
+        if said.questions:
+            for question_id in said.cancels:  # once more: it may belong to a question of this very message
+                director.cancel(owner, question_id, now)
+        return results
 
     def answer_waiting(self, now: float) -> None:
         """Sends what the waiting room can answer now; called after every release and every few milliseconds."""
-        batches: dict[str, list[pb.Decision]] = {}
+        by_owner: dict[str, list[Result]] = {}
         for answer in self._director.answers(now):
-            sent = wire.decision(answer.result, answer.question_id, self._director.policy)
-            batches.setdefault(answer.owner, []).append(sent)
-        for owner, decisions in batches.items():
+            by_owner.setdefault(answer.owner, []).append((answer.question_id, answer.result))
+        for owner, results in by_owner.items():
             stream = self._streams.get(owner)
             if stream is not None:
-                task = asyncio.create_task(_send_quietly(stream, pb.DecisionBatch(decisions=decisions)))
+                task = asyncio.create_task(_send_quietly(stream, results, self._director.policy))
                 self._sends.add(task)
                 task.add_done_callback(self._sends.discard)
 
@@ -132,7 +160,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         if not request.question.model:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "question.model is empty")
         try:
-            question = wire.question(request.question)
+            question = wire.question(wire.asked(request.question))
         except ValueError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "chains.hashes is not a multiple of 8 bytes")
         result = self._director.decide(question, self._clock.now(), reserve=request.reserve)
@@ -164,9 +192,9 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
             await self._watch.change()
 
 
-async def _send_quietly(stream: _Stream, batch: pb.DecisionBatch) -> None:
+async def _send_quietly(stream: _Stream, results: Sequence[Result], policy: str) -> None:
     """A stream that broke meanwhile is noticed by its reader, who releases what these decisions reserved."""
     try:
-        await stream.send(batch)
+        await stream.send(results, policy)
     except Exception as error:  # gRPC's own for a call that is over are not public
         log.debug("an answer found its stream closed: %s", error)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable
 
 from contract.blocks import unpack_hashes
 from contract.features import FEATURES
+from contract.routing import Answer, Asked, Refusal, Said, unpack_said
 from controlplane.endpoint import features
 from controlplane.explain import Trace
 from controlplane.ledger import Claim
@@ -15,32 +15,53 @@ from controlplane.scheduler import Verdict, explain
 from proto import routing_pb2 as pb
 
 
-def question(asked: pb.Question) -> Question:
-    """ValueError: hashes that are not a multiple of 8 bytes."""
-    chains = {chain.block_size: unpack_hashes(chain.hashes) for chain in asked.chains}
-    return _question(asked, chains)
-
-
-def question_without_chains(asked: pb.Question) -> Question:
-    return _question(asked, {})
-
-
-def _question(asked: pb.Question, chains: dict[int, array[int]]) -> Question:
-    request = Request(
-        model=asked.model,
-        input_tokens=asked.input_tokens,
-        exact_tokens=asked.chain_kind == pb.TOKENS,
-        max_tokens=asked.max_tokens,
-        tenant=asked.tenant,
-        priority=asked.priority,
-        slo_ttft_ms=asked.slo_ttft_ms,
-        exclude=tuple(asked.exclude),
-        session=asked.session,
-        request_id=asked.request_id,
-        attempt=asked.attempt,
-        streams=asked.streams,
+def said(batch: pb.RouteBatch) -> Said:
+    """One message of a stream, packed or not. ValueError: `packed` cannot be read."""
+    if batch.packed:
+        return unpack_said(batch.packed)
+    return Said(
+        [asked(question) for question in batch.questions],
+        [(first.decision_id, first.ttft_s) for first in batch.first_bytes],
+        [ended(outcome) for outcome in batch.outcomes],
+        [cancel.question_id for cancel in batch.cancels],
     )
-    return Question(request, chains)
+
+
+def asked(question: pb.Question) -> Asked:
+    """A question that came as a message."""
+    request = Request(
+        model=question.model,
+        input_tokens=question.input_tokens,
+        exact_tokens=question.chain_kind == pb.TOKENS,
+        max_tokens=question.max_tokens,
+        tenant=question.tenant,
+        priority=question.priority,
+        slo_ttft_ms=question.slo_ttft_ms,
+        exclude=tuple(question.exclude),
+        session=question.session,
+        request_id=question.request_id,
+        attempt=question.attempt,
+        streams=question.streams,
+    )
+    chains = tuple((chain.block_size, chain.hashes) for chain in question.chains)
+    return Asked(question.question_id, request, chains)
+
+
+def question(asked: Asked) -> Question:
+    """As the director wants it. ValueError: hashes that are not a multiple of 8 bytes."""
+    if not asked.chains:
+        return Question(asked.request)
+    return Question(asked.request, {size: unpack_hashes(hashes) for size, hashes in asked.chains})
+
+
+def answer(result: Decision | Shed, question_id: int, policy: str) -> Answer:
+    """What a data plane needs of it."""
+    if isinstance(result, Shed):
+        refusal = Refusal(result.reason, result.message, result.retry_after_s)
+        return Answer(question_id, result.decision_id, policy=policy, refusal=refusal)
+    row = result.candidate
+    record = row.endpoint.record
+    return Answer(question_id, result.decision_id, row.slot, record.url, record.worker, row.matched_tokens, result.policy)
 
 
 def decision(result: Decision | Shed, question_id: int, policy: str) -> pb.Decision:

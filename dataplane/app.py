@@ -23,6 +23,7 @@ from dataplane.metrics import Metrics
 from dataplane.prompts import Prompts
 from dataplane.server import Server
 from dataplane.settings import Settings, pairs
+from dataplane.trace import Ids
 from dataplane.upstream import UpstreamPool
 from runtime import tls
 from runtime.clock import Clock
@@ -78,6 +79,7 @@ class App:
             budget=RetryBudget(ratio=settings.retry_ratio, per_s=settings.retry_per_s, now=clock.now()),
             concurrency=Concurrency(settings.requests_max),
             metrics=metrics,
+            ids=Ids(),
             exchanges=set(),
             extra_headers=_cors(settings.cors_origin),
             access=Access(settings.keys_file, share=settings.processes, now=clock.now()) if settings.keys_file else None,

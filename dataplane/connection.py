@@ -112,7 +112,17 @@ class ClientConnection(asyncio.Protocol):
             if self._pending_bytes > PENDING_BYTES_MAX and self.transport is not None:
                 self.transport.pause_reading()
             return
-        self._parse(data)
+        if self._in_message or self._refusal is not None or self.stalled_since or self._pending:
+            self._parse(data)
+        else:
+            request = self._server.heads.read(data)
+            if request is not None:
+                self._server.handle_known(self, request)
+                return
+            parser = self._parser
+            self._parse(data)
+            if len(self._queue) == 1 and not self._in_message and self._refusal is None and self._parser is parser:
+                self._server.heads.learn(data, self._queue[0])
         self._pump()
 
     def eof_received(self) -> None:

@@ -16,7 +16,11 @@ from collections.abc import Callable, Coroutine
 
 import grpc
 import grpc.aio
+import msgspec
 
+from contract.routing import VERSION as PACKED_VERSION
+from contract.routing import Answer, Asked, Ended, Said, pack, unpack_answers
+from dataplane import messages
 from dataplane.fallback import Fleet
 from dataplane.metrics import Metrics
 from proto import routing_pb2 as pb
@@ -41,7 +45,7 @@ GATHERED_MAX = 32
 REPORT_DELAY_S = 0.005
 """How long an outcome or a first byte waits for a question to ride along with."""
 
-Answer = Callable[[pb.Decision | None], None]
+Take = Callable[[Answer | None], None]
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -86,41 +90,42 @@ class ControlClient:
         self._queue_timeout_s = queue_timeout_s
         self.connected = False
         self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[Answer, float]] = {}
+        self._waiting: dict[int, tuple[Take, float]] = {}
         self._deadlines: deque[tuple[float, int]] = deque()
         self._queued: dict[int, float] = {}  # question waiting for room -> its deadline, in order
         self._timer: asyncio.TimerHandle | None = None
         self._missed_in_a_row = 0
         self._probe_at = 0.0
-        self._questions: list[pb.Question] = []
-        self._first_bytes: list[pb.FirstByte] = []
-        self._cancels: list[pb.Cancel] = []
-        self._outcomes: deque[pb.Outcome] = deque()
+        self._questions: list[Asked] = []
+        self._first_bytes: list[tuple[int, float]] = []
+        self._cancels: list[int] = []
+        self._outcomes: deque[Ended] = deque()
         self._outcomes_max = outcomes_max
         self._due = asyncio.Event()  # a message is to leave
+        self._packs = False  # the control plane of this stream has said that it reads packed messages
         self._unanswered = 0  # questions sent on this stream
         self._hold_timer: asyncio.TimerHandle | None = None
         self._report_timer: asyncio.TimerHandle | None = None
         self._written = asyncio.Event()  # every outcome has left
         self._loop = asyncio.get_running_loop()
 
-    def ask(self, question: pb.Question, answer: Answer) -> int:
-        """Exactly one call of `answer`: the decision, or None where the fallback is to decide; 0 where it was called already.
+    def ask(self, asked: Asked, take: Take) -> int:
+        """Exactly one call of `take`: the answer, or None where the fallback is to decide; 0 where it was called already.
 
         Returns the question's id, for `cancel`.
         """
         now = self._clock.now()
-        if not self.connected or self._silent(now):
-            answer(None)
+        if not self.connected or (self._missed_in_a_row and self._silent(now)):
+            take(None)
             return 0
-        question_id = next(self._ids)
-        question.question_id = question_id
-        self._waiting[question_id] = (answer, now)
+        question_id = asked.question_id = next(self._ids)
+        self._waiting[question_id] = (take, now)
         self._deadlines.append((now + self._timeout_s, question_id))
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
-        self._questions.append(question)
-        if not self._unanswered or len(self._questions) >= GATHERED_MAX:
+        questions = self._questions
+        questions.append(asked)
+        if not self._unanswered or len(questions) >= GATHERED_MAX:
             self._due.set()
         elif self._hold_timer is None:
             self._hold_timer = self._loop.call_later(HOLD_S_MAX, self._on_hold)
@@ -132,21 +137,21 @@ class ControlClient:
             self._queued.pop(question_id, None)
             self._withdraw(question_id)
 
-    def release(self, decision: pb.Decision) -> None:
+    def release(self, answer: Answer) -> None:
         """A decision that is not followed."""
-        self._send_cancel(decision.question_id)
+        self._send_cancel(answer.question_id)
 
     def first_byte(self, decision_id: int, ttft_s: float) -> None:
         if self.connected and decision_id:
-            self._first_bytes.append(pb.FirstByte(decision_id=decision_id, ttft_s=ttft_s))
+            self._first_bytes.append((decision_id, ttft_s))
             self._report_soon()
 
-    def report(self, outcome: pb.Outcome) -> None:
+    def report(self, ended: Ended) -> None:
         """Sent now or, up to the bound, when the control plane is back; the oldest go first."""
         if len(self._outcomes) >= self._outcomes_max:
             self._outcomes.popleft()
             self._metrics.outcomes_dropped.add()
-        self._outcomes.append(outcome)
+        self._outcomes.append(ended)
         self._written.clear()
         self._report_soon()
 
@@ -188,6 +193,8 @@ class ControlClient:
                 why = f"{error.code().name}: {error.details()}"
             except TimeoutError:
                 why = f"no answer from {self._target}"
+            except msgspec.MsgspecError as error:
+                why = f"its packed message cannot be read: {error}"
             if self._clock.now() - began > CONNECT_TIMEOUT_S + 1:
                 pause_s, said = RECONNECT_S_MIN, False
             if not said:
@@ -200,8 +207,10 @@ class ControlClient:
         call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch] = stub.RouteStream()
         writer: asyncio.Task[None] | None = None
         try:
+            self._packs = False
             held = [*self._held(), *self._ended()]
-            await call.write(pb.RouteBatch(hello=pb.Hello(process=self._process, held=held, queue_notices=True)))
+            hello = pb.Hello(process=self._process, held=held, queue_notices=True, packed_version=PACKED_VERSION)
+            await call.write(pb.RouteBatch(hello=hello))
             self.connected = True
             self._missed_in_a_row = 0
             log.info("control plane connected", extra={"f": {"target": self._target}})
@@ -212,7 +221,10 @@ class ControlClient:
                 batch = await call.read()
                 if not isinstance(batch, pb.DecisionBatch):
                     return
-                self._take(batch)
+                if batch.packed_version >= PACKED_VERSION:
+                    self._packs = True
+                answers = unpack_answers(batch.packed) if batch.packed else list(map(messages.answer, batch.decisions))
+                self._take(answers)
         finally:
             self.connected = False
             self._fleet.warm = False
@@ -236,13 +248,11 @@ class ControlClient:
             self._due.clear()
             outcomes = list(self._outcomes)
             self._unanswered += len(self._questions)
-            batch = pb.RouteBatch(
-                questions=self._questions, first_bytes=self._first_bytes, cancels=self._cancels, outcomes=outcomes
-            )
+            said = Said(self._questions, self._first_bytes, outcomes, self._cancels)
             self._questions, self._first_bytes, self._cancels = [], [], []
             self._outcomes.clear()
             try:
-                await call.write(batch)
+                await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(said))
             except BaseException:
                 self._outcomes.extendleft(reversed(outcomes))
                 raise
@@ -271,24 +281,30 @@ class ControlClient:
 
     # --- answers ---
 
-    def _take(self, batch: pb.DecisionBatch) -> None:
+    def _take(self, answers: list[Answer]) -> None:
         now = self._clock.now()
         self._missed_in_a_row = 0
         # Answers of questions that waited for room were counted with their notice: never below zero.
-        self._unanswered = max(0, self._unanswered - len(batch.decisions))
+        self._unanswered = max(0, self._unanswered - len(answers))
         if self._questions and not self._unanswered:
             self._due.set()
-        for decision in batch.decisions:
-            if decision.queued:
-                if decision.question_id in self._waiting:
-                    self._queued[decision.question_id] = now + self._queue_timeout_s
+        observe = self._metrics.decision.observe
+        for answer in answers:
+            question_id = answer.question_id
+            if answer.queued:
+                if question_id in self._waiting:
+                    self._queued[question_id] = now + self._queue_timeout_s
                 continue
-            self._queued.pop(decision.question_id, None)
-            waiting = self._waiting.pop(decision.question_id, None)
+            if self._queued:
+                self._queued.pop(question_id, None)
+            waiting = self._waiting.pop(question_id, None)
             if waiting is not None:  # else it was cancelled, and the control plane has been told
-                answer, asked_at = waiting
-                self._metrics.decision.observe(now - asked_at)
-                _answer(answer, decision)
+                take, asked_at = waiting
+                observe(now - asked_at)
+                try:
+                    take(answer)
+                except Exception:  # a fault in one asker must not end the stream of all
+                    log.exception("an answer was not taken")
 
     def _silent(self, now: float) -> bool:
         """The control plane let several questions pass: only a probe now and then waits for it."""
@@ -321,7 +337,7 @@ class ControlClient:
             self._missed_in_a_row += 1
             self._metrics.late.add()
             self._withdraw(question_id)
-            _answer(waiting[0], None)
+            _tell_none(waiting[0])
 
     def _withdraw(self, question_id: int) -> None:
         """A question that has not left is taken back: in one message with its cancel it would be decided behind it."""
@@ -333,7 +349,7 @@ class ControlClient:
 
     def _send_cancel(self, question_id: int) -> None:
         if self.connected:
-            self._cancels.append(pb.Cancel(question_id=question_id))
+            self._cancels.append(question_id)
             self._due.set()
 
     def _fail_all(self) -> None:
@@ -341,13 +357,13 @@ class ControlClient:
         self._deadlines.clear()
         self._queued.clear()
         self._questions, self._first_bytes, self._cancels = [], [], []
-        for answer, _ in waiting.values():
-            _answer(answer, None)
+        for take, _ in waiting.values():
+            _tell_none(take)
 
 
-def _answer(answer: Answer, decision: pb.Decision | None) -> None:
+def _tell_none(take: Take) -> None:
     """A fault in one asker must not end the stream of all."""
     try:
-        answer(decision)
+        take(None)
     except Exception:
         log.exception("an answer was not taken")

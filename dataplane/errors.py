@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from contract.routing import Refusal
 from proto import routing_pb2 as pb
 
 _json = msgspec.json.Encoder()
@@ -116,7 +117,7 @@ def overloaded(message: str, code: str, retry_after_s: float = 1.0) -> ApiError:
     return ApiError(503, message, "overloaded_error", code, retry_after_s=retry_after_s)
 
 
-_SHED_CODES = {
+_SHED_CODES: dict[int, tuple[str, str]] = {
     pb.Shed.NO_WORKER: ("no_worker", "unavailable_error"),
     pb.Shed.ALL_BREAKERS_OPEN: ("all_breakers_open", "unavailable_error"),
     pb.Shed.ALL_DRAINING: ("all_draining", "unavailable_error"),
@@ -128,13 +129,13 @@ _SHED_CODES = {
 }
 
 
-def from_shed(shed: pb.Shed, model: str) -> ApiError:
+def from_refusal(refusal: Refusal, model: str) -> ApiError:
     """The control plane's refusal in the caller's terms: 404 for a model nobody serves, else 503 with Retry-After."""
-    if shed.reason == pb.Shed.UNKNOWN_MODEL:
+    if refusal.reason == pb.Shed.UNKNOWN_MODEL:
         return unknown_model(model)
-    code, kind = _SHED_CODES.get(shed.reason, ("refused", "overloaded_error"))
-    message = shed.message or f"No worker can take a request for `{model}` right now."
-    return ApiError(503, message, kind, code, retry_after_s=shed.retry_after_s or 1.0)
+    code, kind = _SHED_CODES.get(refusal.reason, ("refused", "overloaded_error"))
+    message = refusal.message or f"No worker can take a request for `{model}` right now."
+    return ApiError(503, message, kind, code, retry_after_s=refusal.retry_after_s or 1.0)
 
 
 def bad_gateway(message: str) -> ApiError:

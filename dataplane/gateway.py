@@ -1,4 +1,4 @@
-"""What exchanges stand on: the client's side, the shared parts, and where a request goes."""
+"""What exchanges stand on: the client's side, and the shared parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-import msgspec
 
 from dataplane.access import Access
 from dataplane.admission import Concurrency, RetryBudget
@@ -17,6 +15,7 @@ from dataplane.fallback import Fleet
 from dataplane.metrics import Metrics
 from dataplane.prompts import Prompts
 from dataplane.settings import Settings
+from dataplane.trace import Ids
 from dataplane.upstream import UpstreamPool
 from proto import routing_pb2 as pb
 from runtime.clock import Clock
@@ -59,6 +58,7 @@ class Gateway:
     budget: RetryBudget
     concurrency: Concurrency
     metrics: Metrics
+    ids: Ids
     exchanges: set[Holding]
     extra_headers: tuple[bytes, ...] = ()
     draining: bool = False
@@ -69,29 +69,3 @@ class Gateway:
     def held(self) -> list[pb.Held]:
         """What this process is relaying right now, for a control plane that has forgotten."""
         return [held for exchange in self.exchanges if (held := exchange.held()) is not None]
-
-
-class Target(msgspec.Struct):
-    """One decided endpoint."""
-
-    endpoint: int
-    url: str
-    worker: str
-    decision_id: int = 0
-    matched_tokens: int = 0
-    policy: str = ""
-    rank: int | None = None
-    by_fallback: bool = False
-
-
-def decided(decision: pb.Decision) -> Target:
-    """A decision that is not a refusal."""
-    return Target(
-        decision.endpoint,
-        decision.url,
-        decision.worker,
-        decision.decision_id,
-        decision.matched_tokens,
-        decision.policy,
-        decision.data_parallel_rank if decision.HasField("data_parallel_rank") else None,
-    )

@@ -5,41 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
+from contract.routing import Answer
 from dataplane import errors
-from dataplane.gateway import Target
 from dataplane.relay import Relay
 
 
-def passed_on(relay: Relay, request_id: bytes, ours: Iterable[bytes], *, http10: bool, close: bool) -> bytes:
-    """The engine's head without its hop-by-hop lines, and `ours` behind it."""
+def passed_on(
+    relay: Relay, request_id: bytes, about: bytes, traceparent: bytes, ours: Iterable[bytes], *, http10: bool, close: bool
+) -> bytes:
+    """The engine's head without its hop-by-hop lines, and our lines behind it. about: of `about`; ours: header lines."""
     head = relay.head
     assert head is not None
-    lines = [head.status_line, *head.lines]
+    parts = [head.passed_on]
     if relay.chunks is not None and not http10:
-        lines.append(b"transfer-encoding: chunked")
+        parts.append(b"\r\ntransfer-encoding: chunked")
     if not head.has_request_id:
-        lines.append(b"x-request-id: " + request_id)
-    lines += ours
-    if close:
-        lines.append(b"connection: close")
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+        parts += (b"\r\nx-request-id: ", request_id)
+    parts += (about, b"\r\ntraceparent: ", traceparent)
+    for line in ours:
+        parts += (b"\r\n", line)
+    parts.append(b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
+    return b"".join(parts)
 
 
-def about(target: Target | None, attempts: int, *, predicted: bool) -> list[bytes]:
-    """Where the request went and why. target: the last one; attempts: 0 where it went nowhere; predicted: the prompt was read,
-    so that matched tokens are a prediction and not just nothing."""
-    lines = [b"x-headway-attempts: %d" % attempts] if attempts else []
+def about(target: Answer | None, attempts: int, *, predicted: bool) -> bytes:
+    """Where the request went and why, each line behind its CRLF.
+
+    target: the last one; attempts: 0 where it went nowhere; predicted: the prompt was read, so that matched tokens are a
+    prediction and not just nothing.
+    """
     if target is None:
-        return lines
-    lines.append(b"x-headway-worker: " + _printable(target.worker))
-    if target.decision_id:
-        lines.append(b"x-headway-decision: %016x" % target.decision_id)
+        return b"\r\nx-headway-attempts: %d" % attempts if attempts else b""
+    place = _place(target.worker, target.policy, attempts)
+    if not target.decision_id:
+        return place + (
+            b"\r\nx-headway-fallback: 1\r\nx-headway-matched-tokens: 0" if predicted else b"\r\nx-headway-fallback: 1"
+        )
     if predicted:
-        lines.append(b"x-headway-matched-tokens: %d" % target.matched_tokens)
-    lines.append(b"x-headway-policy: " + _printable(target.policy))
-    if target.by_fallback:
-        lines.append(b"x-headway-fallback: 1")
-    return lines
+        return place + b"\r\nx-headway-decision: %016x\r\nx-headway-matched-tokens: %d" % (
+            target.decision_id,
+            target.matched_tokens,
+        )
+    return place + b"\r\nx-headway-decision: %016x" % target.decision_id
 
 
 def error_event(message: str, relay: Relay, path: str, *, http10: bool) -> bytes:
@@ -51,6 +58,11 @@ def error_event(message: str, relay: Relay, path: str, *, http10: bool) -> bytes
 
 
 @lru_cache(maxsize=4096)
+def _place(worker: str, policy: str, attempts: int) -> bytes:
+    tries = b"\r\nx-headway-attempts: %d" % attempts if attempts else b""
+    return tries + b"\r\nx-headway-worker: " + _printable(worker) + b"\r\nx-headway-policy: " + _printable(policy)
+
+
 def _printable(text: str) -> bytes:
     """As a header value: visible ASCII only."""
     return bytes(byte if 32 <= byte < 127 else 63 for byte in text.encode("latin-1", "replace"))

@@ -18,10 +18,12 @@ from enum import IntEnum
 from typing import Protocol
 
 from contract.outcome import End
+from contract.routing import Answer, Asked
 from dataplane.admission import RetryBudget
+from dataplane.attempt import Attempt
 from dataplane.control import ControlClient
 from dataplane.fallback import Fleet
-from dataplane.gateway import Holding, Target, decided
+from dataplane.gateway import Holding
 from dataplane.http1 import FramingError
 from dataplane.metrics import Counter
 from dataplane.relay import Phase, Relay
@@ -48,33 +50,23 @@ class Racer(Protocol):
     def is_waiting(self) -> bool:
         """Sent, and nothing has come that could be passed on."""
 
-    def question(self) -> pb.Question:
+    def question(self) -> Asked:
         """For another worker than those tried."""
 
     def is_tried(self, url: str) -> bool: ...
 
     def new_relay(self) -> Relay: ...
 
-    def write_request(self, connection: UpstreamConnection, target: Target) -> bool:
+    def write_request(self, connection: UpstreamConnection, target: Answer) -> bool:
         """False: the connection is gone."""
 
-    def settle(
-        self,
-        target: Target,
-        relay: Relay | None,
-        connection: UpstreamConnection | None,
-        end: End,
-        *,
-        sent_at: float,
-        first_at: float,
-        last_at: float,
-    ) -> None:
+    def settle(self, attempt: Attempt, end: End) -> None:
         """Connection, counts and outcome of one attempt, once."""
 
     def overtaken(self, rival: Rival) -> None:
         """The rival has an answer: take it over."""
 
-    def reservation(self, target: Target, *, first_byte_seen: bool) -> pb.Held | None: ...
+    def reservation(self, attempt: Attempt) -> pb.Held | None: ...
 
 
 class Hedges:
@@ -119,10 +111,10 @@ class Hedges:
         usual_s = self._usual_s.get(url)
         return None if usual_s is None else self._multiple * usual_s
 
-    def arm(self, racer: Racer, target: Target, input_tokens: int) -> Rival | None:
+    def arm(self, racer: Racer, target: Answer, input_tokens: int) -> Rival | None:
         """None: this request gets no second attempt."""
         delay_s = self.delay_s(target.url)
-        if delay_s is None or input_tokens > self._tokens_max or target.by_fallback:
+        if delay_s is None or input_tokens > self._tokens_max or not target.decision_id:
             return None
         return Rival(self, racer, delay_s)
 
@@ -130,17 +122,14 @@ class Hedges:
 class Rival:
     """The second attempt of one request."""
 
-    __slots__ = ("_hedges", "_question_id", "_racer", "_timer", "connection", "last_at", "relay", "sent_at", "stage", "target")
+    __slots__ = ("_attempt", "_hedges", "_question_id", "_racer", "_timer", "stage")
 
     def __init__(self, hedges: Hedges, racer: Racer, delay_s: float) -> None:
         self._hedges = hedges
         self._racer = racer
         self._question_id = 0
         self.stage = Stage.ARMED
-        self.target: Target | None = None
-        self.relay: Relay | None = None
-        self.connection: UpstreamConnection | None = None
-        self.sent_at = self.last_at = 0.0
+        self._attempt: Attempt | None = None
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._due)
 
     @property
@@ -153,20 +142,23 @@ class Rival:
             return
         self._timer.cancel()
         self._hedges.control.cancel(self._question_id)
-        if self.target is not None:
+        if self._attempt is not None:
             self._end(End.CLIENT_GONE, "lost")
         self.stage = Stage.OVER
 
-    def take_over(self) -> None:
-        """The exchange goes on with this attempt; its fields stay to be read."""
+    def take_over(self) -> Attempt:
+        """The exchange goes on with this attempt."""
+        attempt, self._attempt = self._attempt, None
+        assert attempt is not None, "taken over without an attempt"
         assert self.stage is Stage.RUNNING, f"taken over while {self.stage.name}"
         self.stage = Stage.OVER
         self._hedges.exchanges.discard(self)
         self._hedges.hedged.add("won")
+        return attempt
 
     def held(self) -> pb.Held | None:
         """Its reservation."""
-        return None if self.target is None else self._racer.reservation(self.target, first_byte_seen=False)
+        return None if self._attempt is None else self._racer.reservation(self._attempt)
 
     # --- ARMED, ASKING ---
 
@@ -181,28 +173,28 @@ class Rival:
         self.stage = Stage.ASKING
         self._question_id = hedges.control.ask(self._racer.question(), self._decided)
 
-    def _decided(self, decision: pb.Decision | None) -> None:
+    def _decided(self, answer: Answer | None) -> None:
         if self.stage is not Stage.ASKING:
             return
         self._question_id = 0
-        if decision is None or decision.HasField("shed"):
+        if answer is None or answer.refusal is not None:
             self._over("refused")
-        elif self._racer.is_tried(decision.url):
-            self._hedges.control.release(decision)
+        elif self._racer.is_tried(answer.url):
+            self._hedges.control.release(answer)
             self._over("refused")
         else:
-            self._go(decided(decision))
+            self._go(answer)
 
     # --- CONNECTING, RUNNING ---
 
-    def _go(self, target: Target) -> None:
+    def _go(self, target: Answer) -> None:
         hedges = self._hedges
-        self.target = target
+        now = hedges.clock.now()
+        self._attempt = Attempt(target, now)
         self.stage = Stage.CONNECTING
-        self.sent_at = hedges.clock.now()
         hedges.fleet.began(target.url)
         hedges.exchanges.add(self)
-        connection = hedges.pool.take(target.url)
+        connection = hedges.pool.take(target.url, now)
         if connection is not None:
             self._send(connection)
         else:
@@ -211,26 +203,28 @@ class Rival:
     def _connected(self, found: UpstreamConnection | Exception) -> None:
         if self.stage is not Stage.CONNECTING:
             if isinstance(found, UpstreamConnection):
-                self._hedges.pool.give(found)
+                self._hedges.pool.give(found, self._hedges.clock.now())
         elif isinstance(found, UpstreamConnection):
             self._send(found)
         else:
             self._end(End.CONNECT_FAILED, "failed")
 
     def _send(self, connection: UpstreamConnection) -> None:
-        assert self.target is not None
+        attempt = self._attempt
+        assert attempt is not None
         self.stage = Stage.RUNNING
-        self.connection = connection
-        self.relay = self._racer.new_relay()
-        self.last_at = self._hedges.clock.now()
+        attempt.connection = connection
+        attempt.relay = self._racer.new_relay()
         connection.owner = self
-        if not self._racer.write_request(connection, self.target):
+        if not self._racer.write_request(connection, attempt.target):
             self._end(End.RESET, "failed")
 
     def upstream_data(self, data: bytes) -> None:
-        relay = self.relay
+        attempt = self._attempt
+        assert attempt is not None
+        relay = attempt.relay
         assert relay is not None
-        self.last_at = self._hedges.clock.now()
+        attempt.last_at = self._hedges.clock.now()
         try:
             relay.feed(data)
         except FramingError:
@@ -240,9 +234,11 @@ class Rival:
             self._ready(relay)
 
     def upstream_lost(self, error: Exception | None) -> None:
-        relay = self.relay
+        attempt = self._attempt
+        assert attempt is not None
+        relay = attempt.relay
         assert relay is not None
-        self.connection = None
+        attempt.connection = None
         relay.closed()
         if relay.phase is Phase.ENDED:
             self._ready(relay)
@@ -263,12 +259,11 @@ class Rival:
 
     def _end(self, end: End, how: str) -> None:
         """The attempt is over without having been the answer."""
-        target, self.target = self.target, None
-        connection, self.connection = self.connection, None
+        attempt, self._attempt = self._attempt, None
         self._hedges.exchanges.discard(self)
         self._over(how)
-        if target is not None:
-            self._racer.settle(target, self.relay, connection, end, sent_at=self.sent_at, first_at=0.0, last_at=self.last_at)
+        if attempt is not None:
+            self._racer.settle(attempt, end)
 
     def _over(self, how: str) -> None:
         self.stage = Stage.OVER

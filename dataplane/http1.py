@@ -63,6 +63,7 @@ class Request(msgspec.Struct):
     http10: bool = False
     keep_alive: bool = True
     stream: BodyStream | None = None  # what follows `body`, which is its beginning then
+    forwarded: tuple[bytes, bytes] | None = None  # of a head seen before: what goes to an engine around the Host's value
 
     def add_header(self, name: bytes, value: bytes) -> None:
         """name: in lower case."""
@@ -85,6 +86,8 @@ class ResponseHead(msgspec.Struct):
     status: int
     status_line: bytes
     lines: list[bytes]  # header lines to pass on, hop-by-hop ones left out, Content-Length kept
+    passed_on: bytes = b""  # status line and those lines, without a CRLF behind the last
+    is_plain: bool = False  # 200, with JSON of known length
     length: int = -1
     chunked: bool = False
     keep_alive: bool = True
@@ -119,6 +122,9 @@ def parse_response_head(head: bytes) -> ResponseHead:
         raise FramingError("both Content-Length and Transfer-Encoding in the response")
     if found.status in (204, 304):
         found.length, found.chunked = 0, False
+    readable = found.content_type.startswith(b"application/json") and not found.encoded
+    found.is_plain = found.status == 200 and found.length >= 0 and readable
+    found.passed_on = b"\r\n".join((found.status_line, *found.lines))
     return found
 
 
@@ -274,30 +280,33 @@ def forward_head(
     host: bytes,
     request_id: bytes,
     traceparent: bytes,
-    data_parallel_rank: int | None,
+    rank: int = -1,
     credential: bytes | None = None,
 ) -> bytes:
     """The head that goes to the engine: the caller's headers but hop-by-hop ones, Host rewritten, ids carried on.
 
-    credential: a header line behind its CRLF in place of the caller's key, b"" for no key; None: the caller's passes.
+    rank: data-parallel, -1: any; credential: a header line behind its CRLF in place of the caller's key, b"" for no key;
+    None: the caller's passes.
     """
+    if request.forwarded is not None and credential is None and rank < 0:
+        before, behind = request.forwarded
+        length = b"%d" % len(request.body)
+        ids = (b"\r\nx-request-id: ", request_id, b"\r\ntraceparent: ", traceparent)
+        return b"".join((before, host, behind, *ids, b"\r\ncontent-length: ", length, b"\r\n\r\n"))
     dropped = _NOT_FORWARDED
     if credential is not None:
         dropped = dropped | _CREDENTIALS
     named = request.get(b"connection")
     if named and named.lower() not in (b"keep-alive", b"close"):
         dropped = dropped | {token.strip().lower() for token in named.split(b",")}
-    if data_parallel_rank is not None:
+    if rank >= 0:
         dropped = dropped | {b"x-data-parallel-rank"}
-    parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nhost: ", host]
-    for name, value in request.headers:
-        if name not in dropped and name not in _CARRIED:
-            parts += (b"\r\n", name, b": ", value)
+    parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nhost: ", host, _lines(request.headers, dropped)]
     parts += (b"\r\nx-request-id: ", request_id, b"\r\ntraceparent: ", traceparent)
     if credential:
         parts.append(credential)
-    if data_parallel_rank is not None:
-        parts.append(b"\r\nx-data-parallel-rank: %d" % data_parallel_rank)
+    if rank >= 0:
+        parts.append(b"\r\nx-data-parallel-rank: %d" % rank)
     stream = request.stream
     if stream is None:
         parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(request.body))
@@ -308,21 +317,37 @@ def forward_head(
     return b"".join(parts)
 
 
+def plain_head(request: Request) -> tuple[bytes, bytes]:
+    """What `Request.forwarded` says of a request without hop-by-hop headers, ids or a stream."""
+    before = request.method.encode() + b" " + request.target + b" HTTP/1.1\r\nhost: "
+    return before, _lines(request.headers, _NOT_FORWARDED)
+
+
+def _lines(headers: Headers, dropped: frozenset[bytes]) -> bytes:
+    """Each behind its CRLF."""
+    parts: list[bytes] = []
+    for name, value in headers:
+        if name not in dropped and name not in _CARRIED:
+            parts += (b"\r\n", name, b": ", value)
+    return b"".join(parts)
+
+
 def reply(
     status: int,
     body: bytes,
     *,
     content_type: bytes = b"application/json",
     extra: Iterable[bytes] = (),
+    about: bytes = b"",
     close: bool = False,
     head_only: bool = False,
 ) -> bytes:
-    """A whole response of our own. extra: header lines."""
+    """A whole response of our own. extra: header lines; about: more of them, each behind its CRLF."""
     lines = [b"HTTP/1.1 %d " % status + REASONS.get(status, b"Status")]
     if status != 204:
         lines += (b"content-type: " + content_type, b"content-length: %d" % len(body))
     lines += extra
     if close:
         lines.append(b"connection: close")
-    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    head = b"\r\n".join(lines) + about + b"\r\n\r\n"
     return head if head_only else head + body

@@ -51,15 +51,16 @@ class Prompt(msgspec.Struct, frozen=True):
     input_tokens: int = 0
     chains: tuple[tuple[int, bytes], ...] = ()  # (block size, packed hashes)
 
-    @property
-    def chain_kind(self) -> pb.ChainKind.ValueType:
-        if self.kind == "tokens":
-            return pb.TOKENS
-        return pb.TEXT if self.kind == "text" else pb.CHAIN_KIND_UNSPECIFIED
 
-
+PREDICTING = frozenset(("tokens", "text"))
+"""Kinds of prompts that were read, so that matched tokens are a prediction."""
 UNREAD = Prompt("unread")
 LOADING = Prompt("loading")
+
+
+def skipped(body_bytes: int) -> Prompt:
+    """Of a policy that looks at no prompt: an estimate of its tokens."""
+    return Prompt("skipped", body_bytes // blocks.TEXT_CHARS_PER_TOKEN)
 
 
 @dataclass(slots=True)
@@ -78,7 +79,8 @@ class Prompts:
         self._overrides = dict(overrides)
         self._by_spec: dict[str, _Loaded] = {}
         self._chains = ChainCache()
-        self._wanted = True
+        self.wanted = True
+        """Whether the policy looks at prompts."""
         self._said: set[str] = set()
 
     def see(self, models: Iterable[pb.ModelView], now: float, *, wanted: bool = True) -> None:
@@ -86,7 +88,7 @@ class Prompts:
 
         wanted: whether the policy looks at prompts. Tokenizers are loaded all the same: a policy is switched at once.
         """
-        self._wanted = wanted
+        self.wanted = wanted
         for model in models:
             spec = self._spec(model)
             if not spec:
@@ -104,7 +106,7 @@ class Prompts:
 
     def is_quick(self, model: pb.ModelView | None, body_bytes: int) -> bool:
         """`prepare` is short enough for the event loop."""
-        if model is None or not self._wanted:
+        if model is None or not self.wanted:
             return True
         entry = self._by_spec.get(self._spec(model))
         if entry is None or entry.tokenizer is None:
@@ -122,8 +124,8 @@ class Prompts:
     def _prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
         if model is None or not ask.readable:
             return UNREAD
-        if not self._wanted:
-            return Prompt("skipped", len(body) // blocks.TEXT_CHARS_PER_TOKEN)
+        if not self.wanted:
+            return skipped(len(body))
         entry = self._by_spec.get(self._spec(model))
         if entry is not None and entry.tokenizer is None and entry.loading:
             return LOADING

@@ -3,54 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
+
+from contract.routing import Asked
+from contract.routing import Request as Wanted
 from dataplane.http1 import Request
 from dataplane.keys import Key
 from dataplane.openai import Ask
 from dataplane.prompts import Prompt
-from proto import routing_pb2 as pb
+
+PRIORITY_MIN, PRIORITY_MAX = -(2**31), 2**31 - 1
 
 
 def build(
-    request: Request, ask: Ask, prompt: Prompt, *, request_id: bytes, attempt: int, exclude: Sequence[int]
-) -> pb.Question:
-    """Without its question_id. exclude: endpoint numbers already tried."""
-    question = pb.Question(
+    request: Request, ask: Ask, prompt: Prompt, *, request_id: str, attempt: int, exclude: Sequence[int], key: Key | None = None
+) -> Asked:
+    """Without its question_id. exclude: endpoint numbers already tried; key: what it decides is not the caller's to say."""
+    wanted = Wanted(
         model=ask.model,
         input_tokens=prompt.input_tokens,
-        chain_kind=prompt.chain_kind,
+        exact_tokens=prompt.kind == "tokens",
         max_tokens=ask.max_tokens,
-        request_id=request_id.decode("latin-1"),
+        exclude=tuple(exclude),
+        request_id=request_id,
         attempt=attempt,
         streams=ask.streams,
-        exclude=exclude,
     )
-    for size, hashes in prompt.chains:
-        question.chains.add(block_size=size, hashes=hashes)
+    if request.forwarded is None or key is not None:  # else its head is known to hold no wishes
+        wishes = _wishes(request)
+        if key is not None:
+            if not key.may_set_tenant or not wishes.get("tenant"):
+                wishes["tenant"] = key.tenant
+            wishes["priority"] = min(wishes.get("priority", 0), key.priority_max)
+        if wishes:
+            wanted = msgspec.structs.replace(wanted, **wishes)
+    return Asked(0, wanted, prompt.chains)
+
+
+def _wishes(request: Request) -> dict[str, Any]:
+    """The caller's, from its headers; what cannot be read is as if it were not there."""
+    wishes: dict[str, Any] = {}
     for name, value in request.headers:
         if name.startswith(b"x-headway-"):
-            _read_header(question, name, value)
-    return question
+            _read_header(wishes, name, value)
+    return wishes
 
 
-def stamp(question: pb.Question, key: Key) -> None:
-    """What the caller's key decides in place of the caller."""
-    if not key.may_set_tenant or not question.tenant:
-        question.tenant = key.tenant
-    question.priority = min(question.priority, key.priority_max)
-
-
-def _read_header(question: pb.Question, name: bytes, value: bytes) -> None:
-    """The caller's wishes; what cannot be read is as if it were not there."""
+def _read_header(wishes: dict[str, Any], name: bytes, value: bytes) -> None:
     text = value.decode("latin-1").strip()
     try:
         if name == b"x-headway-slo-ttft-ms":
-            question.slo_ttft_ms = max(0.0, float(text))
+            wishes["slo_ttft_ms"] = max(0.0, float(text))
         elif name == b"x-headway-priority":
-            question.priority = int(text)
+            wishes["priority"] = max(PRIORITY_MIN, min(PRIORITY_MAX, int(text)))
         elif name == b"x-headway-tenant":
-            question.tenant = text
+            wishes["tenant"] = text
         elif name == b"x-headway-session":
-            question.session = text
+            wishes["session"] = text
     except ValueError:
         pass

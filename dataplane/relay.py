@@ -50,6 +50,8 @@ class Verdict:
     retryable: bool
 
 
+_UNKNOWN = Ending()
+"""Of a response that has not ended; never written to."""
 _GOOD = Verdict(End.COMPLETE, False)
 _STATUS = {
     408: Verdict(End.TIMED_OUT, True),
@@ -67,58 +69,30 @@ def _verdict_of_status(status: int) -> Verdict:
 class Relay:
     """One response. hold_bytes_max: how much is held back at most; dechunk: for HTTP/1.0 clients."""
 
-    __slots__ = (
-        "_buffer",
-        "_carry",
-        "_dechunk",
-        "_events",
-        "_held",
-        "_held_bytes",
-        "_hold_bytes_max",
-        "_message_end",
-        "_must_end_with_done",
-        "_tail",
-        "_tail_bytes",
-        "chunks",
-        "cut_short",
-        "ending",
-        "error_event",
-        "first",
-        "head",
-        "phase",
-        "ready",
-        "remaining",
-        "trailing",
-    )
+    # What most responses never set: as class attributes these cost a response nothing.
+    phase = _HEAD
+    head: ResponseHead | None = None
+    ready = False  # HELD long enough: ask `verdict`, then `release`
+    first = _NOTHING
+    trailing = False  # bytes after the message: the connection must not be used again
+    cut_short = False  # a stream that ended as HTTP but not as an event stream
+    error_event = b""
+    chunks: ChunkedReader | None = None
+    remaining = -1
+    _message_end = 0
+    _buffer = b""
+    _held_bytes = 0
+    _events: EventReader | None = None
+    _carry = b""
+    _tail_bytes = 0
 
-    def __init__(
-        self,
-        *,
-        hold_bytes_max: int,
-        dechunk: bool = False,
-        must_end_with_done: bool = False,
-    ) -> None:
-        self.phase = _HEAD
-        self.head: ResponseHead | None = None
-        self.ready = False  # HELD long enough: ask `verdict`, then `release`
-        self.first = _NOTHING
-        self.trailing = False  # bytes after the message: the connection must not be used again
-        self.cut_short = False  # a stream that ended as HTTP but not as an event stream
-        self.ending = Ending()
-        self.error_event = b""
-        self.chunks: ChunkedReader | None = None
-        self.remaining = -1
-        self._message_end = 0
+    def __init__(self, *, hold_bytes_max: int, dechunk: bool = False, must_end_with_done: bool = False) -> None:
         self._hold_bytes_max = hold_bytes_max
         self._dechunk = dechunk
         self._must_end_with_done = must_end_with_done
-        self._buffer = b""
+        self.ending = _UNKNOWN
         self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._events: EventReader | None = None
-        self._carry = b""
         self._tail: list[bytes] = []
-        self._tail_bytes = 0
 
     @property
     def begun(self) -> bool:
@@ -137,9 +111,10 @@ class Relay:
     @property
     def reusable(self) -> bool:
         """The connection can carry another request."""
-        if self.phase is not _ENDED or self.trailing or self.head is None:
+        head = self.head
+        if self.phase is not _ENDED or self.trailing or head is None:
             return False
-        return self.head.keep_alive and (self.chunks is not None or self.head.length >= 0)
+        return head.keep_alive and (head.length >= 0 or self.chunks is not None)
 
     @property
     def sequence_number(self) -> int:
@@ -155,6 +130,8 @@ class Relay:
             self.trailing = True
             return b""
         if self.phase is _HEAD:
+            if not self._buffer and self._take_whole(data):
+                return b""
             data = self._read_head(data)
             if self.phase is _HEAD:
                 return b""
@@ -186,8 +163,8 @@ class Relay:
 
     def release(self) -> bytes:
         """Everything held back; from now on bytes pass."""
-        held = b"".join(self._held)
-        self._held.clear()
+        held = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        self._held = []
         if self.phase is _ENDED and self.cut_short and self.chunks is not None and not self._dechunk:
             held = held[: _boundary(held)]
         if self.phase is _HELD:
@@ -209,6 +186,25 @@ class Relay:
         return End.ENGINE_ABORTED if self.ending.aborted else End.COMPLETE
 
     # --- HEAD ---
+
+    def _take_whole(self, data: bytes) -> bool:
+        """The usual answer that is no stream, head and body in one read: what the other steps come to, without them."""
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        head = parse_response_head(data[:end])
+        if not head.is_plain or len(data) != end + 4 + head.length or head.length > self._hold_bytes_max:
+            return False
+        body = data[end + 4 :]
+        self.head = head
+        self.remaining = 0
+        self._held.append(body)
+        self.first, self.ending = read_whole(body)
+        if self.first is _ERROR:
+            self.error_event = body
+        self.phase = _ENDED
+        self.ready = True
+        return True
 
     def _read_head(self, data: bytes) -> bytes:
         """The bytes behind the head, once it is there."""

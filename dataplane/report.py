@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contract.outcome import End
+from contract.routing import Ended
 from dataplane.relay import Relay
-from proto import routing_pb2 as pb
 
 
 def outcome(
@@ -21,28 +21,45 @@ def outcome(
     url: str,
     input_tokens: int,
     connected: bool = True,
-) -> pb.Outcome:
+) -> Ended:
     """Times are seconds of one clock; first_at: 0 where no event with content came.
 
     model, url and input_tokens go along only where the decision was made without the control plane, or where it is away and
     may come back without remembering: connected False.
     """
-    found = pb.Outcome(decision_id=decision_id, end=int(end), e2e_s=now - sent_at, request_id=request_id)  # type: ignore[arg-type]
-    if not decision_id or not connected:
-        found.model, found.url, found.input_tokens = model, url, input_tokens
+    if decision_id and connected:
+        model, url, input_tokens = "", "", 0
     if relay is None or relay.head is None:
-        return found
-    found.http_status = relay.head.status
-    found.streamed = relay.is_stream
-    ending = relay.ending
-    if ending.prompt_tokens is not None:
-        found.prompt_tokens = ending.prompt_tokens
-    if ending.cached_tokens is not None:
-        found.cached_tokens = ending.cached_tokens
-    events = relay.chunks.chunks - ending.done if relay.chunks is not None and relay.is_stream and first_at else 0
-    found.output_tokens = ending.output_tokens if ending.output_tokens is not None else events
-    if relay.is_stream and first_at:
-        found.ttft_s = first_at - sent_at
-        if found.output_tokens > 1:
-            found.itl_s = (last_at - first_at) / (found.output_tokens - 1)
-    return found
+        return Ended(
+            decision_id=decision_id,
+            end=end,
+            e2e_s=now - sent_at,
+            request_id=request_id,
+            model=model,
+            url=url,
+            input_tokens=input_tokens,
+        )
+    ending, streamed = relay.ending, relay.is_stream
+    output_tokens, ttft_s, itl_s = ending.output_tokens, -1.0, -1.0
+    if output_tokens is None:
+        output_tokens = relay.chunks.chunks - ending.done if relay.chunks is not None and streamed and first_at else 0
+    if streamed and first_at:
+        ttft_s = first_at - sent_at
+        if output_tokens > 1:
+            itl_s = (last_at - first_at) / (output_tokens - 1)
+    return Ended(
+        decision_id=decision_id,
+        end=end,
+        http_status=relay.head.status,
+        ttft_s=ttft_s,
+        e2e_s=now - sent_at,
+        output_tokens=output_tokens,
+        prompt_tokens=-1 if ending.prompt_tokens is None else ending.prompt_tokens,
+        cached_tokens=-1 if ending.cached_tokens is None else ending.cached_tokens,
+        streamed=streamed,
+        itl_s=itl_s,
+        request_id=request_id,
+        model=model,
+        url=url,
+        input_tokens=input_tokens,
+    )

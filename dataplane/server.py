@@ -15,6 +15,7 @@ from dataplane.connection import ClientConnection
 from dataplane.errors import ApiError
 from dataplane.exchange import Exchange
 from dataplane.gateway import Gateway
+from dataplane.heads import KnownHeads
 from dataplane.http1 import Request, reply
 from dataplane.keys import Key
 from dataplane.limits import Permit
@@ -44,6 +45,7 @@ class Server:
         self.metrics = gateway.metrics
         self.extra_headers = gateway.extra_headers
         self.connections: set[ClientConnection] = set()
+        self.heads = KnownHeads(gateway.settings.body_bytes_max)
         self._admin = admin
         self._access = None if admin else gateway.access
         self._listener = Listener(lambda: ClientConnection(self))
@@ -100,6 +102,13 @@ class Server:
             self._answer(connection, request, kind)
         else:
             self._route(connection, request, None)
+
+    def handle_known(self, connection: ClientConnection, request: Request) -> None:
+        """The same for a request whose head was seen before, which is one to route."""
+        if self._access is None and not self._admin:
+            self._route(connection, request, None)
+        else:
+            self.handle(connection, request)
 
     def _handle_keyed(self, access: Access, connection: ClientConnection, request: Request, kind: Kind | ApiError) -> None:
         """The same where callers need a key."""

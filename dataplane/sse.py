@@ -27,6 +27,9 @@ class Says(Enum):
     DONE = "done"
 
 
+_CONTENT = Says.CONTENT
+
+
 class EventReader:
     """Cuts a body, fed in pieces of any size, into events: the data of each, joined over its `data:` lines.
 
@@ -67,13 +70,6 @@ class _Choice(msgspec.Struct):
     text: Any = None
     finish_reason: str | None = None
 
-    @property
-    def has_text(self) -> bool:
-        part = self.delta or self.message
-        if part is None:
-            return bool(self.text)
-        return bool(part.content or part.reasoning_content or part.reasoning or part.tool_calls or part.refusal or self.text)
-
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
@@ -113,13 +109,17 @@ def meaning(data: bytes) -> Says:
 
 
 def _meaning_of_choices(choices: list[_Choice]) -> Says:
+    finished = False
     for choice in choices:
-        if choice.has_text:
-            return Says.CONTENT
-    reasons = {choice.finish_reason for choice in choices}
-    if "abort" in reasons:
+        part = choice.delta or choice.message
+        if choice.text or (
+            part is not None and (part.content or part.reasoning_content or part.reasoning or part.tool_calls or part.refusal)
+        ):
+            return _CONTENT
+        finished = finished or choice.finish_reason is not None
+    if any(choice.finish_reason == "abort" for choice in choices):
         return Says.ABORT
-    return Says.CONTENT if reasons - {None} else Says.NOTHING
+    return _CONTENT if finished else Says.NOTHING
 
 
 def error_code(data: bytes) -> int:

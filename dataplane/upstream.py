@@ -34,11 +34,12 @@ class Owner(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine. While it has no owner it is idle, and any byte or break ends it."""
 
-    __slots__ = ("_pool", "idle_since", "owner", "reused", "transport", "url")
+    __slots__ = ("_pool", "host", "idle_since", "owner", "reused", "transport", "url")
 
     def __init__(self, pool: UpstreamPool, url: str) -> None:
         self._pool = pool
         self.url = url
+        self.host = pool.host(url)
         self.owner: Owner | None = None
         self.transport: asyncio.Transport | None = None
         self.reused = False
@@ -70,15 +71,20 @@ class UpstreamConnection(asyncio.Protocol):
         if self.owner is not None:
             self.owner.upstream_full(False)
 
+    def pause(self) -> None:
+        """Read no more for now."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
     def abort(self) -> None:
         """Close at once; the owner hears nothing more."""
         self.owner = None
         if self.transport is not None:
             self.transport.abort()
-
-    @property
-    def usable(self) -> bool:
-        return self.transport is not None and not self.transport.is_closing()
 
 
 def no_delay(transport: asyncio.BaseTransport) -> None:
@@ -109,27 +115,31 @@ class UpstreamPool:
         """The Host header of a base URL."""
         return self._address(url)[2]
 
-    def take(self, url: str) -> UpstreamConnection | None:
+    def take(self, url: str, now: float) -> UpstreamConnection | None:
         """An idle connection that is still young; older ones are closed."""
         idle = self._idle.get(url)
         if not idle:
             return None
         connection = idle.pop()
-        if connection.usable and self._clock.now() - connection.idle_since <= self._idle_s:
+        transport = connection.transport
+        if transport is not None and now - connection.idle_since <= self._idle_s and not transport.is_closing():
             connection.reused = True
             return connection
         idle.append(connection)
         self._close(idle)
         return None
 
-    def give(self, connection: UpstreamConnection) -> None:
+    def give(self, connection: UpstreamConnection, now: float) -> None:
         """Back, its response read to the end."""
         connection.owner = None
-        idle = self._idle.setdefault(connection.url, [])
-        if not connection.usable or len(idle) >= IDLE_PER_ENDPOINT_MAX:
+        idle = self._idle.get(connection.url)
+        if idle is None:
+            idle = self._idle[connection.url] = []
+        transport = connection.transport
+        if transport is None or len(idle) >= IDLE_PER_ENDPOINT_MAX or transport.is_closing():
             connection.abort()
             return
-        connection.idle_since = self._clock.now()
+        connection.idle_since = now
         idle.append(connection)
 
     def connect(self, url: str, done: Callable[[UpstreamConnection | Exception], None]) -> None:

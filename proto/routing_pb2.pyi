@@ -5,6 +5,9 @@ Routing: where should this request go, and how did it end there.
 
 The data plane holds one RouteStream per process and puts all questions of one event-loop tick into one message;
 outcomes and first bytes ride along. People and tools use the unary calls.
+
+On the stream both sides may use the `packed` fields in place of the messages beside them: the same content as one
+msgpack array each, see contract/routing.py. Building and reading a message per question costs more than deciding it.
 """
 
 from collections import abc as _abc
@@ -362,16 +365,24 @@ class DecisionBatch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISIONS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
+    PACKED_VERSION_FIELD_NUMBER: _builtins.int
+    packed: _builtins.bytes
+    """[Answer, ...] of contract/routing.py, to processes whose Hello said that they read it"""
+    packed_version: _builtins.int
+    """in the first message of the stream: RouteBatch.packed of this version is read"""
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]: ...
     def __init__(
         self,
         *,
         decisions: _abc.Iterable[Global___Decision] | None = ...,
+        packed: _builtins.bytes = ...,
+        packed_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "packed", b"packed", "packed_version", b"packed_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,6 +397,9 @@ class RouteBatch(_message.Message):
     FIRST_BYTES_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
     CANCELS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
+    packed: _builtins.bytes
+    """Said of contract/routing.py, once the control plane has said that it reads it"""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -404,10 +418,11 @@ class RouteBatch(_message.Message):
         first_bytes: _abc.Iterable[Global___FirstByte] | None = ...,
         outcomes: _abc.Iterable[Global___Outcome] | None = ...,
         cancels: _abc.Iterable[Global___Cancel] | None = ...,
+        packed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancels", b"cancels", "first_bytes", b"first_bytes", "hello", b"hello", "outcomes", b"outcomes", "questions", b"questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancels", b"cancels", "first_bytes", b"first_bytes", "hello", b"hello", "outcomes", b"outcomes", "packed", b"packed", "questions", b"questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,10 +458,13 @@ class Hello(_message.Message):
     PROCESS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     QUEUE_NOTICES_FIELD_NUMBER: _builtins.int
+    PACKED_VERSION_FIELD_NUMBER: _builtins.int
     process: _builtins.str
     """unique per data-plane process and start"""
     queue_notices: _builtins.bool
     """tell this process with Decision.queued when a question has to wait"""
+    packed_version: _builtins.int
+    """DecisionBatch.packed of this version is read; 0: none is"""
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Held]:
         """what this process is relaying right now: reservations to keep or to make again"""
@@ -457,10 +475,11 @@ class Hello(_message.Message):
         process: _builtins.str = ...,
         held: _abc.Iterable[Global___Held] | None = ...,
         queue_notices: _builtins.bool = ...,
+        packed_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "process", b"process", "queue_notices", b"queue_notices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "packed_version", b"packed_version", "process", b"process", "queue_notices", b"queue_notices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,9 @@ Routing: where should this request go, and how did it end there.
 
 The data plane holds one RouteStream per process and puts all questions of one event-loop tick into one message;
 outcomes and first bytes ride along. People and tools use the unary calls.
+
+On the stream both sides may use the `packed` fields in place of the messages beside them: the same content as one
+msgpack array each, see contract/routing.py. Building and reading a message per question costs more than deciding it.
 """
 
 from collections import abc as _abc

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from contract.routing import VERSION, Asked, Ended, Request, Said, pack, unpack_answers
 from proto import routing_pb2 as pb
 from tests.controlplane.parts import BLOCK, MODEL, hashes, record
 from tests.controlplane.served import asked, serve, until
@@ -290,3 +291,37 @@ async def test_a_worker_of_another_model_is_no_candidate(short_dir: Path) -> Non
         )
         assert (mine.worker, theirs.worker, adapter.worker) == ("w0", "other", "other")
         assert nobody.shed.reason == pb.Shed.UNKNOWN_MODEL
+
+
+async def test_who_reads_packed_messages_is_answered_in_them(short_dir: Path) -> None:
+    async with serve(short_dir, workers=2, policy="round_robin") as served:
+        call = served.route.RouteStream()
+        await call.write(pb.RouteBatch(hello=pb.Hello(process="dp-1", packed_version=VERSION, queue_notices=True)))
+        greeting = await call.read()
+        assert isinstance(greeting, pb.DecisionBatch)
+        assert (greeting.packed_version, greeting.packed, len(greeting.decisions)) == (VERSION, b"", 0)
+        chains = ((BLOCK, hashes(1, 2).tobytes()),)
+        questions = [Asked(number, Request(model=MODEL, input_tokens=40), chains) for number in (1, 2)]
+        unknown = Asked(3, Request(model="nobody's"))
+        await call.write(pb.RouteBatch(packed=pack(Said([*questions, unknown]))))
+        batch = await call.read()
+        assert isinstance(batch, pb.DecisionBatch)
+        first, second, refused = unpack_answers(batch.packed)
+        assert (first.question_id, first.worker, second.worker, first.policy) == (1, "w0", "w1", "round_robin")
+        assert refused.refusal is not None
+        assert refused.refusal.reason == pb.Shed.UNKNOWN_MODEL
+        ended = Ended(decision_id=first.decision_id, end=pb.COMPLETE, e2e_s=0.5)
+        await call.write(pb.RouteBatch(packed=pack(Said(first_bytes=[(second.decision_id, 0.1)], outcomes=[ended]))))
+        await until(lambda: len(served.plant.ledger) == 1)
+        call.cancel()
+
+
+async def test_packed_bytes_that_are_none_end_the_stream(short_dir: Path) -> None:
+    async with serve(short_dir) as served:
+        call = served.route.RouteStream()
+        await call.write(pb.RouteBatch(hello=pb.Hello(process="dp-1")))
+        await call.write(pb.RouteBatch(packed=b"\xc1"))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "packed" in (refused.value.details() or "")

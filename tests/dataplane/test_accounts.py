@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from contract.outcome import End
+from contract.routing import Answer
 from proto import routing_pb2 as pb
 from tests.controlplane.served import Served, serve, until
 from tests.dataplane.client import Client, ask, chat, request
@@ -105,18 +107,15 @@ async def test_a_decision_for_an_engine_that_was_tried_is_given_back(
     bad.script(resets())
     async with fleet(short_dir, bad, good) as served:
         proxy = await connected(start_proxy, served)
-        tried_again: list[pb.Decision] = []
+        tried_again: list[Answer] = []
         release, take = proxy.app.control.release, proxy.app.control._take
 
-        def released(decision: pb.Decision) -> None:
-            tried_again.append(decision)
-            release(decision)
+        def released(answer: Answer) -> None:
+            tried_again.append(answer)
+            release(answer)
 
-        def disguise(batch: pb.DecisionBatch) -> None:
-            for decision in batch.decisions:
-                if decision.url == good.url:
-                    decision.url = bad.url
-            take(batch)
+        def disguise(answers: list[Answer]) -> None:
+            take([msgspec.structs.replace(answer, url=bad.url) if answer.url == good.url else answer for answer in answers])
 
         proxy.app.control.release = released  # type: ignore[method-assign]
         proxy.app.control._take = disguise  # type: ignore[method-assign]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from proto import routing_pb2 as pb
 from tests.dataplane.client import Client, ask, chat, request
 from tests.dataplane.conftest import StartBackend, StartProxy
@@ -35,6 +37,29 @@ async def test_a_control_plane_that_comes_late_takes_over(start_proxy: StartProx
         assert "x-headway-fallback" not in response.headers
     finally:
         await control.stop()
+
+
+@pytest.mark.parametrize("packs", [True, False])
+async def test_a_control_plane_is_spoken_to_in_the_messages_that_it_reads(
+    packs: bool, start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    """Packed or one by one: the same questions, decisions and outcomes."""
+    control.packs = packs
+    control.serve("m", backend.url, tokenizer="headway-8k")
+    proxy = await start_proxy(control=control)
+    await proxy.until(lambda app: app.prompts.status(control.view.models) == {"m": "ready"})
+    body = chat(messages=[{"role": "user", "content": "word " * 40}], max_tokens=7)
+    wishes = {"x-headway-tenant": "acme", "x-headway-priority": "3", "x-headway-slo-ttft-ms": "1500", "x-headway-session": "s"}
+    response = await ask(proxy.port, request(body, headers=wishes))
+    await control.until(lambda control: len(control.outcomes) == 1)
+    question, outcome = control.questions[0], control.outcomes[0]
+    assert any(batch.packed for batch in control.batches) == packs
+    assert (question.model, question.max_tokens, question.tenant, question.priority) == ("m", 7, "acme", 3)
+    assert (question.slo_ttft_ms, question.session, question.chain_kind) == (1500, "s", pb.TOKENS)
+    assert question.input_tokens > 16
+    assert [(chain.block_size, len(chain.hashes)) for chain in question.chains] == [(16, 8 * (question.input_tokens // 16))]
+    assert response.headers["x-headway-decision"] == f"{outcome.decision_id:016x}"
+    assert (outcome.end, outcome.http_status) == (pb.COMPLETE, 200)
 
 
 async def test_a_missed_deadline_goes_to_the_fallback_and_is_cancelled(

@@ -141,7 +141,7 @@ def test_the_forwarded_head_names_the_engine_and_frames_the_body_itself() -> Non
         (b"expect", b"100-continue"),
     ):
         request.add_header(name, value)
-    head = forward_head(request, host=b"engine:1", request_id=b"r", traceparent=b"t", data_parallel_rank=2)
+    head = forward_head(request, host=b"engine:1", request_id=b"r", traceparent=b"t", rank=2)
     assert head.split(b"\r\n") == [
         b"POST /v1/completions?x=1 HTTP/1.1",
         b"host: engine:1",

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.outcome import End
+from contract.routing import Refusal
 from dataplane.admission import Concurrency, RetryBudget
-from dataplane.errors import ApiError, from_shed
+from dataplane.errors import ApiError, from_refusal
 from dataplane.fallback import FAILED_SKIP_S, Fleet, static_view
 from dataplane.http1 import Request
 from dataplane.metrics import Metrics
@@ -107,10 +108,10 @@ def test_compressed_bodies_are_refused_in_words() -> None:
 
 
 def test_an_unknown_model_is_404_and_every_other_shed_503_with_a_time() -> None:
-    assert from_shed(pb.Shed(reason=pb.Shed.UNKNOWN_MODEL), "x").status == 404
+    assert from_refusal(Refusal(pb.Shed.UNKNOWN_MODEL, "", 0.0), "x").status == 404
     for reason in pb.Shed.Reason.values():
         if reason != pb.Shed.UNKNOWN_MODEL:
-            refusal = from_shed(pb.Shed(reason=reason), "x")
+            refusal = from_refusal(Refusal(reason, "", 0.0), "x")
             assert refusal.status == 503
             assert refusal.retry_after_s > 0
             assert refusal.code
@@ -246,7 +247,7 @@ def test_an_outcome_without_a_response_carries_no_times_of_tokens() -> None:
         url="u",
         input_tokens=3,
     )
-    assert not found.HasField("ttft_s")
+    assert found.ttft_s < 0
     assert (found.model, found.url, found.input_tokens, found.http_status) == ("m", "u", 3, 0)
 
 

@@ -93,7 +93,7 @@ def test_what_is_no_trace_is_not_continued(header: bytes) -> None:
 
 
 def test_a_trace_goes_on_with_its_flags_in_a_span_of_its_own() -> None:
-    begun = trace.begun()
+    begun = trace.begun(trace.Ids().next())
     went_on = trace.continued(begun)
     assert went_on[:36] == begun[:36]
     assert went_on[36:52] != begun[36:52]

@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from contract.routing import pack, unpack_said
+from dataplane import messages
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc as rpc
 
@@ -36,6 +38,7 @@ class Control(rpc.RoutingServicer):
         self.view = pb.FleetView(version=1, warm=True, policy="scripted")
         self.decide: Decide = self.round_robin
         self.silent = False
+        self.packs = True  # reads and sends packed messages; what came in is in the lists as messages all the same
         self.address = ""
         self._server: grpc.aio.Server | None = None
         self._ids = itertools.count(0x1000)
@@ -111,6 +114,10 @@ class Control(rpc.RoutingServicer):
             self.batches.append(batch)
             if batch.HasField("hello"):
                 self.hellos.append(batch.hello)
+                if self.packs:
+                    await context.write(pb.DecisionBatch(packed_version=batch.hello.packed_version))
+            elif self.packs and batch.packed:
+                batch = messages.batch(unpack_said(batch.packed))
             self.questions.extend(batch.questions)
             self.outcomes.extend(batch.outcomes)
             self.first_bytes.extend(batch.first_bytes)
@@ -124,7 +131,7 @@ class Control(rpc.RoutingServicer):
                 if decision is None or decision.queued:
                     self._late.append((question, context))
             if decisions.decisions:
-                await context.write(decisions)
+                await context.write(self._sent(decisions))
             await self._notify()
 
     async def answer_late(self) -> None:
@@ -134,7 +141,10 @@ class Control(rpc.RoutingServicer):
             decision = self.round_robin(question)
             assert decision is not None
             decision.question_id = question.question_id
-            await context.write(pb.DecisionBatch(decisions=[decision]))
+            await context.write(self._sent(pb.DecisionBatch(decisions=[decision])))
+
+    def _sent(self, batch: pb.DecisionBatch) -> pb.DecisionBatch:
+        return pb.DecisionBatch(packed=pack(list(map(messages.answer, batch.decisions)))) if self.packs else batch
 
     async def WatchFleet(self, request: pb.WatchFleetRequest, context: Any) -> AsyncIterator[pb.FleetView]:  # noqa: N802
         sent = -1
