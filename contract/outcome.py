@@ -31,6 +31,10 @@ class End(IntEnum):
     LOST = 101  # its data plane vanished and did not claim it again
 
 
+END_NAMES = {int(end): end.name for end in End}
+"""Looked up once a request: making a member of a number takes a microsecond."""
+
+
 class Outcome(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """One request at one endpoint. Counts are tokens, times seconds, -1 is "not known"."""
 

@@ -41,7 +41,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 
-from contract.outcome import End
+from contract.outcome import END_NAMES, End
 
 
 class BreakerState(IntEnum):
@@ -65,9 +65,11 @@ FAILURES = frozenset((End.CONNECT_FAILED, End.RESET, End.TIMED_OUT, End.ENGINE_E
 
 def evidence(end: int) -> Evidence:
     """Sorts a `contract.outcome.End`."""
-    if end == End.COMPLETE:
-        return Evidence.SUCCESS
-    return Evidence.FAILURE if end in FAILURES else Evidence.NOTHING
+    return _EVIDENCE.get(end, _NOTHING)
+
+
+_EVIDENCE = {int(end): Evidence.FAILURE for end in FAILURES} | {int(End.COMPLETE): Evidence.SUCCESS}
+_NOTHING, _SUCCESS, _CLOSED = Evidence.NOTHING, Evidence.SUCCESS, BreakerState.CLOSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Breaker:
 
     def admits(self, now: float) -> bool:
         """Whether a request may be sent there now."""
-        if self._state == BreakerState.CLOSED:
+        if self._state is _CLOSED:
             return True
         if self._state == BreakerState.OPEN:
             return now >= self._open_until
@@ -120,7 +122,7 @@ class Breaker:
 
     def began(self, now: float, decision_id: int) -> None:
         """A request was sent there. While half open it becomes the probe."""
-        if self._state == BreakerState.CLOSED:
+        if self._state is _CLOSED:
             return
         assert self.admits(now), f"request {decision_id} sent through a breaker that admits none ({self.view(now).name})"
         self._state = BreakerState.HALF_OPEN
@@ -135,10 +137,10 @@ class Breaker:
     def ended(self, now: float, decision_id: int, end: int) -> None:
         """A request ended. decision_id 0 is one that was sent without asking (fallback)."""
         verdict = evidence(end)
-        if self._state == BreakerState.CLOSED:
-            self._count(now, verdict, End(end).name)
+        if self._state is _CLOSED:
+            self._count(now, verdict, end)
         elif self._is_probe(decision_id):
-            self._judge_probe(now, verdict, End(end).name)
+            self._judge_probe(now, verdict, END_NAMES[end])
 
     def suspect(self, now: float, reason: str) -> None:
         """A gray failure was seen from outside: open, whatever the ends say. While OPEN it changes nothing."""
@@ -162,22 +164,24 @@ class Breaker:
         else:
             self._probe = None
 
-    def _count(self, now: float, verdict: Evidence, end: str) -> None:
-        if verdict == Evidence.NOTHING:
+    def _count(self, now: float, verdict: Evidence, end: int) -> None:
+        if verdict is _NOTHING:
             return
         bucket = self._bucket(now)
         bucket[verdict] += 1
-        if verdict == Evidence.SUCCESS:
+        if verdict is _SUCCESS:
             self._consecutive = 0
             self._opened = 0
             return
         self._consecutive += 1
         if self._consecutive >= self._bounds.failures_max:
-            self._open(now, f"{self._consecutive} failures in a row, the last {end}")
+            self._open(now, f"{self._consecutive} failures in a row, the last {END_NAMES[end]}")
             return
         good, bad = self._window(now)
         if good + bad >= self._bounds.samples_min and bad > self._bounds.failure_rate_max * (good + bad):
-            self._open(now, f"{bad} of {good + bad} requests failed within {self._bounds.window_s} s, the last {end}")
+            self._open(
+                now, f"{bad} of {good + bad} requests failed within {self._bounds.window_s} s, the last {END_NAMES[end]}"
+            )
 
     def _bucket(self, now: float) -> list[int]:
         second = int(now)

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from contract.features import prefill_work
-from contract.outcome import End, Outcome
+from contract.outcome import END_NAMES, End, Outcome
 from controlplane import admission
 from controlplane.admission import Waiting, WaitingRoom
 from controlplane.breaker import BreakerState, Evidence, evidence
@@ -176,7 +176,6 @@ class Director:
             expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, request),
             checkable=request.exact_tokens,
             policy=profile.name,
-            reason=f"{chosen.matched_tokens} of {chosen.input_tokens} tokens cached, {chosen.batch} requests there",
             candidates=choice.kept,
         )
         if reserve:
@@ -235,7 +234,8 @@ class Director:
         lane: Lane | None,
         at: float,
     ) -> None:
-        absent = () if lane is None else tuple((endpoint, endpoint.absence) for endpoint in lane.absent)
+        missing = () if lane is None else lane.absent
+        absent = tuple([(endpoint, endpoint.absence) for endpoint in missing]) if missing else ()
         self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result))
 
     def _refused(self, question: Question, shed: Shed, now: float) -> Shed:
@@ -376,7 +376,7 @@ class Director:
         self.tally.breakers_opened += before != BreakerState.OPEN and endpoint.breaker.view(now) == BreakerState.OPEN
 
     def _count_end(self, worker: str, end: int) -> None:
-        key = (worker, End(end).name)
+        key = (worker, END_NAMES[end])
         self.tally.ends[key] = self.tally.ends.get(key, 0) + 1
 
     # ---------------------------------------------------------------------------------------------------- time passes

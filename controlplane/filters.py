@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from controlplane.endpoint import Candidate
@@ -14,10 +14,12 @@ ACTIVE_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """keeps: whether a candidate stays; emptied: why the question is shed where this filter leaves nobody."""
+    """keeps: whether a candidate stays; sift: those of many that stay, in one go; emptied: why the question is shed where
+    this filter leaves nobody."""
 
     name: str
     keeps: Callable[[Candidate, Request], bool]
+    sift: Callable[[Sequence[Candidate], Request], Sequence[Candidate]]
     emptied: ShedReason
 
 
@@ -25,12 +27,22 @@ def _not_tried(candidate: Candidate, request: Request) -> bool:
     return candidate.slot not in request.exclude
 
 
+def _sift_tried(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
+    if not request.exclude:
+        return candidates
+    return [candidate for candidate in candidates if candidate.slot not in request.exclude]
+
+
 def _admits(candidate: Candidate, request: Request) -> bool:
     return candidate.admits
 
 
-NOT_TRIED = Filter("tried", _not_tried, ShedReason.EXCLUDED)
-BREAKER = Filter("breaker", _admits, ShedReason.ALL_BREAKERS_OPEN)
+def _sift_admitting(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
+    return [candidate for candidate in candidates if candidate.admits]
+
+
+NOT_TRIED = Filter("tried", _not_tried, _sift_tried, ShedReason.EXCLUDED)
+BREAKER = Filter("breaker", _admits, _sift_admitting, ShedReason.ALL_BREAKERS_OPEN)
 
 
 def below_guard(active_max: int) -> Filter:
@@ -39,4 +51,7 @@ def below_guard(active_max: int) -> Filter:
     def keeps(candidate: Candidate, request: Request) -> bool:
         return candidate.active <= active_max
 
-    return Filter("guard", keeps, ShedReason.ALL_SATURATED)
+    def sift(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
+        return [candidate for candidate in candidates if candidate.active <= active_max]
+
+    return Filter("guard", keeps, sift, ShedReason.ALL_SATURATED)

@@ -57,10 +57,11 @@ def power_of_two(candidates: Sequence[Candidate], totals: Sequence[float], model
 def round_robin(candidates: Sequence[Candidate], totals: Sequence[float], model: str, turn: Turn) -> int:
     """The next slot after the last one that had a turn for this model."""
     last = turn.after(model)
-    positions = range(len(candidates))
-    chosen = min(positions, key=lambda position: (candidates[position].slot <= last, candidates[position].slot))
-    turn.took(model, candidates[chosen].slot)
-    return chosen
+    slots = [candidate.slot for candidate in candidates]
+    later = [slot for slot in slots if slot > last]
+    slot = min(later or slots)
+    turn.took(model, slot)
+    return slots.index(slot)
 
 
 def _by_slot(candidates: Sequence[Candidate], positions: Sequence[int]) -> list[int]:

@@ -44,8 +44,14 @@ class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     expected_tokens: int  # the index's match, also where the credit for it is withheld: what the self-check compares
     checkable: bool  # whether the engine's cached_tokens may be held against `expected_tokens`
     policy: str
-    reason: str
     candidates: int  # left after the filters
+
+    @property
+    def reason(self) -> str:
+        """What decided it, in a few words; made when somebody asks."""
+        row = self.candidate
+        return f"{row.matched_tokens} of {row.input_tokens} tokens cached, {row.batch} requests there"
+
     predicted_ttft_s: float = 0.0  # the median, s; 0: nothing was predicted
     predicted_p90_s: float = 0.0
     model_id: str = ""  # of the model that predicted

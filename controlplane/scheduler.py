@@ -24,8 +24,7 @@ def schedule(profile: Profile, candidates: Sequence[Candidate], request: Request
     """Chooses one of `candidates` (never empty). Returns the filter that left nobody where one did."""
     kept = candidates
     for check in profile.filters:
-        keeps = check.keeps
-        kept = [candidate for candidate in kept if keeps(candidate, request)]
+        kept = check.sift(kept, request)
         if not kept:
             return check
     if len(kept) == 1 and profile.scorers:
