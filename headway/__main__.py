@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("headway.keys", "make, list and revoke callers' API keys"),
     "explain": ("headway.explain", "why a request went where it went"),
     "replay": ("headway.replay", "send a recorded workload through the proxy, open loop"),
+    "train": ("headway.train", "train a model of TTFT, from a file or from the running stack's traffic"),
+    "models": ("headway.models", "the models of TTFT: list, show, promote, rollback"),
     "simulate": ("headway.simulate", "compare policies on a trace in virtual time"),
     "bench": ("headway.bench", "what the router costs, beside other routers"),
     "demo": ("headway.demo", "a tour: up, two conversations, what went where and why, down"),

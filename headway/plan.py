@@ -36,6 +36,7 @@ class StackOptions:
     engine_faults: bool = False  # the emulators take orders to misbehave: for tests
     engines: tuple[str, ...] = ()  # base URLs of running vLLM servers, instead of emulated workers
     tokenizer: str = ""  # of these engines; empty: the model path that they report
+    trainer_dir: str = ""  # where models of TTFT and their samples are kept; empty: no trainer
 
     def ports(self) -> dict[str, int]:
         """Every TCP port the stack listens on, by the flag that moves it."""
@@ -105,7 +106,27 @@ def stack(options: StackOptions, run_dir: Path) -> list[Process]:
             stop_grace_s=10.0,
         )
     )
+    if options.trainer_dir:
+        processes.append(
+            Process(
+                "trainer",
+                python(
+                    "trainer",
+                    *("--listen", trainer_target(run_dir)),
+                    *("--redis-url", redis_url),
+                    *("--metrics-port", "0"),
+                    *("--data-dir", options.trainer_dir),
+                ),
+                "",  # nobody waits for it: the stack serves without models, too
+                stage=3,
+            )
+        )
     return processes
+
+
+def trainer_target(run_dir: Path) -> str:
+    """Where the trainer's gRPC is."""
+    return f"unix:{run_dir / 'trainer.sock'}"
 
 
 def _emulator(options: StackOptions, number: int) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CONTROL_DEFAULT = "127.0.0.1:50051"
+TRAINER_DEFAULT = "127.0.0.1:50052"
 URL_DEFAULT = "http://127.0.0.1:8000"
 
 
@@ -42,6 +43,12 @@ def remove(pid: int) -> None:
     facts = read()
     if facts is not None and facts.get("pid") == pid:
         _path().unlink(missing_ok=True)
+
+
+def trainer_target(given: str) -> str:
+    """What was given, else HEADWAY_TRAINER, else the trainer of the stack started here, else the default address."""
+    facts = read()
+    return given or os.environ.get("HEADWAY_TRAINER", "") or (str(facts.get("trainer", "")) if facts else "") or TRAINER_DEFAULT
 
 
 def control_target(given: str) -> str:

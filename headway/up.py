@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from headway import health, runfile
 from headway.embedded_redis import RedisUnavailable
 from headway.errors import UsageError
-from headway.plan import PRESETS, Number, Process, StackOptions, stack, taken_port
+from headway.plan import PRESETS, Number, Process, StackOptions, stack, taken_port, trainer_target
 from headway.supervisor import Child, describe_exit
 
 START_TIMEOUT_S = 90.0
@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", default="", help="path or hub name, for --engine (default: the model path they report)")
     parser.add_argument("--redis-url", default="", help="an existing Redis (default: an embedded one)")
+    parser.add_argument("--no-trainer", action="store_true", help="no models of TTFT are learned from this stack's traffic")
     parser.add_argument("--engine-faults", action="store_true", help="emulators take orders to misbehave")
     parser.add_argument("--log", default="", help="log file (default: .headway/up.log)")
     parser.add_argument("--verbose", action="store_true", help="every process's log on the terminal, too")
@@ -85,6 +86,7 @@ def options_of(args: argparse.Namespace) -> StackOptions:
         "worker_speeds": _numbers("--worker-speeds", args.worker_speeds, float, 0.01),
         "worker_blocks": _numbers("--worker-blocks", args.worker_blocks, int, 0),
         "engines": tuple(url.rstrip("/") for url in args.engine),
+        "trainer_dir": "" if args.no_trainer else str(runfile.directory() / "trainer"),
     }
     options = StackOptions(
         **{name: getattr(args, name) for name in StackOptions.__dataclass_fields__ if name not in lists}, **lists
@@ -178,6 +180,8 @@ class Stack:
         return True
 
     async def _wait_up(self, child: Child) -> bool:
+        if not child.process.health:
+            return True
         started = time.monotonic()
         ending = asyncio.create_task(self._ending.wait())
         broken = asyncio.create_task(_ended(child))
@@ -209,6 +213,7 @@ class Stack:
             log=str(self._log_path),
             pids={child.process.name: child.pid for child in self._children},
             sockets=str(self._run_dir),
+            trainer=trainer_target(self._run_dir) if options.trainer_dir else "",
         )
         body = json.dumps(
             {
@@ -241,7 +246,7 @@ class Stack:
         say(f"curl -sS -N -i {url} -H 'content-type: application/json' -d '{body}'")
         say()
         command = Path(sys.argv[0]).name if shutil.which("headway") else os.path.relpath(sys.argv[0])
-        say(f"Then: {command} explain    {command} workers    {command} policy prefix    {command} replay")
+        say(f"Then: {command} explain    {command} workers    {command} policy prefix    {command} replay    {command} models")
         say("Ctrl-C ends everything.")
 
     async def _stop(self) -> None:

@@ -18,6 +18,7 @@ from runtime.clock import SystemClock
 from runtime.grpc_server import Server
 from runtime.service import Life
 from runtime.settings import fail, read
+from trainer.durable import TakenError, alone
 from trainer.follow import Follow
 from trainer.lifecycle import Lifecycle, Windows
 from trainer.metrics import TrainerCollector, registry
@@ -41,6 +42,7 @@ async def serve(settings: Settings, life: Life) -> None:
     clock = SystemClock()
     lock = asyncio.Lock()
     where = Path(settings.data_dir)
+    held = alone(where)
     samples = SampleLog(
         where / "samples",
         rng=np.random.default_rng(settings.seed),
@@ -116,6 +118,7 @@ async def serve(settings: Settings, life: Life) -> None:
         await http.cleanup()
     await client.aclose()
     await mirrored.aclose()
+    held.close()
 
 
 def main() -> None:
@@ -125,8 +128,10 @@ def main() -> None:
     async def body(life: Life) -> None:
         try:
             await serve(settings, life)
-        except (AddressError, SampleLogError) as error:
+        except (AddressError, SampleLogError, TakenError) as error:
             fail(PROCESS, error.strerror or str(error))
+        except PermissionError as error:
+            fail(PROCESS, f"--data-dir: {error.filename}: {error.strerror}")
         except (tls.TlsError, RegistryError) as error:
             fail(PROCESS, str(error))
 

@@ -5,13 +5,18 @@ Every step that a crash may fall between goes through `Disk`, so that tests can 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 TEMPORARY = ".tmp-"
 """What the names of unfinished things begin with; `sweep` removes them."""
+
+
+LOCK_FILE = ".lock"
 
 
 class Disk:
@@ -68,6 +73,22 @@ def remove_directory(disk: Disk, path: Path) -> None:
     disk.rename(path, doomed)
     disk.sync_directory(path.parent)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+class TakenError(OSError):
+    """Another process uses the directory."""
+
+
+def alone(directory: Path) -> IO[bytes]:
+    """Makes the directory and holds it until what is returned is closed, or this process ends. TakenError. OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = (directory / LOCK_FILE).open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise TakenError(f"{directory}: another trainer uses it") from None
+    return file
 
 
 def sweep(directory: Path) -> None:

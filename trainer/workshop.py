@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from prediction import dataset
@@ -18,6 +20,9 @@ from trainer.train import Tell, Trained, TrainError, train
 from trainer.zoo.kind import TrainingStopped
 
 log = logging.getLogger(__name__)
+
+NICE = 10
+"""A training gives way to the processes whose requests it learns from."""
 
 
 class Busy(Exception):
@@ -54,6 +59,7 @@ class Workshop:
         self._samples_max = samples_max
         self._seed = seed
         self._stopping = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self.busy = False
         self.trainings = 0
         self.failures = 0
@@ -79,7 +85,7 @@ class Workshop:
 
             async with self._lock:
                 source = None if order.dataset else self._samples.dataset(order.samples_max or self._samples_max)
-            trained = await asyncio.to_thread(self._train, order, source, pass_on)
+            trained = await loop.run_in_executor(self._thread, self._train, order, source, pass_on)
             async with self._lock:
                 verdict = await asyncio.to_thread(self._lifecycle.submit, trained, now_unix=self._clock.unix())
         except (TrainError, DatasetError, OSError):
@@ -97,6 +103,7 @@ class Workshop:
         return Result(trained, verdict)
 
     def _train(self, order: Order, source: Dataset | None, tell: Callable[[str, float, str], None]) -> Trained:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # of this thread, and of those that LightGBM starts
         tell("read", 0.0, order.dataset or "the outcome log")
         samples = dataset.read(order.dataset) if source is None else source
         now_unix = self._clock.unix()

@@ -16,8 +16,9 @@ Floats = npt.NDArray[np.float64]
 Progress = Callable[[float], None]
 """Told how much of the work is done, 0 to 1."""
 
-THREADS = 2
-"""Of one training: it shares its machine with what it trains for."""
+THREADS = 1
+"""Of one training. It shares its machine with what it trains for, and threads of OpenMP that wait for each other on a busy core
+spin: two of them were seen to spend 24 s of CPU on what one does in 2 s."""
 
 
 class TrainingStopped(Exception):

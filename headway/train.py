@@ -1,0 +1,179 @@
+"""`headway train`: a model of TTFT, from a file here and now, or by the trainer from the running stack's traffic.
+
+With --from, samples are read from a Parquet or CSV file (or a directory of them), a model of the kind is fitted, its p90 is
+calibrated, and the table says how it does on the samples that had no part in it; --kind all compares the whole zoo. --out
+keeps the model in a registry directory. Without --from, or with --submit, the trainer trains, judges it against the model
+that serves, and puts it into shadow where it is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from headway.errors import UsageError
+from headway.model_tables import LEGEND, scores_of, zone_table
+from headway.trainer_client import add_trainer_argument, call
+from prediction import dataset
+from prediction.dataset import Dataset
+from prediction.errors import DatasetError
+from prediction.scores import Scores
+from proto import trainer_pb2, trainer_pb2_grpc
+from trainer.registry import Registry, RegistryError
+from trainer.train import Trained, TrainError, train
+from trainer.workshop import model_id
+from trainer.zoo import DEFAULT, KINDS
+from trainer.zoo.kind import Fit
+
+WIDTH = 140
+ALL = "all"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="source", metavar="PATH", help="Parquet or CSV file of samples, or a directory of them")
+    parser.add_argument("--kind", default=DEFAULT, help=f"{', '.join(KINDS)}, or all (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the model in this registry directory")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
+    parser.add_argument(
+        "--samples-max", type=int, default=0, metavar="N", help="train on N of them, rare states kept (default: all)"
+    )
+    parser.add_argument("--dask", default="", metavar="SCHEDULER:PORT", help="fit on this Dask cluster (kind lightgbm)")
+    parser.add_argument("--submit", action="store_true", help="let the trainer do it with --from's path, as it sees it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    add_trainer_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0. UsageError: nothing to train on, or nobody who would."""
+    if args.kind != ALL and args.kind not in KINDS:
+        raise UsageError(f"--kind: no kind {args.kind!r}; there are {', '.join(KINDS)}, {ALL}")
+    if args.samples_max < 0:
+        raise UsageError(f"--samples-max: {args.samples_max} is below 0")
+    console = Console(stderr=True)
+    if args.source is None or args.submit:
+        return _ask(args, console)
+    try:
+        return _train_here(args, console)
+    except (DatasetError, TrainError, RegistryError) as error:
+        raise UsageError(f"train: {error}") from None
+    except OSError as error:
+        raise UsageError(f"train: {error.filename or ''}: {error.strerror or error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------- here
+
+
+def _train_here(args: argparse.Namespace, console: Console) -> int:
+    fit = _cluster_fit(args)
+    samples = _thinned(dataset.read(args.source), args.samples_max, args.seed)
+    kinds = list(KINDS) if args.kind == ALL else [args.kind]
+    registry = Registry(args.out) if args.out else None
+    made: list[tuple[str, Scores]] = []
+    for kind in kinds:
+        began = time.perf_counter()
+        trained = _one(samples, kind, args.seed, console, fit)
+        took_s = time.perf_counter() - began
+        made.append((kind, trained.scores))
+        name = trained.bundle.manifest.model_id
+        console.print(f"{kind}: {trained.bundle.manifest.samples:,} samples in {took_s:.1f} s", style="dim", highlight=False)
+        if registry is not None:
+            registry.add(trained.bundle, trained.scores, now_unix=time.time())
+            console.print(f"kept as {name} in {args.out}", style="dim", highlight=False)
+    _show(made, args.json)
+    return 0
+
+
+def _one(samples: Dataset, kind: str, seed: int, console: Console, fit: Fit | None) -> Trained:
+    with _bar(console) as progress:
+        task = progress.add_task(f"{kind}: reading", total=1.0)
+
+        def tell(stage: str, done: float, _message: str) -> None:
+            progress.update(task, description=f"{kind}: {stage}", completed=done)
+
+        now_unix = time.time()
+        return train(
+            samples,
+            kind=kind,
+            model_id=model_id(kind, now_unix),
+            seed=seed,
+            now_unix=now_unix,
+            tell=tell,
+            note="by hand",
+            fit=fit,
+        )
+
+
+def _thinned(samples: Dataset, limit: int, seed: int) -> Dataset:
+    if not 0 < limit < len(samples):
+        return samples
+    import numpy as np
+
+    from trainer.reservoir import thin
+
+    return samples.take(thin(samples.rows, limit, np.random.default_rng(seed)))
+
+
+def _cluster_fit(args: argparse.Namespace) -> Fit | None:
+    """UsageError: Dask is not installed, the cluster does not answer, or the kind cannot be fitted there."""
+    if not args.dask:
+        return None
+    if args.kind != DEFAULT:
+        raise UsageError(f"--dask: fits the kind {DEFAULT} only")
+    from trainer.clusters import ClusterError, connect
+
+    try:
+        return connect(args.dask)
+    except ClusterError as error:
+        raise UsageError(f"--dask: {error}") from None
+
+
+def _show(made: list[tuple[str, Scores]], path: Path | None) -> None:
+    if path is not None:
+        import msgspec
+
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(dict(made)), indent=1))
+    out = Console()
+    out.width = max(out.width, WIDTH)
+    out.print(zone_table(made), highlight=False)
+    out.print(LEGEND, style="dim", highlight=False)
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+# --------------------------------------------------------------------------------------------------------- by the trainer
+
+
+def _ask(args: argparse.Namespace, console: Console) -> int:
+    if args.kind == ALL or args.dask or args.out:
+        raise UsageError("train: --kind all, --dask and --out train here: give --from, without --submit")
+    if args.submit and args.source is None:
+        raise UsageError("train: --submit needs --from")
+    request = trainer_pb2.TrainRequest(
+        kind=args.kind,
+        dataset=str(Path(args.source).absolute()) if args.source else "",
+        samples_max=args.samples_max,
+        seed=args.seed,
+    )
+    last = call(args, lambda channel: _followed(trainer_pb2_grpc.TrainerStub(channel), request, console))
+    _show([(last.model.kind, scores_of(last.model.evaluation))], args.json)
+    print(f"{last.model.model_id} {last.message}")
+    return 0
+
+
+def _followed(
+    stub: trainer_pb2_grpc.TrainerStub, request: trainer_pb2.TrainRequest, console: Console
+) -> trainer_pb2.TrainProgress:
+    """The last message, which carries the model."""
+    last = trainer_pb2.TrainProgress()
+    with _bar(console) as progress:
+        task: TaskID = progress.add_task("asking", total=1.0)
+        for last in stub.Train(request):
+            progress.update(task, description=f"{request.kind}: {last.stage}", completed=last.done)
+    return last
