@@ -48,6 +48,8 @@ class Index(Protocol):
 
     def speculate(self, slot: int, hashes: array[int], now: float) -> None: ...
 
+    def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None: ...
+
     def detach(self, slot: int) -> None: ...
 
 
@@ -177,6 +179,7 @@ class Director:
             checkable=request.exact_tokens,
             policy=profile.name,
             candidates=choice.kept,
+            last_block=_last_block(question, chosen.endpoint),
         )
         if reserve:
             self._reserve(decision, question.chains, candidates, lane, now, owner, question_id)
@@ -333,6 +336,7 @@ class Director:
         self._ring.ended(ended)
         endpoint = self._snapshot.at_url(reservation.url)
         self._learn(endpoint, reservation.decision, ended, now)
+        self._note_answer(endpoint, reservation.decision, ended, now)
         at = reservation.reserved_at + self._unix_offset_s
         self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
         return True
@@ -349,6 +353,15 @@ class Director:
         endpoint.credit = self._self_check.compare(
             endpoint.worker, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
         )
+
+    def _note_answer(self, endpoint: Endpoint | None, decision: Decision | None, ended: Ended, now: float) -> None:
+        """What the engine now holds of the answer, before it says so: all but the last token, which it never computed."""
+        if endpoint is None or decision is None or not decision.last_block or ended.end != End.COMPLETE:
+            return
+        prompt, size = decision.request.input_tokens, endpoint.record.block_size
+        if ended.prompt_tokens in (-1, prompt):
+            filled = (prompt + ended.output_tokens - 1) // size
+            self._index.answered(endpoint.slot, decision.last_block, prompt // size, filled, now)
 
     def _ended_unasked(self, ended: Ended, now: float) -> None:
         """A data plane served this one by itself: evidence for the breaker, and a line in the log."""
@@ -413,6 +426,13 @@ def _usable(blocks: int, endpoint: Endpoint, request: Request) -> int:
         return 0
     size = endpoint.record.block_size
     return min(blocks, max(0, request.input_tokens - 1) // size) * size
+
+
+def _last_block(question: Question, endpoint: Endpoint) -> int:
+    """0 where the chain is not exactly the prompt's full blocks."""
+    request, size = question.request, endpoint.record.block_size
+    hashes = question.chains.get(size)
+    return hashes[-1] if hashes and request.exact_tokens and len(hashes) == request.input_tokens // size else 0
 
 
 def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: float) -> list[Candidate]:

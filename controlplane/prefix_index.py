@@ -21,7 +21,8 @@ cold in the cache, microseconds at p50 on a shared virtual machine; `python -m t
 Words for being wrong. Overcount, credit for a block that is not there, never happens to announced blocks of a worker that is
 EXACT; a worker that is not, because a delta is missing or its snapshot is still loading, gets no credit for announced blocks
 at all. Undercount only follows from a hole. A guess (see speculation) is credited until an event confirms or contradicts it or
-its time is up, and may be wrong meanwhile: that is its nature, and the self-check measures it.
+its time is up, and may be wrong meanwhile: that is its nature, and the self-check measures it. The last block of an answer is
+a guess, too, from the response's end until the engine's word of it is here (see answers).
 
 Ranks. A worker with several data-parallel ranks has one cache each, and their union exists nowhere: every (endpoint, rank) is
 a lane of its own, and the endpoint earns the best of them. Guesses know no rank and may bridge blocks of two of them. Only
@@ -40,6 +41,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from controlplane.answers import Answers
 from controlplane.block_table import BlockTable
 from controlplane.index_state import IndexState
 from controlplane.speculation import SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Guesses
@@ -143,6 +145,7 @@ class PrefixIndex:
         self._free_lanes: list[int] = []
         self._credited = 0  # lanes whose announced blocks count
         self._guessing: dict[int, Guesses] = {}  # slots whose guesses may count: most have none
+        self._answers = Answers()
         self._asked: array[int] | None = None  # the last question, while its answer below still holds
         self._announced: dict[int, int] = {}  # slot -> blocks of it that the slot announced
 
@@ -162,6 +165,7 @@ class PrefixIndex:
         if entry is not None:
             self._retire(entry)
             self._guessing.pop(slot, None)
+            self._answers.forget(slot)
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._slots
@@ -204,6 +208,8 @@ class PrefixIndex:
         self._asked, self._announced = hashes, found
         if self._guessing:
             found = self._with_guesses(hashes, found)
+        if self._answers and found:
+            found = self._answers.extend(hashes, found)
         if live_mask is not None:
             return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
         return dict(found)
@@ -290,6 +296,7 @@ class PrefixIndex:
             self._retire_lane(entry.lanes.pop(rank))
             entry.blocks -= entry.rank_blocks.pop(rank, 0)
         entry.guesses.clear()
+        self._answers.forget(slot)
 
     def replace(self, slot: int, hashes: array[int]) -> None:
         """The worker holds exactly these (rank 0). KeyError: not attached."""
@@ -307,6 +314,12 @@ class PrefixIndex:
             if self.state(slot) is not IndexState.DEGRADED:
                 self._guessing[slot] = entry.guesses
 
+    def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None:
+        """A response ended. last_block: hash of its prompt's last full block; prompt_blocks, filled_blocks: how many blocks the
+        prompt alone and the prompt with its answer fill. Unknown slots are ignored."""
+        if slot in self._slots and 0 < prompt_blocks < filled_blocks:
+            self._answers.add(slot, last_block, prompt_blocks, filled_blocks, now)
+
     def _announced_before_hole(self, slot: int, entry: _Slot, hashes: array[int]) -> int:
         if self._asked is hashes:  # as it is when a decision asks, chooses and then dispatches
             return self._announced.get(slot, 0)
@@ -317,6 +330,7 @@ class PrefixIndex:
 
     def expire(self, now: float) -> None:
         """Forgets old guesses and goes on with the sweep: bounded work, meant for every few milliseconds."""
+        self._answers.expire(now)
         budget = EXPIRE_BLOCKS
         for slot, guesses in list(self._guessing.items()):
             budget -= guesses.expire(now, budget)

@@ -1,0 +1,95 @@
+"""Blocks that an answer has just filled, credited before the engine's own word of them is here.
+
+An engine puts the blocks of an answer into its cache as they fill and announces each with the step that filled it, the last one
+beside the last token. But the two take different ways. The token goes to the caller, whose next turn may be back within a
+millisecond; the event goes through the engine's publisher, the agent, Redis and the reader, and where processors are short each
+of these waits for its turn. (Beside real engines on two busy cores the event left 3 to 60 ms before the response's last byte
+and was in Redis up to a second after it. Of next turns that came at once, one in ten was judged without the last block of its
+own conversation, and never without more than two.)
+
+What is known when a response ends: the prompt's chain, how many tokens it had, and how many were generated. All but the last of
+these are in the cache, so it is known how many blocks are full, not what their hashes are. The next turn tells: if its chain
+runs through the end of that prompt, and the index follows it up to the last block or two of the answer, then those are what
+the engine has yet to say. That is a guess like any other (see speculation). Where the caller changed the answer's last words it
+is wrong, by BLOCKS_MAX blocks at most, and it dies after TTL_S, by when the engine's word is here. An answer whose beginning
+is not passed back (reasoning that the template leaves out) earns nothing: its announced blocks do not match either.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from typing import NamedTuple
+
+BLOCKS_MAX = 2
+"""Blocks at an answer's end that may be credited unseen."""
+TTL_S = 2.0
+"""How long an engine's event may be on its way."""
+ANSWERS_MAX = 65_536
+"""Answers remembered, over all workers."""
+WALK_BLOCKS_MAX = 32
+"""How far before the end of what is announced the end of a prompt is looked for: longer answers earn nothing here."""
+
+
+class _Answer(NamedTuple):
+    slot: int
+    life: int
+    prompt_blocks: int
+    filled_blocks: int
+
+
+class Answers:
+    """Those of the last seconds, by the last full block of their prompts. Pure; `now` never goes back."""
+
+    __slots__ = ("_by_block", "_lives", "_order")
+
+    def __init__(self) -> None:
+        self._by_block: dict[int, list[_Answer]] = {}
+        self._order: deque[tuple[float, int]] = deque()  # (when, last block), oldest first
+        self._lives: dict[int, int] = {}  # slot -> how often it was emptied
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None:
+        """last_block: hash of the prompt's last full block; prompt_blocks, filled_blocks: without and with the answer."""
+        if len(self._order) >= ANSWERS_MAX:
+            self._forget_oldest()
+        self._by_block.setdefault(last_block, []).append(_Answer(slot, self._lives.get(slot, 0), prompt_blocks, filled_blocks))
+        self._order.append((now, last_block))
+
+    def extend(self, hashes: array[int], found: dict[int, int]) -> dict[int, int]:
+        """found: slot -> blocks it holds of the chain, above 0. Returns it with what recent answers add, in another object."""
+        longer: dict[int, int] = {}
+        for position in set(found.values()):
+            if position < len(hashes):
+                self._extend_from(hashes, position, found, longer)
+        return found | longer if longer else found
+
+    def _extend_from(self, hashes: array[int], position: int, found: dict[int, int], longer: dict[int, int]) -> None:
+        start = max(0, position - WALK_BLOCKS_MAX)
+        before = hashes[start:position]
+        if self._by_block.keys().isdisjoint(before):
+            return
+        for prompt_blocks, block in enumerate(before, start + 1):
+            for answer in self._by_block.get(block, ()):
+                slot, life, its_blocks, filled = answer
+                here = its_blocks == prompt_blocks and found.get(slot) == position and self._lives.get(slot, 0) == life
+                if here and 0 < filled - position <= BLOCKS_MAX:
+                    longer[slot] = max(longer.get(slot, 0), min(filled, len(hashes)))
+
+    def forget(self, slot: int) -> None:
+        """This slot's cache was emptied, or is another's."""
+        self._lives[slot] = self._lives.get(slot, 0) + 1
+
+    def expire(self, now: float) -> None:
+        """Forgets what is too old."""
+        while self._order and self._order[0][0] <= now - TTL_S:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, block = self._order.popleft()
+        answers = self._by_block[block]
+        del answers[0]
+        if not answers:
+            del self._by_block[block]

@@ -1,0 +1,120 @@
+"""Blocks of an answer, credited to its next turn before the engine's event of them is here."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane import answers
+from controlplane.index_state import IndexState
+from controlplane.prefix_index import PrefixIndex
+
+PROMPT = array("Q", range(1, 11))  # ten full blocks
+NEXT = PROMPT + array("Q", range(11, 16))  # the next turn: three blocks of the answer, two of the question
+
+
+def an_index(announced: int, *, slots: int = 1) -> PrefixIndex:
+    """Workers that announced the first blocks of the next turn."""
+    index = PrefixIndex()
+    for slot in range(slots):
+        index.attach(slot, capacity_blocks=100, exact=True)
+        index.set_state(slot, IndexState.EXACT)
+        index.store(slot, NEXT[:announced])
+    return index
+
+
+@pytest.mark.parametrize(("announced", "credited"), [(10, 10), (11, 13), (12, 13), (13, 13), (14, 14)])
+def test_the_last_blocks_of_an_answer_count_before_they_are_announced(announced: int, credited: int) -> None:
+    index = an_index(announced)
+    index.answered(0, PROMPT[-1], 10, 13, now=0.0)
+    assert index.match(NEXT) == {0: credited}
+
+
+def test_nobody_else_earns_them_and_nothing_before_the_end_of_the_prompt_does() -> None:
+    index = an_index(12, slots=2)
+    index.answered(0, PROMPT[-1], 10, 13, now=0.0)
+    assert index.match(NEXT) == {0: 13, 1: 12}
+    assert index.match(NEXT, 0b10) == {1: 12}
+    assert index.match(NEXT[:12]) == {0: 12, 1: 12}
+    assert index.match(NEXT[:9] + array("Q", [99, 98])) == {0: 9, 1: 9}
+
+
+def test_an_answer_that_is_not_passed_back_earns_nothing() -> None:
+    """As reasoning that the chat template leaves out: forty blocks were filled, and the next turn has none of them."""
+    index = an_index(10)
+    index.answered(0, PROMPT[-1], 10, 50, now=0.0)
+    assert index.match(NEXT) == {0: 10}
+
+
+def test_a_prompt_that_ends_elsewhere_in_the_chain_is_another_one() -> None:
+    index = an_index(12)
+    index.answered(0, PROMPT[-1], 9, 13, now=0.0)
+    assert index.match(NEXT) == {0: 12}
+
+
+def test_guesses_of_the_dispatch_come_first() -> None:
+    index = an_index(4)
+    index.speculate(0, PROMPT, now=0.0)
+    index.answered(0, PROMPT[-1], 10, 11, now=0.1)
+    assert index.match(NEXT) == {0: 11}
+
+
+def test_it_is_forgotten_in_time_and_when_the_cache_is_emptied() -> None:
+    index = an_index(12)
+    index.answered(0, PROMPT[-1], 10, 13, now=5.0)
+    index.expire(5.0 + answers.TTL_S - 0.01)
+    assert index.match(NEXT) == {0: 13}
+    index.expire(5.0 + answers.TTL_S)
+    assert index.match(NEXT) == {0: 12}
+    for empty in (index.clear, index.detach):
+        index.answered(0, PROMPT[-1], 10, 13, now=8.0)
+        assert index.match(NEXT) == {0: 13}
+        empty(0)
+        index.attach(0, capacity_blocks=100, exact=True)
+        index.set_state(0, IndexState.EXACT)
+        index.store(0, NEXT[:12])
+        assert index.match(NEXT) == {0: 12}
+
+
+def test_a_worker_whose_credit_is_withheld_earns_none() -> None:
+    index = an_index(12)
+    index.answered(0, PROMPT[-1], 10, 13, now=0.0)
+    index.withhold(0, True)
+    assert index.match(NEXT) == {}
+
+
+def test_answers_to_one_prompt_are_told_apart_by_worker_and_length() -> None:
+    index = an_index(11, slots=2)
+    for slot, filled in ((0, 11), (0, 12), (1, 13), (1, 14)):
+        index.answered(slot, PROMPT[-1], 10, filled, now=0.0)
+    assert index.match(NEXT) == {0: 12, 1: 13}
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "ANSWERS_MAX", 3)
+    kept = answers.Answers()
+    for number in range(10):
+        kept.add(0, number % 4, 1, 2, float(number))
+        assert len(kept) == min(number + 1, 3)
+    kept.expire(100.0)
+    assert len(kept) == 0
+    assert kept.extend(array("Q", [3, 9]), {0: 1}) == {0: 1}
+
+
+@given(
+    announced=st.integers(0, 15),
+    ends=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 15), st.integers(1, 18)), max_size=6),
+)
+@settings(max_examples=300, deadline=None)
+def test_never_more_than_the_bound_beyond_what_is_announced(announced: int, ends: list[tuple[int, int, int]]) -> None:
+    index = an_index(announced, slots=2)
+    for slot, prompt, filled in ends:
+        index.answered(slot, NEXT[prompt - 1], prompt, filled, now=0.0)
+    found = index.match(NEXT)
+    for slot in (0, 1):
+        longest = max((filled for which, _, filled in ends if which == slot), default=0)
+        got = found.get(slot, 0)
+        assert announced <= got <= min(len(NEXT), max(announced, min(longest, announced + answers.BLOCKS_MAX)))
