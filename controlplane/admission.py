@@ -46,15 +46,18 @@ def refuse_filtered(reason: ShedReason, model: str, candidates: Sequence[Candida
     return Shed(reason, f"Every worker of the model '{model}' is at its limit of active requests.", RETRY_SOON_S)
 
 
-def refuse_hopeless(request: Request, candidates: Sequence[Candidate]) -> Shed | None:
+def refuse_hopeless(
+    request: Request, candidates: Sequence[Candidate], predicted_s: Sequence[float] | None = None
+) -> Shed | None:
     """The request has a TTFT bound that no candidate can meet even if nothing else happens there.
 
-    Judged only where the prefill speed of every candidate is known: the uncached tokens, its own and those queued before it,
-    at that speed. None: it may be met, or it cannot be told.
+    predicted_s: what the served model expects of each candidate, where it is sure. Without it, only where the prefill speed of
+    every candidate is known: the uncached tokens, its own and those queued before it, at that speed. None: it may be met, or
+    it cannot be told.
     """
     if request.slo_ttft_ms <= 0:
         return None
-    estimates = [prefill_s(candidate) for candidate in candidates]
+    estimates = [prefill_s(candidate) for candidate in candidates] if predicted_s is None else predicted_s
     if not estimates or min(estimates) * 1000 <= request.slo_ttft_ms:
         return None
     message = f"No worker can give a first token within {request.slo_ttft_ms:.0f} ms: the soonest is {min(estimates):.2f} s."

@@ -2,6 +2,7 @@
 
     decide   admit · candidates = snapshot x ledger x index x breaker · scheduler · reserve · speculate · remember
     ended    release · breaker · rates · self-check · the outcome record
+    tick     what time alone changes, and what the rankers learn from the first tokens since
 
 It is pure: time and chance are arguments, the outcome log is a callable, and what waits for room is answered when whoever
 drives it asks (`answers`). Everything runs in one thread, a decision is never interrupted, and each one sees the
@@ -11,7 +12,8 @@ reservations of all that came before it: the questions of one message do not her
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Protocol
 
@@ -28,8 +30,10 @@ from controlplane.filters import Filter
 from controlplane.ledger import Claim, Ledger, Reservation, attention_pairs
 from controlplane.outcome_record import fallback_outcome, request_outcome, shed_outcome
 from controlplane.picker import Turn
+from controlplane.predictor import Sample
 from controlplane.profiles import Profile
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
+from controlplane.rankers import LeastPredicted, Ranking
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot, Lane
@@ -39,6 +43,11 @@ HUNG_AFTER_S = 20.0
 
 REPORT_FRESH_S = 2.0
 """Older reports (an agent or a Redis that stands still) say nothing about the engine's progress."""
+
+SAMPLES_MAX = 256
+"""First tokens between two ticks that the ranker of the policy in use learns from: the latest."""
+SAMPLES_IDLE_MAX = 16
+"""And those of the others, so that they know the fleet when they are switched to."""
 
 
 class Index(Protocol):
@@ -94,8 +103,10 @@ class Director:
         unix_offset_s: float,
         first_decision_id: int = 1,
         hung_after_s: float = HUNG_AFTER_S,
+        predicted: LeastPredicted | None = None,
     ) -> None:
-        """record: takes every outcome; unix_offset_s: Unix time less `now`. UnknownPolicyError."""
+        """record: takes every outcome; unix_offset_s: Unix time less `now`; predicted: judges TTFT bounds, whatever the
+        policy. UnknownPolicyError."""
         self._snapshot = snapshot
         self._ledger = ledger
         self._index = index
@@ -108,6 +119,9 @@ class Director:
         self._unix_offset_s = unix_offset_s
         self._next_id = first_decision_id
         self._hung_after_s = hung_after_s
+        self._predicted = predicted
+        self._rankers = [profile.ranker for profile in profiles.values() if profile.ranker is not None]
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self.tally = Tally()
         self.warm = False
         """Whether the fleet's state has been read; until then an unknown model is no mistake of the caller."""
@@ -166,10 +180,11 @@ class Director:
         if isinstance(choice, Filter):
             return admission.refuse_filtered(choice.emptied, model, candidates, now)
         if request.slo_ttft_ms > 0:
-            hopeless = admission.refuse_hopeless(request, candidates)
+            hopeless = admission.refuse_hopeless(request, candidates, self._predicted_s(candidates))
             if hopeless is not None:
                 return hopeless
-        chosen = choice.candidate
+        chosen, at, ranking = choice.candidate, choice.position, choice.ranking
+        forecast = None if ranking is None else ranking.forecast
         decision = Decision(
             decision_id=self._take_id() if reserve else 0,
             decided_at=now + self._unix_offset_s,
@@ -180,10 +195,19 @@ class Director:
             policy=profile.name,
             candidates=choice.kept,
             last_block=_last_block(question, chosen.endpoint),
+            predicted_ttft_s=0.0 if forecast is None else forecast.p50_s[at],
+            predicted_p90_s=0.0 if forecast is None else forecast.p90_s[at],
+            model_id="" if forecast is None else forecast.model_id,
+            fell_back="" if ranking is None else ranking.reason,
         )
         if reserve:
-            self._reserve(decision, question.chains, candidates, lane, now, owner, question_id)
+            self._reserve(decision, question.chains, candidates, lane, now, owner, question_id, ranking)
         return decision
+
+    def _predicted_s(self, candidates: Sequence[Candidate]) -> Sequence[float] | None:
+        """What the served model expects of each; None: there is none, or it is not sure."""
+        ranking = None if self._predicted is None else self._predicted.judge(candidates)
+        return ranking.costs if ranking is not None and ranking.costs else None
 
     def _matches(self, lane: Lane, question: Question) -> dict[int, int]:
         """Slot -> matched blocks, for every block size in use."""
@@ -203,6 +227,7 @@ class Director:
         now: float,
         owner: str,
         question_id: int,
+        ranking: Ranking | None,
     ) -> None:
         request, chosen = decision.request, decision.candidate
         endpoint = chosen.endpoint
@@ -226,7 +251,7 @@ class Director:
         tally.decisions[key] = tally.decisions.get(key, 0) + 1
         tally.input_tokens += request.input_tokens
         tally.matched_tokens += chosen.matched_tokens
-        self._remember(decision.decision_id, decision, request, candidates, lane, decision.decided_at)
+        self._remember(decision.decision_id, decision, request, candidates, lane, decision.decided_at, ranking)
 
     def _remember(
         self,
@@ -236,10 +261,11 @@ class Director:
         candidates: list[Candidate],
         lane: Lane | None,
         at: float,
+        ranking: Ranking | None = None,
     ) -> None:
         missing = () if lane is None else lane.absent
         absent = tuple([(endpoint, endpoint.absence) for endpoint in missing]) if missing else ()
-        self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result))
+        self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result, None, ranking))
 
     def _refused(self, question: Question, shed: Shed, now: float) -> Shed:
         """A refusal that leaves this process: numbered, counted, recorded."""
@@ -323,6 +349,8 @@ class Director:
                 service_s=reservation.service_s,
                 tokens_ahead=row.uncached_tokens + row.prefill_tokens,
             )
+            if self._rankers:
+                self._samples.append(Sample(row, ttft_s, endpoint.record))
 
     def ended(self, ended: Ended, now: float) -> bool:
         """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
@@ -399,10 +427,22 @@ class Director:
         for endpoint in self._snapshot.tick(now, connected=connected):
             self._index.detach(endpoint.slot)
             self._self_check.forget(endpoint.worker)
+            for ranker in self._rankers:
+                ranker.forget(endpoint)
         for lost in self._ledger.expire(now):
             self._lost(lost, now)
+        self._teach()
         for endpoint in self._snapshot.endpoints():
             self._watch_progress(endpoint, now)
+
+    def _teach(self) -> None:
+        """In batches, off the decisions' path: one call of the model for all first tokens since the last tick."""
+        if not self._samples:
+            return
+        samples = [sample for sample in self._samples if sample.current]
+        self._samples.clear()
+        for ranker in self._rankers:
+            ranker.learn(samples if ranker is self._profile.ranker else samples[-SAMPLES_IDLE_MAX:])
 
     def _watch_progress(self, endpoint: Endpoint, now: float) -> None:
         """The gray failure: everything says healthy and nothing moves."""

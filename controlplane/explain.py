@@ -9,6 +9,7 @@ import msgspec
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.profiles import Profile
 from controlplane.question import Decision, Ended, Request, Shed
+from controlplane.rankers import Ranking
 
 DECISIONS_MAX = 8_192
 ROWS_MAX = 131_072
@@ -26,6 +27,7 @@ class Trace(msgspec.Struct, gc=False):
     absent: tuple[tuple[Endpoint, str], ...]
     result: Decision | Shed
     ended: Ended | None = None
+    ranking: Ranking | None = None
 
 
 class DecisionRing:

@@ -7,6 +7,9 @@ cache_aware    SGLang's: the match where it pays and the fleet is balanced, else
 weighted       llm-d's: prefix 3, queue 2, free KV 2
 kv_cost        Dynamo's: blocks to prefill + blocks that decode
 lmetric        (uncached + queued prefill tokens) x batch size: the default
+linear_online  least TTFT by a linear model that learns from every request; near ties by lmetric
+predictive     least TTFT by the model that serves; near ties, no model and uncertain predictions by lmetric
+hierarchical   in the middle zone least TTFT by running requests and prompt length, elsewhere least active
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 from controlplane import filters, picker, scorers
 from controlplane.filters import Filter
 from controlplane.picker import Picker
+from controlplane.predictor import Forecaster
+from controlplane.rankers import Layered, LeastOnline, LeastPredicted, Ranker
 from controlplane.scorers import Scorer
 
 NAMES = (
@@ -28,6 +33,9 @@ NAMES = (
     "weighted",
     "kv_cost",
     "lmetric",
+    "linear_online",
+    "predictive",
+    "hierarchical",
 )
 DEFAULT = "lmetric"
 
@@ -41,30 +49,39 @@ class WeightedScorer:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One policy. Totals are the weighted mean of its scorers, so in [0, 1]; without scorers they are 0."""
+    """One policy. Totals are the weighted mean of its scorers, so in [0, 1]; without scorers they are 0. Where it has a
+    ranker, that one decides, and the scorers among what it finds equal or leaves to them."""
 
     name: str
     filters: tuple[Filter, ...]
     scorers: tuple[WeightedScorer, ...]
     pick: Picker
+    ranker: Ranker | None = None
 
     @property
     def needs_chains(self) -> bool:
         """Whether it looks at prompts; data planes need not tokenise for one that does not."""
-        return any(entry.score is not scorers.load for entry in self.scorers)
+        return self.ranker is not None or any(entry.score is not scorers.load for entry in self.scorers)
 
 
-def build(active_max: int = filters.ACTIVE_MAX) -> dict[str, Profile]:
-    """Every profile by name. All share the filters: no policy may choose what is broken, tried or over the guard."""
+def build(
+    active_max: int = filters.ACTIVE_MAX, *, predicted: LeastPredicted | None = None, layered: Layered | None = None
+) -> dict[str, Profile]:
+    """Every profile by name. All share the filters: no policy may choose what is broken, tried or over the guard.
+
+    predicted, layered: rankers whose settings or models are somebody else's business; by default such as know nothing yet.
+    """
     guards = (filters.NOT_TRIED, filters.BREAKER, filters.below_guard(active_max))
 
-    def profile(name: str, pick: Picker, *weighted: WeightedScorer) -> Profile:
-        return Profile(name, guards, weighted, pick)
+    def profile(name: str, pick: Picker, *weighted: WeightedScorer, ranker: Ranker | None = None) -> Profile:
+        return Profile(name, guards, weighted, pick, ranker)
 
+    lmetric = WeightedScorer("lmetric", 1, scorers.lmetric)
+    load = WeightedScorer("load", 1, scorers.load)
     profiles = (
         profile("round_robin", picker.round_robin),
         profile("random", picker.uniform),
-        profile("least_load", picker.highest, WeightedScorer("load", 1, scorers.load)),
+        profile("least_load", picker.highest, load),
         profile("power_of_two", picker.power_of_two),
         profile("prefix", picker.highest, WeightedScorer("prefix", 1, scorers.prefix_length)),
         profile("cache_aware", picker.highest, WeightedScorer("cache_aware", 1, scorers.cache_aware)),
@@ -76,7 +93,10 @@ def build(active_max: int = filters.ACTIVE_MAX) -> dict[str, Profile]:
             WeightedScorer("kv_free", 2, scorers.kv_free),
         ),
         profile("kv_cost", picker.highest, WeightedScorer("kv_cost", 1, scorers.kv_cost)),
-        profile("lmetric", picker.highest, WeightedScorer("lmetric", 1, scorers.lmetric)),
+        profile("lmetric", picker.highest, lmetric),
+        profile("linear_online", picker.highest, lmetric, ranker=LeastOnline()),
+        profile("predictive", picker.highest, lmetric, ranker=predicted or LeastPredicted(Forecaster())),
+        profile("hierarchical", picker.highest, load, ranker=layered or Layered()),
     )
     assert tuple(entry.name for entry in profiles) == NAMES, "NAMES lists every profile once, in this order"
     return {entry.name: entry for entry in profiles}

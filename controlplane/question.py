@@ -51,11 +51,17 @@ class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def reason(self) -> str:
         """What decided it, in a few words; made when somebody asks."""
         row = self.candidate
-        return f"{row.matched_tokens} of {row.input_tokens} tokens cached, {row.batch} requests there"
+        there = f"{row.matched_tokens} of {row.input_tokens} tokens cached, {row.batch} requests there"
+        if self.fell_back:
+            return f"not by prediction ({self.fell_back}): {there}"
+        if self.predicted_ttft_s:
+            return f"first token in {self.predicted_ttft_s:.3g} s, p90 {self.predicted_p90_s:.3g} s: {there}"
+        return there
 
     predicted_ttft_s: float = 0.0  # the median, s; 0: nothing was predicted
     predicted_p90_s: float = 0.0
     model_id: str = ""  # of the model that predicted
+    fell_back: str = ""  # why a policy that predicts did not decide by its prediction
 
 
 class Shed(msgspec.Struct, frozen=True, gc=False):

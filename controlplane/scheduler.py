@@ -1,4 +1,4 @@
-"""Filters, then scorers, then the picker: one profile applied to the candidates of one question."""
+"""Filters, then the ranker or the scorers, then the picker: one profile applied to the candidates of one question."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from controlplane.filters import Filter
 from controlplane.picker import Turn
 from controlplane.profiles import Profile
 from controlplane.question import Request
+from controlplane.rankers import Ranking
+
+TIED = 0.02
+"""Predictions this much above the least are as good as it: the profile's scorers choose among them."""
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
-    """The chosen candidate, and how many were left to choose from."""
+    """The chosen candidate, and how many were left to choose from. position: among those."""
 
     candidate: Candidate
     kept: int
+    position: int = 0
+    ranking: Ranking | None = None
 
 
 def schedule(profile: Profile, candidates: Sequence[Candidate], request: Request, turn: Turn) -> Choice | Filter:
@@ -27,9 +33,25 @@ def schedule(profile: Profile, candidates: Sequence[Candidate], request: Request
         kept = check.sift(kept, request)
         if not kept:
             return check
+    if profile.ranker is not None:
+        return _ranked(profile, profile.ranker.rank(kept), kept, request, turn)
     if len(kept) == 1 and profile.scorers:
         return Choice(kept[0], 1)
     return Choice(kept[profile.pick(kept, totals(profile, kept), request.model, turn)], len(kept))
+
+
+def _ranked(profile: Profile, ranking: Ranking, kept: Sequence[Candidate], request: Request, turn: Turn) -> Choice:
+    """The least cost; among those as good, or where the ranker did not judge, what the scorers say."""
+    count = len(kept)
+    positions: Sequence[int] = range(count)
+    if ranking.costs:
+        bound = min(ranking.costs) * (1.0 + TIED)
+        positions = [position for position, cost in enumerate(ranking.costs) if cost <= bound]
+    at = positions[0]
+    if len(positions) > 1:
+        tied = kept if len(positions) == count else [kept[position] for position in positions]
+        at = positions[profile.pick(tied, totals(profile, tied), request.model, turn)]
+    return Choice(kept[at], count, at, ranking)
 
 
 def totals(profile: Profile, candidates: Sequence[Candidate]) -> Sequence[float]:
@@ -54,10 +76,15 @@ class Verdict(msgspec.Struct, frozen=True):
     rejected_by: str = ""
     scores: dict[str, float] = {}
     total: float = 0.0
+    predicted_p50_s: float = 0.0  # 0: nothing was predicted
+    predicted_p90_s: float = 0.0
+    correction: float = 1.0  # of the worker, included in both
 
 
-def explain(profile: Profile, candidates: Sequence[Candidate], request: Request) -> list[Verdict]:
-    """The same filters and scorers again over the same rows: why the choice fell as it did."""
+def explain(
+    profile: Profile, candidates: Sequence[Candidate], request: Request, ranking: Ranking | None = None
+) -> list[Verdict]:
+    """The same filters and scorers again over the same rows: why the choice fell as it did. ranking: as it was then."""
     rejected = {candidate.slot: _rejected_by(profile, candidate, request) for candidate in candidates}
     kept = [candidate for candidate in candidates if not rejected[candidate.slot]]
     scores = {entry.name: entry.score(kept) for entry in profile.scorers} if kept else {}
@@ -65,8 +92,15 @@ def explain(profile: Profile, candidates: Sequence[Candidate], request: Request)
     verdicts = [Verdict(candidate, rejected[candidate.slot]) for candidate in candidates if rejected[candidate.slot]]
     for position, candidate in enumerate(kept):
         own = {name: values[position] for name, values in scores.items()}
-        verdicts.append(Verdict(candidate, "", own, sums[position]))
+        verdicts.append(Verdict(candidate, "", own, sums[position], *_predicted(ranking, position)))
     return sorted(verdicts, key=lambda verdict: verdict.candidate.slot)
+
+
+def _predicted(ranking: Ranking | None, position: int) -> tuple[float, float, float]:
+    forecast = None if ranking is None else ranking.forecast
+    if forecast is None:
+        return 0.0, 0.0, 1.0
+    return forecast.p50_s[position], forecast.p90_s[position], forecast.factors[position]
 
 
 def _rejected_by(profile: Profile, candidate: Candidate, request: Request) -> str:

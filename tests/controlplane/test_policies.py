@@ -88,7 +88,10 @@ def test_the_choice_does_not_depend_on_the_order_of_the_candidates(name: str, ro
     shuffle.shuffle(mixed)
     first = schedule(PROFILES[name], rows, question(1).request, Turn(Random(3)))
     second = schedule(PROFILES[name], mixed, question(1).request, Turn(Random(3)))
-    assert first == second
+    if isinstance(first, Choice) and isinstance(second, Choice):
+        assert (first.candidate, first.kept) == (second.candidate, second.kept)
+    else:
+        assert first == second
 
 
 @pytest.mark.parametrize("name", profiles.NAMES)

@@ -1,0 +1,183 @@
+"""Predicted TTFT of every candidate of a decision: the feature rows, the model, and what its workers taught us since.
+
+One matrix is made once and filled row by row, the model scores all rows in one call, and each worker's correction is applied to
+its own. What comes back is a `Forecast`, in the order of the candidates. The truth comes a few times a second, in one batch
+over all requests that got their first token (`learn`). Pure; one thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from operator import attrgetter
+from struct import Struct
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from contract.features import FEATURES
+from contract.keyspace import WorkerRecord
+from controlplane.corrections import Correction, Corrections
+from controlplane.endpoint import Candidate, Endpoint
+
+Floats = npt.NDArray[np.float64]
+
+RECENT_MAX = 1_024
+"""First tokens remembered, to learn the corrections of a new model from."""
+ROWS_START = 64
+
+_row = attrgetter(*FEATURES)
+_PACK = Struct(f"{len(FEATURES)}d")
+
+
+class Predictor(Protocol):
+    """As prediction.predictor has it; `learn` of online models is their ranker's business."""
+
+    def predict(self, rows: Floats) -> tuple[Floats, Floats]: ...
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """A first token: where and in which state its request was placed, what it took, and whose it is."""
+
+    candidate: Candidate
+    ttft_s: float
+    record: WorkerRecord
+
+    @property
+    def current(self) -> bool:
+        """Whether the endpoint is still the run, at the address, that this tells of."""
+        now = self.candidate.endpoint.record
+        return now is self.record or (now.epoch == self.record.epoch and now.url == self.record.url)
+
+
+class Forecast(msgspec.Struct, frozen=True, gc=False):
+    """Of the candidates of one decision, in their order; seconds, corrections included."""
+
+    model_id: str
+    p50_s: list[float]
+    p90_s: list[float]
+    corrections: list[Correction]
+    factors: list[float]  # of the corrections, as they were
+
+
+class Rows:
+    """Candidates to a C-contiguous float64 matrix (n, len(FEATURES)), in memory that is used again by the next call."""
+
+    def __init__(self) -> None:
+        self._grow(ROWS_START)
+
+    def _grow(self, count: int) -> None:
+        self._matrix = np.empty((count, len(FEATURES)))
+        self._bytes = self._matrix.reshape(-1).view(np.uint8).data
+
+    def of(self, candidates: Sequence[Candidate]) -> Floats:
+        count = len(candidates)
+        if count > len(self._matrix):
+            self._grow(2 * count)
+        pack, target, width = _PACK.pack_into, self._bytes, _PACK.size
+        at = 0
+        for candidate in candidates:
+            pack(target, at, *_row(candidate))
+            at += width
+        return self._matrix[:count]
+
+
+class Forecaster:
+    """A predictor and its corrections. Without a predictor it forecasts nothing."""
+
+    def __init__(self, predictor: Predictor | None = None, model_id: str = "") -> None:
+        self._predictor = predictor
+        self.model_id = model_id
+        self._corrections = Corrections()
+        self._known: dict[Endpoint, tuple[WorkerRecord, Correction]] = {}
+        self._rows = Rows()
+        self._recent: deque[Sample] = deque(maxlen=RECENT_MAX)
+
+    @property
+    def serving(self) -> bool:
+        return self._predictor is not None
+
+    # ------------------------------------------------------------------------------------------------------ decide
+
+    def forecast(self, candidates: Sequence[Candidate]) -> Forecast | None:
+        """candidates: never none. None: no model, or one that answers with something that is no time."""
+        predictor = self._predictor
+        if predictor is None:
+            return None
+        p50, p90 = predictor.predict(self._rows.of(candidates))
+        corrections = [self._of(candidate.endpoint) for candidate in candidates]
+        factors = [one.factor for one in corrections]
+        p50_s = [seconds * factor for seconds, factor in zip(p50.tolist(), factors, strict=True)]
+        p90_s = [seconds * factor for seconds, factor in zip(p90.tolist(), factors, strict=True)]
+        if not math.isfinite(sum(p50_s)) or not math.isfinite(sum(p90_s)) or min(p50_s) <= 0.0:
+            return None
+        return Forecast(self.model_id, p50_s, p90_s, corrections, factors)
+
+    def _of(self, endpoint: Endpoint) -> Correction:
+        known = self._known.get(endpoint)
+        if known is not None and known[0] is endpoint.record:
+            return known[1]
+        record = endpoint.record
+        root = record.models[0].root if record.models else ""
+        correction = self._corrections.of(endpoint, (record.epoch, record.url), (record.accelerator, root))
+        self._known[endpoint] = record, correction
+        return correction
+
+    def factor(self, endpoint: Endpoint) -> float:
+        """What its predictions are multiplied by."""
+        return self._of(endpoint).factor
+
+    # ------------------------------------------------------------------------------------------------------- learn
+
+    def learn(self, samples: Sequence[Sample]) -> None:
+        """First tokens since the last call, in their order."""
+        self._recent.extend(samples)
+        if self._predictor is not None:
+            self._correct(residuals(self._predictor, samples))
+
+    def _correct(self, known: Sequence[tuple[Sample, float]]) -> None:
+        for sample, residual in known:
+            if sample.current:
+                self._of(sample.candidate.endpoint).add(residual)
+
+    def recent(self) -> list[Sample]:
+        """The latest first tokens, oldest first: what a new model's corrections are learned from (`residuals`, `swap`)."""
+        return list(self._recent)
+
+    def swap(self, predictor: Predictor | None, model_id: str, replay: Sequence[tuple[Sample, float]] = ()) -> None:
+        """Another model from the next decision on. replay: recent samples with their log residuals under it, oldest first:
+        the corrections of the model before are dropped, and learned anew from these."""
+        self._predictor = predictor
+        self.model_id = model_id
+        self._corrections.clear()
+        self._known.clear()
+        self._correct(replay)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """It is gone for good."""
+        self._known.pop(endpoint, None)
+        self._corrections.forget(endpoint)
+        for _ in range(len(self._recent)):
+            sample = self._recent.popleft()
+            if sample.candidate.endpoint is not endpoint:
+                self._recent.append(sample)
+
+    # ---------------------------------------------------------------------------------------------------- for metrics
+
+    def corrections(self) -> dict[str, Correction]:
+        """By worker, of those that were forecast."""
+        return {endpoint.worker: correction for endpoint, (_, correction) in self._known.items()}
+
+
+def residuals(predictor: Predictor, samples: Sequence[Sample]) -> list[tuple[Sample, float]]:
+    """For `swap`, in any thread: each sample with log(TTFT / median) under this predictor; nan where that is no number."""
+    if not samples:
+        return []
+    p50, _ = predictor.predict(Rows().of([sample.candidate for sample in samples]))
+    return [
+        (sample, math.log(sample.ttft_s / seconds) if sample.ttft_s > 0 and 0 < seconds < math.inf else math.nan)
+        for sample, seconds in zip(samples, p50.tolist(), strict=True)
+    ]

@@ -1,0 +1,172 @@
+"""Rankers: from the candidates of a decision to what each would cost, by predicted TTFT. What a ranker cannot or should not
+judge it leaves to its profile's scorers, and says why.
+
+LeastPredicted   the served model's median: `predictive`
+LeastOnline      a linear model that learns from every request: `linear_online`
+Layered          the three layers of `hierarchical`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from controlplane.endpoint import Candidate, Endpoint
+from controlplane.online import (
+    RUNNING_PRIOR,
+    WORK_PRIOR,
+    OnlineLinear,
+    running_columns,
+    work_columns,
+)
+from controlplane.predictor import Forecast, Forecaster, Rows, Sample
+
+RATIO_MAX = 10.0
+"""p90 over median of the best candidate, above which its prediction does not decide."""
+SPREAD_MAX = 0.9
+"""Mean absolute deviation of a worker's residuals, log seconds: at 0.9 its predictions are off by a factor of 2.5."""
+ZONE_LOW_S = 1.0
+ZONE_HIGH_S = 10.0
+"""The middle zone of `hierarchical`: below it any balance will do, above it only the count of requests tells."""
+ZONE_SAMPLES_MIN = 50
+"""Of that zone, before its model is asked."""
+ZONE_SPREAD_MAX = 0.7
+
+
+class Ranking(msgspec.Struct, frozen=True, gc=False):
+    """Of the candidates in their order. costs: least is best; none: the profile's scorers decide. reason: a few words."""
+
+    costs: Sequence[float] = ()
+    forecast: Forecast | None = None
+    reason: str = ""
+
+
+class Ranker(Protocol):
+    """rank: never asked without candidates. learn: first tokens since the last call. forget: this endpoint is gone for good."""
+
+    def rank(self, candidates: Sequence[Candidate]) -> Ranking: ...
+
+    def learn(self, samples: Sequence[Sample]) -> None: ...
+
+    def forget(self, endpoint: Endpoint) -> None: ...
+
+
+class Tally(msgspec.Struct, gc=False):
+    """Decisions since the start, and how many of them a ranker left to the scorers, by reason."""
+
+    ranked: int = 0
+    fell_back: dict[str, int] = {}
+
+    def count(self, ranking: Ranking) -> None:
+        if ranking.costs:
+            self.ranked += 1
+        else:
+            self.fell_back[ranking.reason] = self.fell_back.get(ranking.reason, 0) + 1
+
+
+NO_MODEL = "no model"
+WIDE = "wide prediction"
+UNSTEADY = "unsteady worker"
+OUTSIDE = "outside the middle zone"
+UNLEARNED = "too little learned"
+
+
+class LeastPredicted:
+    """By the corrected median of the model that serves, unless the best one's own prediction is too uncertain."""
+
+    def __init__(self, forecaster: Forecaster, *, ratio_max: float = RATIO_MAX, spread_max: float = SPREAD_MAX) -> None:
+        self._forecaster = forecaster
+        self._ratio_max = ratio_max
+        self._spread_max = spread_max
+        self.tally = Tally()
+
+    def rank(self, candidates: Sequence[Candidate]) -> Ranking:
+        ranking = self.judge(candidates)
+        self.tally.count(ranking)
+        return ranking
+
+    def judge(self, candidates: Sequence[Candidate]) -> Ranking:
+        """As `rank`, for somebody who only wants to know: it is not counted as a decision."""
+        forecast = self._forecaster.forecast(candidates)
+        if forecast is None:
+            return Ranking(reason=NO_MODEL)
+        p50_s = forecast.p50_s
+        low = min(p50_s)
+        best = p50_s.index(low)
+        if forecast.p90_s[best] > self._ratio_max * low:
+            return Ranking(forecast=forecast, reason=WIDE)
+        if forecast.corrections[best].spread > self._spread_max:
+            return Ranking(forecast=forecast, reason=UNSTEADY)
+        return Ranking(p50_s, forecast)
+
+    def learn(self, samples: Sequence[Sample]) -> None:
+        self._forecaster.learn(samples)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self._forecaster.forget(endpoint)
+
+
+class LeastOnline:
+    """By a linear model of the work ahead, the same for the fleet, times each worker's correction."""
+
+    def __init__(self) -> None:
+        self.model = OnlineLinear(work_columns, WORK_PRIOR)
+        self._forecaster = Forecaster(self.model, "linear_online")
+
+    def rank(self, candidates: Sequence[Candidate]) -> Ranking:
+        forecast = self._forecaster.forecast(candidates)
+        return Ranking(reason=NO_MODEL) if forecast is None else Ranking(forecast.p50_s, forecast)
+
+    def learn(self, samples: Sequence[Sample]) -> None:
+        """The worker's own speed goes into its correction; the model learns what is left, so that neither learns it twice."""
+        self._forecaster.learn(samples)
+        rows = Rows().of([sample.candidate for sample in samples])
+        for row, sample in zip(rows, samples, strict=True):
+            self.model.learn(row, sample.ttft_s / self._forecaster.factor(sample.candidate.endpoint))
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self._forecaster.forget(endpoint)
+
+
+class Layered:
+    """The optimizer of `hierarchical`: in the middle zone the least TTFT by running requests and prompt length, learned from
+    that zone alone; elsewhere the profile's scorers (least active). Its guard is the filter that all profiles share.
+
+    Which zone a request is in says a linear model of all traffic: the zone's own model, which knows nothing else, would say
+    "middle" whatever it is asked.
+    """
+
+    def __init__(self, *, low_s: float = ZONE_LOW_S, high_s: float = ZONE_HIGH_S) -> None:
+        self._low_s = low_s
+        self._high_s = high_s
+        self._rows = Rows()
+        self.all = OnlineLinear(work_columns, WORK_PRIOR)
+        self.middle = OnlineLinear(running_columns, RUNNING_PRIOR)
+        self.tally = Tally()
+
+    def rank(self, candidates: Sequence[Candidate]) -> Ranking:
+        ranking = self._judge(candidates)
+        self.tally.count(ranking)
+        return ranking
+
+    def _judge(self, candidates: Sequence[Candidate]) -> Ranking:
+        if self.middle.samples < ZONE_SAMPLES_MIN or self.middle.spread > ZONE_SPREAD_MAX:
+            return Ranking(reason=UNLEARNED)
+        rows = self._rows.of(candidates)
+        if not self._low_s <= float(self.all.predict(rows)[0].min()) < self._high_s:
+            return Ranking(reason=OUTSIDE)
+        p50, p90 = self.middle.predict(rows)
+        costs = p50.tolist()
+        return Ranking(costs, Forecast("hierarchical", costs, p90.tolist(), [], [1.0] * len(costs)))
+
+    def learn(self, samples: Sequence[Sample]) -> None:
+        rows = self._rows.of([sample.candidate for sample in samples])
+        for row, sample in zip(rows, samples, strict=True):
+            self.all.learn(row, sample.ttft_s)
+            if self._low_s <= sample.ttft_s < self._high_s:
+                self.middle.learn(row, sample.ttft_s)
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """It learns nothing of single endpoints."""
