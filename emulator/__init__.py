@@ -10,6 +10,7 @@ The engine core knows neither clock nor socket, and runs in virtual time as it d
 sequence     one prompt on its way, and the engine's own block hash
 block_pool   KV memory: references, prefix cache, eviction order, events
 scheduler    who computes what in the next step: batching, chunked prefill, preemption
+cruise       steps in which sequences only decode, without looking at each
 latency      how long a step takes
 presets      engines worth imitating
 engine       all of it, stepped from outside

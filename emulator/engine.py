@@ -8,6 +8,9 @@
 then and delivers; a simulator puts it into its event queue. So gauges are one step late by construction, and an arrival
 during a step is seen by the next one.
 
+`step(now, brief=True)` is for those who do not read along (simulations): the same steps, but a token that neither begins nor
+ends an answer may be left out of `outputs`, and sequences in between are not up to date. It costs a fraction (see cruise).
+
 Text is a function of the prompt and the sampling seed and of nothing else: not of the batch, the cache or the time.
 """
 
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from emulator.block_pool import BlockPool, Event
+from emulator.cruise import Cruise
 from emulator.latency import Batch, Latency
 from emulator.scheduler import Plan, Scheduler
 from emulator.sequence import FinishReason, Request, Sequence, new_sequence, root_hash
@@ -26,6 +30,8 @@ from emulator.sequence import FinishReason, Request, Sequence, new_sequence, roo
 NO_TOKEN = -1
 
 _MASK = (1 << 64) - 1
+_MULTIPLIER, _INCREMENT = 6_364_136_223_846_793_005, 1_442_695_040_888_963_407
+"""Of the generator behind the text, modulo 2**64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +96,11 @@ class Gauges:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One iteration, from start to end."""
+    """One iteration, from start to end. num_outputs: sequences that got a token or ended, whether in `outputs` or not."""
 
     duration_s: float
     outputs: list[Output]
+    num_outputs: int
     events: list[Event]
     gauges: Gauges
     batch: Batch
@@ -124,6 +131,12 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._arriving: deque[Sequence] = deque()
         """Still with the API server, in order; the scheduler sees each from its `ready_s` on."""
+        self._num_adapted = 0
+        """Requests inside that use an adapter."""
+        self._cruise: Cruise | None = None
+        self._end_s = 0.0
+        """When the last step of the cruise ended."""
+        self._may_cruise = vocabulary.eos not in vocabulary.words
 
     @property
     def has_work(self) -> bool:
@@ -154,6 +167,7 @@ class Engine:
         mean = self.config.answer_tokens_mean
         sequence.text_len = max(request.min_tokens, mean // 2 + sequence.text_state % (mean + 1))
         self._live[request.request_id] = sequence
+        self._num_adapted += bool(request.origin.lora)
         if self.latency.request_s > 0:
             sequence.ready_s = now + self.latency.request_s
             self._arriving.append(sequence)
@@ -163,9 +177,10 @@ class Engine:
 
     def abort(self, request_id: str) -> bool:
         """Forget a request. False: it is not here (any more)."""
-        sequence = self._live.pop(request_id, None)
-        if sequence is None:
+        if request_id not in self._live:
             return False
+        self._land()
+        sequence = self._forget(request_id)
         if sequence in self._arriving:
             self._arriving.remove(sequence)
             sequence.finish = FinishReason.ABORT
@@ -180,20 +195,34 @@ class Engine:
             self.abort(sequence.request.request_id)
         return sequences
 
-    def step(self, now: float) -> StepResult:
+    def step(self, now: float, *, brief: bool = False) -> StepResult:
         """One iteration. Where every request is still with the API server, it begins when the first gets through, and its
         duration says so. AssertionError: there was nothing to do."""
         assert self.has_work, "a step without work"
         begin = now if self.scheduler.has_work else max(now, self._arriving[0].ready_s)
         while self._arriving and self._arriving[0].ready_s <= begin:
             self.scheduler.add(self._arriving.popleft())
+        result = self._step_of_cruise(begin) if self._on_cruise(brief) else None
+        if result is not None:
+            return result
         plan = self.scheduler.schedule(begin)
         assert plan.scheduled or plan.preempted, f"{len(self.scheduler.waiting)} wait, nothing runs and nothing can"
         duration_s = begin - now + self.latency.step_s(plan.batch) * self.slowdown
         outputs = self._sample(plan, now + duration_s)
+        return self._result(plan, duration_s, outputs, len(outputs))
+
+    def gauges(self) -> Gauges:
+        """The state as it is now."""
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        if not self._num_adapted:
+            return Gauges(len(running), len(waiting), self.pool.usage)
+        return Gauges(len(running), len(waiting), self.pool.usage, _loras(running), _loras(waiting))
+
+    def _result(self, plan: Plan, duration_s: float, outputs: list[Output], num_outputs: int) -> StepResult:
         return StepResult(
             duration_s=duration_s,
             outputs=outputs,
+            num_outputs=num_outputs,
             events=self.pool.drain_events(),
             gauges=self.gauges(),
             batch=plan.batch,
@@ -201,26 +230,106 @@ class Engine:
             num_preempted=len(plan.preempted),
         )
 
-    def gauges(self) -> Gauges:
-        """The state as it is now."""
-        running, waiting = self.scheduler.running, self.scheduler.waiting
-        return Gauges(len(running), len(waiting), self.pool.usage, _loras(running), _loras(waiting))
+    # ----------------------------------------------------------------------------------------------------------- cruise
+
+    def _on_cruise(self, brief: bool) -> bool:
+        """Whether the next step is one of a cruise, which begins or ends here."""
+        running = self.scheduler.running
+        if not (brief and self._may_cruise and running) or self.scheduler.admits(
+            self.config.max_num_batched_tokens - len(running)
+        ):
+            self._land()
+        elif (
+            self._cruise is None
+            and len(running) <= self.config.max_num_batched_tokens
+            and all(map(_only_decodes, reversed(running)))
+        ):
+            self._cruise = Cruise(running, self._due_in, self._catch_up)
+        return self._cruise is not None
+
+    def _step_of_cruise(self, now: float) -> StepResult | None:
+        """None: blocks ran out, or somebody can be taken up, and the step must be planned as any other."""
+        cruise, scheduler = self._cruise, self.scheduler
+        assert cruise is not None, "no cruise"
+        due = cruise.begin()
+        if sum(max(0, scheduler.blocks_needed(sequence, 1)) for sequence in due) > self.pool.num_free:
+            self._land()
+            return None
+        for sequence in due:
+            scheduler.grow(sequence, 1)
+        if scheduler.admits(self.config.max_num_batched_tokens - cruise.count):
+            # One of their new blocks is what the head of the queue was waiting for. To grow again changes nothing.
+            self._land()
+            return None
+        plan = Plan(Batch([], decodes=cruise.count, decode_context=cruise.context))
+        duration_s = self.latency.step_s(plan.batch) * self.slowdown
+        self._end_s = now + duration_s
+        outputs = []
+        for sequence in due:
+            sequence.num_computed += 1
+            output = self._output(sequence, self._end_s)
+            if output.finish is not None:
+                outputs.append(output)
+        cruise.end(last=bool(outputs))
+        if outputs:
+            self._land()
+        return self._result(plan, duration_s, outputs, cruise.count)
+
+    def _land(self) -> None:
+        """Everyone is up to date, and the next step is planned as any other."""
+        if self._cruise is not None:
+            self._cruise.land()
+            self._cruise = None
+
+    def _due_in(self, sequence: Sequence) -> int:
+        """Steps until a block begins or gets full, or the answer ends."""
+        request, size = sequence.request, self.config.block_size
+        output = sequence.num_output
+        steps = min(
+            len(sequence.blocks) * size - sequence.num_computed + 1,
+            (sequence.num_blocks_hashed + 1) * size - sequence.num_computed,
+            request.max_tokens - output,
+            self.config.max_model_len - len(sequence.tokens),
+        )
+        if not request.ignore_eos:
+            steps = min(steps, sequence.text_len - output + 1)
+        return max(1, steps)
+
+    def _catch_up(self, sequence: Sequence, count: int) -> None:
+        """Tokens of `count` steps of a cruise."""
+        state, words = sequence.text_state, self.vocabulary.words
+        append, size = sequence.tokens.append, len(words)
+        for _ in range(count):
+            state = (state * _MULTIPLIER + _INCREMENT) & _MASK
+            append(words[(state >> 33) % size])
+        sequence.text_state = state
+        sequence.num_computed += count
+        sequence.last_token_s = self._end_s
+
+    # ------------------------------------------------------------------------------------------------------------ tokens
 
     def _sample(self, plan: Plan, end_s: float) -> list[Output]:
         outputs: list[Output] = []
         for sequence, count in plan.scheduled:
             sequence.num_computed += count
-            if sequence.num_computed < len(sequence.tokens):
-                continue
-            if sequence.first_token_s is None:
-                sequence.first_token_s = end_s
-            sequence.last_token_s = end_s
-            token, finish = (NO_TOKEN, FinishReason.STOP) if sequence.request.max_tokens == 0 else self._next_token(sequence)
-            if finish is not None:
-                self.scheduler.finish(sequence, finish)
-                del self._live[sequence.request.request_id]
-            outputs.append(Output(sequence, token, finish))
+            if sequence.num_computed == len(sequence.tokens):
+                outputs.append(self._output(sequence, end_s))
         return outputs
+
+    def _output(self, sequence: Sequence, end_s: float) -> Output:
+        if sequence.first_token_s is None:
+            sequence.first_token_s = end_s
+        sequence.last_token_s = end_s
+        token, finish = (NO_TOKEN, FinishReason.STOP) if sequence.request.max_tokens == 0 else self._next_token(sequence)
+        if finish is not None:
+            self.scheduler.finish(sequence, finish)
+            self._forget(sequence.request.request_id)
+        return Output(sequence, token, finish)
+
+    def _forget(self, request_id: str) -> Sequence:
+        sequence = self._live.pop(request_id)
+        self._num_adapted -= bool(sequence.request.origin.lora)
+        return sequence
 
     def _next_token(self, sequence: Sequence) -> tuple[int, FinishReason | None]:
         request = sequence.request
@@ -228,7 +337,7 @@ class Engine:
         if position >= sequence.text_len and not request.ignore_eos:
             token = self.vocabulary.eos
         else:
-            state = (sequence.text_state * 6_364_136_223_846_793_005 + 1_442_695_040_888_963_407) & _MASK
+            state = (sequence.text_state * _MULTIPLIER + _INCREMENT) & _MASK
             sequence.text_state = state
             choices = self.vocabulary.words if position else self.vocabulary.openers
             token = choices[(state >> 33) % len(choices)]
@@ -241,6 +350,10 @@ class Engine:
         if position + 1 >= request.max_tokens or len(sequence.tokens) >= self.config.max_model_len:
             return token, FinishReason.LENGTH
         return token, None
+
+
+def _only_decodes(sequence: Sequence) -> bool:
+    return sequence.missing == 1 and sequence.num_output > 0 and not sequence.request.stop_token_ids
 
 
 def _loras(sequences: Items[Sequence]) -> tuple[str, ...]:

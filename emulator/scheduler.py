@@ -41,6 +41,10 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._blocked_budget: int | None = None
+        """The head of the queue did not fit in the blocks with this budget. Only giving blocks back changes that, or a
+        smaller budget (a smaller first chunk), or a new block that its prompt would hit."""
+        self._blocked_hashes: frozenset[int] = frozenset()
 
     @property
     def has_work(self) -> bool:
@@ -48,6 +52,12 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
+
+    def admits(self, budget: int) -> bool:
+        """Whether a step with this budget left could take up a waiting sequence. False is certain, True is not."""
+        if not self.waiting or budget <= 0 or len(self.running) >= self.max_num_seqs:
+            return False
+        return self._blocked_budget is None or budget < self._blocked_budget
 
     def schedule(self, now: float) -> Plan:
         """Take blocks for, and plan, the next step."""
@@ -80,7 +90,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, count: int, plan: Plan) -> bool:
         """Preempt from the back until `sequence` can grow by `count` tokens. False: it had to go itself."""
-        needed = self._blocks_needed(sequence, count)
+        needed = self.blocks_needed(sequence, count)
         while needed > self.pool.num_free:
             victim = self.running.pop()
             self._preempt(victim)
@@ -90,15 +100,18 @@ class Scheduler:
         return True
 
     def _schedule_waiting(self, plan: Plan, budget: int, now: float) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+        while self.admits(budget):
             sequence = self.waiting[0]
             hit = self._find(sequence)
             num_hit = len(hit) * self.block_size
             count = min(len(sequence.tokens) - num_hit, budget)
             needed = -(-(num_hit + count) // self.block_size) - len(hit)
             if needed > self.pool.num_free - self.pool.num_evictable(hit):
+                self._blocked_budget = budget
+                self._blocked_hashes = frozenset(sequence.hashes)
                 return
             self.waiting.popleft()
+            self._blocked_budget = None
             self.running.append(sequence)
             self._admit(sequence, hit, plan, now)
             self._place(sequence, count, plan)
@@ -126,14 +139,17 @@ class Scheduler:
             tokens = sequence.tokens[: sequence.num_computed].tobytes()
             self.pool.announce(sequence.hashes[: len(hit)], tokens, parent=None, origin=sequence.request.origin)
 
-    def _place(self, sequence: Sequence, count: int, plan: Plan) -> None:
+    def grow(self, sequence: Sequence, count: int) -> None:
         """Blocks for the next `count` tokens; those that get full go into the prefix cache."""
-        needed = self._blocks_needed(sequence, count)
+        needed = self.blocks_needed(sequence, count)
         if needed > 0:
             sequence.blocks.extend(self.pool.allocate(needed))
         num_full = (sequence.num_computed + count) // self.block_size
         if num_full > sequence.num_blocks_hashed:
             self._store(sequence, num_full)
+
+    def _place(self, sequence: Sequence, count: int, plan: Plan) -> None:
+        self.grow(sequence, count)
         batch = plan.batch
         if count == 1 and sequence.num_output:
             batch.decodes += 1
@@ -145,6 +161,8 @@ class Scheduler:
     def _store(self, sequence: Sequence, num_full: int) -> None:
         first = sequence.num_blocks_hashed
         extend_hashes(sequence, self.block_size, num_full)
+        if self._blocked_budget is not None and not self._blocked_hashes.isdisjoint(sequence.hashes[first:num_full]):
+            self._blocked_budget = None
         self.pool.store(
             sequence.blocks[first:num_full],
             sequence.hashes[first:num_full],
@@ -154,7 +172,8 @@ class Scheduler:
         )
         sequence.num_blocks_hashed = num_full
 
-    def _blocks_needed(self, sequence: Sequence, count: int) -> int:
+    def blocks_needed(self, sequence: Sequence, count: int) -> int:
+        """More blocks than it holds, for the next `count` tokens; 0 or less where they fit."""
         return -(-(sequence.num_computed + count) // self.block_size) - len(sequence.blocks)
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -163,6 +182,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
+        self._blocked_budget = None
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.num_computed = 0

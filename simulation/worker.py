@@ -167,7 +167,7 @@ class SimWorker:
         if now < self._hung_until_s:
             self._timeline.at(self._hung_until_s, self._wake, life)
             return
-        result = life.engine.step(now)
+        result = life.engine.step(now, brief=True)
         self._timeline.at(now + result.duration_s, self._end, life, result)
 
     def _wake(self, life: _Life) -> None:
@@ -197,7 +197,7 @@ class SimWorker:
         total.steps += 1
         total.preemptions += result.num_preempted
         counters.preemptions += result.num_preempted
-        counters.generation_tokens += len(result.outputs)
+        counters.generation_tokens += result.num_outputs
         for sequence in result.started:
             counters.prompt_tokens += sequence.num_prompt
             counters.query_tokens += sequence.num_prompt
