@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("headway.train", "train a model of TTFT, from a file or from the running stack's traffic"),
     "models": ("headway.models", "the models of TTFT: list, show, promote, rollback"),
     "simulate": ("headway.simulate", "compare policies on a trace in virtual time"),
+    "profile": ("headway.profile", "sweep a fleet from idle to overload: a data set to learn TTFT from"),
     "bench": ("headway.bench", "what the router costs, beside other routers"),
     "demo": ("headway.demo", "a tour: up, two conversations, what went where and why, down"),
 }

@@ -6,7 +6,7 @@ The fleet is behind a protocol: `profile_fleet` is a running one behind its prox
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from loadgen import sweep
 from loadgen.errors import LoadError
@@ -98,7 +98,9 @@ async def _saturation(fleet: Fleet, source: Source, grid: Grid, combination: Com
     return min(ends, rate_rps)
 
 
-def plan_of(grid: Grid, saturation_rps: dict[str, float], *, run: str, started_at: float, speed: float, **options: str) -> Plan:
+def plan_of(
+    grid: Grid, saturation_rps: dict[str, float], *, run: str, started_at: float, speed: float, options: dict[str, Any]
+) -> Plan:
     """LoadError: the grid has no end."""
     try:
         steps = sweep.steps(grid, lambda combination: saturation_rps[str(combination)])

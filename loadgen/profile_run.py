@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -38,7 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     grid: Grid
     steps: list[Step]
     saturation_rps: dict[str, float] = {}  # by combination, as found; empty where rates were given
-    options: dict[str, str] = {}
+    options: dict[str, Any] = {}
 
     @property
     def requests(self) -> int:

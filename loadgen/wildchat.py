@@ -1,12 +1,12 @@
 """WildChat to a workload: recorded conversations streamed, filtered, cleaned, sorted into buckets of prompt length, and saved.
 
-Each kept conversation becomes one line of `processed_workload.jsonl`: one request, at its last question that was answered, of everything before
-it. Lines that `headway replay` reads as well: an id and messages, with the answer that was recorded at the end.
+Each kept conversation becomes one line of `processed_workload.jsonl`: one request, its last question that was answered and all
+that was said before it. `headway replay` reads such lines as well: messages, with the answer that was recorded at their end.
 
     {"id", "language", "model", "turn", "bucket", "input_tokens", "output_tokens", "messages": [{"role", "content"}, ...]}
 
-The data set is read as a stream: nothing but the rows asked for is downloaded. Any data set of the same columns does, a directory of
-Parquet or JSONL files too.
+The data set is read as a stream: nothing but the rows asked for is downloaded. Any data set of the same columns does, also a
+directory of Parquet or JSONL files.
 """
 
 from __future__ import annotations
