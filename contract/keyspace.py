@@ -288,5 +288,5 @@ def decode_models(data: bytes) -> ModelsState:
     """CodecError: not a ModelsState."""
     try:
         return _MODELS.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise CodecError(f"models state: {error}") from error

@@ -106,7 +106,7 @@ def read_manifest(data: bytes) -> Manifest:
     """BundleError: not a manifest."""
     try:
         return _manifest.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise BundleError(f"model manifest: {error}") from error
 
 
@@ -121,7 +121,7 @@ def decode(data: bytes) -> Bundle:
         raise BundleError(f"a model of {len(data)} bytes, at most {BYTES_MAX} are read")
     try:
         envelope = _envelope.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise BundleError(f"not a model: {error}") from error
     if envelope.magic != _MAGIC:
         raise BundleError(f"not a model of this build: it begins with {envelope.magic!r}")

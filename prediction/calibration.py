@@ -1,10 +1,10 @@
 """From a model's raw quantiles in log seconds to the seconds that are served.
 
 Conformal: on samples the model did not see, the residual log(ttft) - raw log p90 is taken, and its own 90th percentile is
-added to the raw p90, so that 90 % of the truth lies below it. Each zone apart, because a model that is right on the whole is
-usually too sure where it is slow; at decision time a zone is known by the p50. What turned out slower than predicted is found
-more often in a true zone than in the predicted one, so that coverage by either differs by a few percent: the offset is the mean
-of both. A zone with too few samples takes the offset over all.
+added to the raw p90, so that 90 % of the truth lies below it. Each zone apart, because a model that is right on the whole
+is usually too sure where it is slow; at decision time a zone is known by the p50. What turned out slower than predicted is
+found more often in a true zone than in the predicted one, so that coverage by either differs by a few percent: the offset
+is the mean of both. A zone with too few samples takes the offset over all.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def decode(data: bytes) -> Calibration:
     """BundleError: not a calibration."""
     try:
         offsets = msgspec.json.decode(data, type=_File).offsets
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise BundleError(f"{FILE}: {error}") from error
     if not all(math.isfinite(offset) for offset in offsets):
         raise BundleError(f"{FILE}: offsets {offsets} are not all finite")

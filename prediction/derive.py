@@ -17,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 
 SPEED_UNKNOWN = 10_000.0
 """Prefill tokens a second, of an endpoint that has not shown its own yet."""
+SPEED_MIN = 1e-3
+"""Below, a speed is taken for unknown: its inverse is no time."""
 FLOOR_S = 0.015
 """Of the estimate: what a first token costs when nothing is to be computed."""
 
@@ -46,9 +48,9 @@ def inputs(rows: Floats) -> Floats:
     out = np.empty((len(rows), len(COLUMNS)))
     out[:, :_WIDTH] = rows
     seconds = rows[:, _SPEED]
-    seconds = 1.0 / np.where(seconds > 0.0, seconds, SPEED_UNKNOWN)
+    seconds = 1.0 / np.where(seconds > SPEED_MIN, seconds, SPEED_UNKNOWN)
     uncached, prefill = rows[:, _UNCACHED], rows[:, _PREFILL]
-    own_pairs = uncached * (rows[:, _INPUT] - 0.5 * uncached)
+    own_pairs = uncached * np.maximum(rows[:, _INPUT] - 0.5 * uncached, 0.0)
     queue_s = (prefill + rows[:, _PAIRS] / PAIRS_A_TOKEN) * seconds
     own_s = (uncached + own_pairs / PAIRS_A_TOKEN) * seconds
     spent_s = np.minimum(rows[:, _WAIT], queue_s)

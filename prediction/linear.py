@@ -53,7 +53,7 @@ def load(bundle: Bundle) -> LinearQuantiles:
         raise BundleError(f"model {bundle.manifest.model_id} has no {FILE}")
     try:
         file = msgspec.json.decode(data, type=LinearFile)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise BundleError(f"model {bundle.manifest.model_id}: {FILE}: {error}") from error
     if {len(file.mean), len(file.scale), len(file.p50), len(file.p90)} != {len(FEATURES)}:
         raise BundleError(f"model {bundle.manifest.model_id}: {FILE} is not of {len(FEATURES)} features")

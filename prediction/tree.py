@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 FILE = "trees.npz"
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Trees:
 
     def leaves(self, columns: Floats) -> Ints:
         """columns: (n, len(derive.COLUMNS)). The leaf each row ends in, (n, trees)."""
-        columns = columns.astype(np.float32)  # as they were when the thresholds were found
+        columns = np.minimum(columns, _FLOAT32_MAX).astype(np.float32)  # as they were when the thresholds were found
         rows = np.arange(len(columns))[:, None]
         at = np.broadcast_to(self.roots, (len(columns), len(self.roots)))
         while True:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from contract.features import FEATURES, VERSION
 from prediction import bundle, calibration, predictor
 from prediction.bundle import Bundle
@@ -14,7 +16,7 @@ from prediction.scores import Scores
 from trainer.evaluate import evaluate
 from trainer.split import Split, split
 from trainer.zoo import KINDS, fit_of
-from trainer.zoo.kind import Fit, Training
+from trainer.zoo.kind import THREADS, Fit, Training
 
 SAMPLES_MIN = 200
 """Below this a model would be chance."""
@@ -60,7 +62,8 @@ def train(
     divided = split(samples)
     tell("fit", 0.0, f"{kind} on {len(divided.fit)} of {len(samples)} samples")
     training = Training(divided.fit.rows, divided.fit.ttft_s, divided.fit.decided_at, divided.fit.worker)
-    files = (fit or fit_of(kind))(training, seed, lambda done: tell("fit", done, ""))
+    with threadpool_limits(THREADS):  # the threads of BLAS, too
+        files = (fit or fit_of(kind))(training, seed, lambda done: tell("fit", done, ""))
     return _finished(files, divided, kind, model_id, seed, now_unix, tell, note)
 
 
