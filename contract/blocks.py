@@ -57,8 +57,9 @@ def chain(tokens: bytes | memoryview, block_size: int, parent: int) -> array[int
     view = memoryview(tokens)
     hashes = array("Q")
     append = hashes.append
+    digest = xxh64_intdigest
     for start in range(0, len(view) - step + 1, step):
-        parent = xxh64_intdigest(view[start : start + step], parent)
+        parent = digest(view[start : start + step], parent)
         append(parent)
     return hashes
 

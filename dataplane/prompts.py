@@ -25,6 +25,7 @@ from dataplane.openai import Ask
 from proto import routing_pb2 as pb
 
 log = logging.getLogger(__name__)
+_decode = msgspec.json.Decoder().decode
 
 RELOAD_AFTER_S = 60.0
 ROOTS_MAX = 4096
@@ -71,6 +72,17 @@ class _Loaded:
     tried_at: float = -1e9
 
 
+@dataclass(slots=True)
+class _Plan:
+    """What is read of a model for each of its prompts: messages of the fleet view are slow to read. model: it was read from."""
+
+    model: pb.ModelView
+    loaded: _Loaded | None  # None: it names no tokenizer
+    base: str
+    lora: str
+    block_sizes: tuple[int, ...]
+
+
 class Prompts:
     """Tokenizers by model. load: spec -> Tokenizer, slow, run in a thread of its own; overrides: model -> spec."""
 
@@ -78,6 +90,7 @@ class Prompts:
         self._load = load
         self._overrides = dict(overrides)
         self._by_spec: dict[str, _Loaded] = {}
+        self._plans: dict[str, _Plan] = {}
         self._chains = ChainCache()
         self.wanted = True
         """Whether the policy looks at prompts."""
@@ -89,6 +102,7 @@ class Prompts:
         wanted: whether the policy looks at prompts. Tokenizers are loaded all the same: a policy is switched at once.
         """
         self.wanted = wanted
+        self._plans.clear()
         for model in models:
             spec = self._spec(model)
             if not spec:
@@ -108,7 +122,7 @@ class Prompts:
         """`prepare` is short enough for the event loop."""
         if model is None or not self.wanted:
             return True
-        entry = self._by_spec.get(self._spec(model))
+        entry = self._plan(model).loaded
         if entry is None or entry.tokenizer is None:
             return body_bytes <= TEXT_INLINE_BYTES_MAX
         return entry.tokenizer.is_cheap(body_bytes)
@@ -126,26 +140,44 @@ class Prompts:
             return UNREAD
         if not self.wanted:
             return skipped(len(body))
-        entry = self._by_spec.get(self._spec(model))
+        plan = self._plan(model)
+        entry = plan.loaded
         if entry is not None and entry.tokenizer is None and entry.loading:
             return LOADING
-        fields = msgspec.json.decode(body)
+        fields = _decode(body)
         tokenizer = entry.tokenizer if entry is not None else None
         if tokenizer is not None:
             try:
-                return self._token_prompt(tokenizer.prompts(path, fields), ask, model)
+                return self._token_prompt(tokenizer.prompts(path, fields), ask, plan)
             except PromptError:
                 return UNREAD  # the caller's mistake: the engine answers it in its own words
             except NotTokenizable as error:
                 self._say(f"{model.name} {path} {error.reason}", str(error))
-        return _text_prompt(text_of(path, fields), ask, model)
+        return _text_prompt(text_of(path, fields), ask, plan)
 
-    def _token_prompt(self, prompts: list[bytes], ask: Ask, model: pb.ModelView) -> Prompt:
+    def _token_prompt(self, prompts: list[bytes], ask: Ask, plan: _Plan) -> Prompt:
         """Batches: the longest prompt's chain, and the tokens of all."""
-        longest = max(prompts, key=len, default=b"")
-        root = _root(model.base or model.name, _lora(model), ask.cache_salt)
-        chains = tuple((size, self._chains.chain(longest, size, root).tobytes()) for size in model.block_sizes if size > 0)
-        return Prompt("tokens", sum(map(len, prompts)) // 4, chains)
+        if len(prompts) == 1:
+            longest = prompts[0]
+            tokens = len(longest) // 4
+        else:
+            longest = max(prompts, key=len, default=b"")
+            tokens = sum(map(len, prompts)) // 4
+        chains: tuple[tuple[int, bytes], ...] = ()
+        for size in plan.block_sizes:
+            if len(longest) >= 4 * size:  # shorter than a block: there is no full one
+                root = _root(plan.base, plan.lora, ask.cache_salt)
+                chains += ((size, self._chains.chain(longest, size, root).tobytes()),)
+        return Prompt("tokens", tokens, chains)
+
+    def _plan(self, model: pb.ModelView) -> _Plan:
+        name = model.name
+        plan = self._plans.get(name)
+        if plan is None or plan.model is not model:
+            sizes = tuple(size for size in model.block_sizes if size > 0)
+            loaded = self._by_spec.get(self._spec(model))
+            plan = self._plans[name] = _Plan(model, loaded, model.base or name, _lora(model), sizes)
+        return plan
 
     def _spec(self, model: pb.ModelView) -> str:
         return self._overrides.get(model.name) or self._overrides.get(model.base) or model.tokenizer
@@ -178,9 +210,9 @@ class Prompts:
             log.warning("prompts are hashed as text, not tokens", extra={"f": {"model": name, "why": why}})
 
 
-def _text_prompt(text: bytes, ask: Ask, model: pb.ModelView) -> Prompt:
-    root = _text_root(model.base or model.name, _lora(model), ask.cache_salt)
-    sizes = [size for size in model.block_sizes if size > 0] or [FALLBACK_BLOCK_TOKENS]
+def _text_prompt(text: bytes, ask: Ask, plan: _Plan) -> Prompt:
+    root = _text_root(plan.base, plan.lora, ask.cache_salt)
+    sizes = plan.block_sizes or (FALLBACK_BLOCK_TOKENS,)
     chains = tuple((size, blocks.text_chain(text, size, root).tobytes()) for size in sizes)
     return Prompt("text", len(text) // blocks.TEXT_CHARS_PER_TOKEN, chains)
 

@@ -20,6 +20,8 @@ UNSET = (None, "auto")
 RESERVED = frozenset({"chat_template", "tokenize", "messages"})
 """Names in `chat_template_kwargs` that the engine refuses, or follows only where its operator trusts every caller."""
 
+_OPTIONS = frozenset({"chat_template_kwargs", "chat_template", "reasoning_effort"})
+
 CHEAP_BODY_BYTES_MAX = 16 * 1024
 """Bodies up to this size take less than 1 ms to tokenize, chat template included, with fastokens: they need no thread."""
 
@@ -179,6 +181,8 @@ class PromptTokenizer:
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
     """The template's variables that the request sets."""
+    if _OPTIONS.isdisjoint(body):
+        return {}
     given = body.get("chat_template_kwargs") or {}
     if not isinstance(given, Mapping):
         raise PromptError("'chat_template_kwargs' must be an object", "chat_template_kwargs")

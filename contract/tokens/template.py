@@ -63,10 +63,14 @@ class ChatTemplate:
         variables: special tokens and the request's own; those that the template does not name are dropped.
         PromptError: the template refuses the conversation. NotTokenizable: it fails on it.
         """
-        named = {name: value for name, value in variables.items() if name in self.variables}
+        names = self.variables
+        named = {name: value for name, value in variables.items() if name in names}
         chat = list(messages)
         final = _tag_final(chat) if continue_final_message else ""
-        named.update(messages=chat, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt)
+        named["messages"] = chat
+        named["tools"] = tools
+        named["documents"] = documents
+        named["add_generation_prompt"] = add_generation_prompt
         try:
             text = self._rendered(named)
         except TemplateError as error:
