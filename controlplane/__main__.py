@@ -19,8 +19,12 @@ from controlplane.grpc_server import GrpcServer
 from controlplane.ingest import Ingest
 from controlplane.ledger import Ledger
 from controlplane.metrics import ControlPlaneCollector, registry
+from controlplane.model_metrics import ModelCollector
+from controlplane.model_store import ModelStore
 from controlplane.outcomes import OutcomeLog
+from controlplane.predictor import Forecaster
 from controlplane.prefix_index import PrefixIndex, tune_gc
+from controlplane.rankers import Layered, LeastPredicted
 from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.settings import Settings
@@ -51,6 +55,10 @@ async def serve(settings: Settings, life: Life) -> None:
     waiting = WaitingRoom(waiting_max=settings.waiting_max, wait_s_max=settings.wait_s_max)
     ring = DecisionRing()
     self_check = SelfCheck()
+    forecaster = Forecaster()
+    predicted = LeastPredicted(forecaster, ratio_max=settings.uncertain_ratio_max, spread_max=settings.uncertain_spread_max)
+    layered = Layered(low_s=settings.zone_low_s, high_s=settings.zone_high_s)
+    models = ModelStore(settings.bus_url, forecaster, clock)
     director = Director(
         snapshot=snapshot,
         ledger=ledger,
@@ -58,13 +66,14 @@ async def serve(settings: Settings, life: Life) -> None:
         waiting=waiting,
         ring=ring,
         self_check=self_check,
-        profiles=profiles.build(settings.active_max),
+        profiles=profiles.build(settings.active_max, predicted=predicted, layered=layered),
         policy=settings.policy,
         rng=random.Random(settings.seed or secrets.randbits(64)),
         record=outcomes.put,
         unix_offset_s=clock.unix() - clock.now(),
         first_decision_id=unix_ms << 20,  # above every number of an earlier run
         hung_after_s=settings.hung_after_s,
+        predicted=predicted,
     )
     watch = FleetWatch(snapshot, director, first_version=unix_ms)
     routing = RoutingServicer(director, ring, watch, clock)
@@ -83,11 +92,17 @@ async def serve(settings: Settings, life: Life) -> None:
         routing=routing,
         clock=clock,
     )
+    model_collector = ModelCollector(
+        models, forecaster, {"predictive": predicted.tally, "hierarchical": layered.tally}, unix=clock.unix
+    )
 
     http = None
     if settings.metrics_port:
         http = await admin.start(
-            settings.metrics_host, settings.metrics_port, registry(collector), lambda: "" if director.warm else COLD
+            settings.metrics_host,
+            settings.metrics_port,
+            registry(collector, model_collector),
+            lambda: "" if director.warm else COLD,
         )
     credentials = None
     if settings.tls_cert:
@@ -97,6 +112,7 @@ async def serve(settings: Settings, life: Life) -> None:
     life.spawn(ingest.run(), name="ingest")
     life.spawn(outcomes.run(), name="outcomes")
     life.spawn(upkeep.run(), name="upkeep")
+    life.spawn(models.run(), name="models")
     tune_gc()
     life.ready(f"gRPC on {', '.join(server.addresses)}, policy {director.policy}")
 

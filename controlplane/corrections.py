@@ -27,7 +27,7 @@ APART_MAX = 1.5
 SPREAD_START = 0.3
 """Mean absolute deviation of the residuals, before it is known."""
 SPREAD_MIN = 0.05
-PRIOR_SAMPLES = 4
+PRIOR_SAMPLES = 2
 """The prior counts as many of a worker's own residuals."""
 SAMPLES_MIN = 4
 """Of its own, before a worker counts in the priors of others."""

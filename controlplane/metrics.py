@@ -169,8 +169,9 @@ class _Read(Protocol):
     def __call__(self, endpoint: Endpoint, /) -> float: ...
 
 
-def registry(collector: ControlPlaneCollector) -> CollectorRegistry:
+def registry(*collectors: Collector) -> CollectorRegistry:
     """One of our own: no module state."""
     made = CollectorRegistry()
-    made.register(collector)
+    for collector in collectors:
+        made.register(collector)
     return made

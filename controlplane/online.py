@@ -92,7 +92,7 @@ def work_columns(rows: Floats) -> Floats:
     out[:, 0] = own + rows[:, _PREFILL] + rows[:, _PAIRS] / PAIRS_A_TOKEN
     out[:, 1] = own
     out[:, 2] = rows[:, _ACTIVE] - rows[:, _QUEUED]
-    np.log1p(out[:, :3], out=out[:, :3])
+    np.log1p(np.maximum(out[:, :3], 0.0), out=out[:, :3])
     out[:, 3] = 1.0
     return out
 
@@ -102,7 +102,7 @@ def running_columns(rows: Floats) -> Floats:
     out = np.empty((len(rows), 3))
     out[:, 0] = rows[:, _RUNNING]
     out[:, 1] = rows[:, _INPUT]
-    np.log1p(out[:, :2], out=out[:, :2])
+    np.log1p(np.maximum(out[:, :2], 0.0), out=out[:, :2])
     out[:, 2] = 1.0
     return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlplane import admission, director, filters, ledger, profiles
+from controlplane import admission, director, filters, ledger, profiles, rankers
 from runtime import log
 from runtime.addresses import split_address
 from runtime.redis_url import check_redis_url, with_password
@@ -30,6 +30,12 @@ class Settings:
     wait_s_max: float = setting(admission.WAIT_S_MAX, "how long a question may wait for room")
     grace_s_max: float = setting(ledger.GRACE_S_MAX, "how long reservations of a broken stream wait for their data plane")
     hung_after_s: float = setting(director.HUNG_AFTER_S, "no progress for this long with requests there: the engine hangs")
+    uncertain_ratio_max: float = setting(rankers.RATIO_MAX, "p90 over median above which a predicted TTFT does not decide")
+    uncertain_spread_max: float = setting(
+        rankers.SPREAD_MAX, "mean deviation of a worker's log residuals above which its predicted TTFT does not decide"
+    )
+    zone_low_s: float = setting(rankers.ZONE_LOW_S, "hierarchical: where its middle zone begins")
+    zone_high_s: float = setting(rankers.ZONE_HIGH_S, "hierarchical: where its middle zone ends")
     seed: int = setting(0, "of the random choices; 0: a new one each start")
     log_level: str = setting("info", "least severity that is logged", choices=log.LEVELS)
     log_format: str = setting("text", "text or json", choices=log.FORMATS)
@@ -37,8 +43,16 @@ class Settings:
     def check(self) -> None:
         check_port("metrics_port", self.metrics_port)
         check_positive(
-            active_max=self.active_max, wait_s_max=self.wait_s_max, grace_s_max=self.grace_s_max, hung_after_s=self.hung_after_s
+            active_max=self.active_max,
+            wait_s_max=self.wait_s_max,
+            grace_s_max=self.grace_s_max,
+            hung_after_s=self.hung_after_s,
+            uncertain_ratio_max=self.uncertain_ratio_max,
+            uncertain_spread_max=self.uncertain_spread_max,
+            zone_low_s=self.zone_low_s,
         )
+        if self.zone_high_s <= self.zone_low_s:
+            raise SettingsError(f"--zone-high-s: {self.zone_high_s} is not above --zone-low-s {self.zone_low_s}")
         if self.waiting_max < 0:
             raise SettingsError(f"--waiting-max: {self.waiting_max} is below 0")
         if not self.listen:

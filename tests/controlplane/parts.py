@@ -7,7 +7,6 @@ from random import Random
 
 from contract.keyspace import EngineReport, EngineState, ModelCard, WorkerRecord
 from contract.outcome import End, Outcome
-from controlplane import profiles
 from controlplane.admission import WaitingRoom
 from controlplane.breaker import Breaker, BreakerBounds
 from controlplane.director import Director
@@ -16,7 +15,9 @@ from controlplane.explain import DecisionRing
 from controlplane.index_state import IndexState
 from controlplane.ledger import Ledger, Load
 from controlplane.prefix_index import PrefixIndex
+from controlplane.profiles import Profile, build
 from controlplane.question import Decision, Ended, Question, Request, Shed
+from controlplane.rankers import LeastPredicted
 from controlplane.rates import Rates
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
@@ -108,6 +109,8 @@ class Plant:
         wait_s_max: float = 5.0,
         grace_s_max: float = 10.0,
         seed: int = 1,
+        profiles: dict[str, Profile] | None = None,
+        predicted: LeastPredicted | None = None,
     ) -> None:
         self.now = 100.0
         self.ledger = Ledger(grace_s_max=grace_s_max)
@@ -124,11 +127,12 @@ class Plant:
             waiting=self.waiting,
             ring=self.ring,
             self_check=self.self_check,
-            profiles=profiles.build(active_max),
+            profiles=build(active_max) if profiles is None else profiles,
             policy=policy,
             rng=Random(seed),
             record=self.outcomes.append,
             unix_offset_s=UNIX,
+            predicted=predicted,
         )
         self.director.warm = True
         for number in range(workers):
