@@ -151,7 +151,9 @@ def explanation(trace: Trace) -> pb.Explanation:
         input_tokens=trace.request.input_tokens,
     )
     chosen = -1 if isinstance(result, Shed) else result.candidate.slot
-    for verdict in explain(trace.profile, trace.candidates, trace.request):
+    if trace.ranking is not None and trace.ranking.forecast is not None:
+        message.model_id = trace.ranking.forecast.model_id
+    for verdict in explain(trace.profile, trace.candidates, trace.request, trace.ranking):
         message.candidates.append(_candidate(verdict, verdict.candidate.slot == chosen))
     for endpoint, absence in trace.absent:
         message.candidates.add(endpoint=endpoint.slot, worker=endpoint.worker, url=endpoint.url, rejected_by=absence)
@@ -173,4 +175,7 @@ def _candidate(verdict: Verdict, chosen: bool) -> pb.CandidateView:
         scores=verdict.scores,
         total=verdict.total,
         chosen=chosen,
+        predicted_ttft_s=verdict.predicted_p50_s,
+        predicted_p90_s=verdict.predicted_p90_s,
+        correction=verdict.correction if verdict.predicted_p50_s else 0.0,
     )

@@ -24,6 +24,7 @@ _FEATURES = {
     "kv_usage": "kv",
     "report_age_s": "age s",
 }
+_FORECAST = ("TTFT s", "p90 s", "corrected")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,8 @@ def _decision_id(text: str) -> int:
 def render(explanation: routing_pb2.Explanation, *, every_feature: bool = False) -> Group:
     at = time.strftime("%H:%M:%S", time.localtime(explanation.decided_at))
     head = Text(f"decision {explanation.decision_id:016x} at {at}: {explanation.model}, {explanation.input_tokens:,} tokens")
+    if explanation.model_id:
+        head.append(f", predicted by {explanation.model_id}")
     why = Text(f"policy {explanation.policy}: {explanation.reason}", style="bold")
     if explanation.HasField("shed"):
         reason = routing_pb2.Shed.Reason.Name(explanation.shed.reason)
@@ -67,15 +70,29 @@ def _table(explanation: routing_pb2.Explanation, every_feature: bool) -> Table:
     table.add_column("")
     table.add_column("worker", no_wrap=True)
     titles = [name if every_feature else _FEATURES[name] for name in features]
-    for name in [*titles, *(f"{name} score" for name in scorers), "total"]:
+    predicted = any(candidate.predicted_ttft_s for candidate in explanation.candidates)
+    forecast = _FORECAST if predicted else ()
+    for name in [*titles, *forecast, *(f"{name} score" for name in scorers), "total"]:
         table.add_column(name, justify="right")
-    for candidate in sorted(explanation.candidates, key=lambda c: (not c.chosen, bool(c.rejected_by), -c.total)):
+    for candidate in sorted(explanation.candidates, key=_order):
         style = "green" if candidate.chosen else "dim" if candidate.rejected_by else ""
         cells = [_number(candidate.features[name]) if name in candidate.features else "-" for name in features]
+        cells += _forecast(candidate) if predicted else []
         cells += [f"{candidate.scores[name]:.3f}" if name in candidate.scores else "-" for name in scorers]
         total = (candidate.rejected_by and f"out: {candidate.rejected_by}") or f"{candidate.total:.3f}"
         table.add_row("->" if candidate.chosen else "", candidate.worker, *cells, total, style=style)
     return table
+
+
+def _order(candidate: routing_pb2.CandidateView) -> tuple[bool, bool, float, float]:
+    """The chosen one, then by what decided: predictions where there are any, else scores; then those that were out."""
+    return not candidate.chosen, bool(candidate.rejected_by), candidate.predicted_ttft_s, -candidate.total
+
+
+def _forecast(candidate: routing_pb2.CandidateView) -> list[str]:
+    if not candidate.predicted_ttft_s:
+        return ["-"] * len(_FORECAST)
+    return [f"{candidate.predicted_ttft_s:.3g}", f"{candidate.predicted_p90_s:.3g}", f"x {candidate.correction:.2f}"]
 
 
 def _tells(explanation: routing_pb2.Explanation, feature: str) -> bool:

@@ -850,6 +850,8 @@ class CandidateView(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     CHOSEN_FIELD_NUMBER: _builtins.int
     PREDICTED_TTFT_S_FIELD_NUMBER: _builtins.int
+    PREDICTED_P90_S_FIELD_NUMBER: _builtins.int
+    CORRECTION_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.int
     worker: _builtins.str
     url: _builtins.str
@@ -858,6 +860,10 @@ class CandidateView(_message.Message):
     total: _builtins.float
     chosen: _builtins.bool
     predicted_ttft_s: _builtins.float
+    """median, the worker's correction included; 0: nothing was predicted"""
+    predicted_p90_s: _builtins.float
+    correction: _builtins.float
+    """what the model's own prediction was multiplied by; 0: nothing was predicted"""
     @_builtins.property
     def features(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """contract/features names"""
@@ -878,10 +884,12 @@ class CandidateView(_message.Message):
         total: _builtins.float = ...,
         chosen: _builtins.bool = ...,
         predicted_ttft_s: _builtins.float = ...,
+        predicted_p90_s: _builtins.float = ...,
+        correction: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "endpoint", b"endpoint", "features", b"features", "predicted_ttft_s", b"predicted_ttft_s", "rejected_by", b"rejected_by", "scores", b"scores", "total", b"total", "url", b"url", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "correction", b"correction", "endpoint", b"endpoint", "features", b"features", "predicted_p90_s", b"predicted_p90_s", "predicted_ttft_s", b"predicted_ttft_s", "rejected_by", b"rejected_by", "scores", b"scores", "total", b"total", "url", b"url", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -901,6 +909,7 @@ class Explanation(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     SHED_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.int
     decided_at: _builtins.float
     """Unix time, s"""
@@ -909,6 +918,8 @@ class Explanation(_message.Message):
     model: _builtins.str
     request_id: _builtins.str
     input_tokens: _builtins.int
+    model_id: _builtins.str
+    """of the model that predicted; empty: none did"""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateView]: ...
     @_builtins.property
@@ -930,10 +941,11 @@ class Explanation(_message.Message):
         candidates: _abc.Iterable[Global___CandidateView] | None = ...,
         shed: Global___Shed | None = ...,
         outcome: Global___Outcome | None = ...,
+        model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "shed", b"shed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "decided_at", b"decided_at", "decision_id", b"decision_id", "input_tokens", b"input_tokens", "model", b"model", "outcome", b"outcome", "policy", b"policy", "reason", b"reason", "request_id", b"request_id", "shed", b"shed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "decided_at", b"decided_at", "decision_id", b"decision_id", "input_tokens", b"input_tokens", "model", b"model", "model_id", b"model_id", "outcome", b"outcome", "policy", b"policy", "reason", b"reason", "request_id", b"request_id", "shed", b"shed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
