@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from headway.embedded_redis import RedisServer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+settings.register_profile("shared machine", settings.get_profile("ci" if "CI" in os.environ else "default"), deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture
