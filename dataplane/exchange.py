@@ -16,21 +16,19 @@ from __future__ import annotations
 from enum import IntEnum
 
 from contract.outcome import End
-from contract.routing import Answer, Asked, Refusal
-from dataplane import errors, headers, preparing, question, trace
+from contract.routing import Answer, Refusal
+from dataplane import errors, headers, preparing
 from dataplane.attempt import END_NAMES, Attempt
 from dataplane.errors import ApiError
-from dataplane.gateway import Client, Gateway
 from dataplane.hedge import Rival
-from dataplane.http1 import FramingError, Request, forward_head, reply
-from dataplane.limits import Permit
-from dataplane.openai import DONE_PATHS, Ask, path_label
-from dataplane.prompts import PREDICTING, UNREAD, Prompt
+from dataplane.http1 import FramingError
+from dataplane.placing import place
+from dataplane.prompts import Prompt
 from dataplane.relay import Phase, Relay
+from dataplane.served import Served
 from dataplane.upstream import UpstreamConnection
 from proto import routing_pb2 as pb
 
-_JOIN_BYTES_MAX = 64 * 1024
 _COLD = (pb.Shed.UNKNOWN_MODEL, pb.Shed.NO_WORKER)
 
 
@@ -48,39 +46,17 @@ _ENDED = Phase.ENDED
 _COMPLETE = End.COMPLETE
 
 
-class Exchange:
-    """One request of one client."""
+class Exchange(Served):
+    """One request of one client, from its body to its outcome."""
 
     # Most requests never set these: as class attributes they cost a request nothing.
     _state = _PREPARING
-    _ask = Ask("")
-    _prompt: Prompt = UNREAD
     _question_id = 0
     _attempt: Attempt | None = None  # the one under way
-    _shown: Answer | None = None  # where the last one went, for the response headers
     _rival: Rival | None = None
-    _closes = False  # the client was told that the connection ends with this response
-    _attempts = 0
     _tried: tuple[str, ...] = ()
-    _excluded: tuple[int, ...] = ()
     _failure: ApiError | None = None  # of the last attempt
     _spare: Relay | None = None  # the last attempt's response, where it was complete
-    _relay: Relay | None = None  # of the attempt that is the answer
-
-    def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
-        self._gateway = gateway
-        self._client = client
-        self._request = request
-        self._permit = permit
-        self._started_at = gateway.clock.now()
-        named = gateway.ids.next()
-        if request.forwarded is not None:  # its head is known to hold neither id
-            self._request_id = named
-            self._traceparent = trace.begun(named)
-        else:
-            self._request_id = request.get(b"x-request-id") or named
-            self._traceparent = self._continue_trace() or trace.begun(named)
-        self._request_name = self._request_id.decode("latin-1")
 
     # --- PREPARING ---
 
@@ -119,18 +95,6 @@ class Exchange:
         else:
             self._fall_back()
 
-    def question(self) -> Asked:
-        """This request as it stands, for the control plane."""
-        return question.build(
-            self._request,
-            self._ask,
-            self._prompt,
-            request_id=self._request_name,
-            attempt=self._attempts,
-            exclude=self._excluded,
-            key=None if self._permit is None else self._permit.key,
-        )
-
     def _decided(self, answer: Answer | None) -> None:
         if self._state is not _ASKING:
             return
@@ -156,22 +120,11 @@ class Exchange:
         self._give_up(errors.from_refusal(refusal, self._ask.model))
 
     def _fall_back(self) -> None:
-        gateway, model = self._gateway, self._ask.model
-        if gateway.fleet.view is None:
-            gateway.metrics.sheds.add("no_fleet_view")
-            self._give_up(errors.overloaded("The fleet is not known yet: no control plane has answered.", "no_fleet_view"))
-            return
-        if not gateway.fleet.knows(model):
-            gateway.metrics.sheds.add("unknown_model")
-            self._give_up(errors.unknown_model(model))
-            return
-        chosen = gateway.fleet.choose(model, self._tried, gateway.clock.now())
-        if chosen is None:
-            gateway.metrics.sheds.add("excluded")
-            self._give_up(errors.overloaded(f"No other worker of `{model}` is left to try.", "all_tried"))
-            return
-        gateway.metrics.decisions.add("fallback")
-        self._go(Answer(0, endpoint=chosen.endpoint, url=chosen.url, worker=chosen.worker, policy="fallback"))
+        chosen = place(self._gateway, self._ask.model, self._tried)
+        if isinstance(chosen, ApiError):
+            self._give_up(chosen)
+        else:
+            self._go(chosen)
 
     # --- CONNECTING ---
 
@@ -225,62 +178,16 @@ class Exchange:
         if hedges is not None and self._attempts == 1 and self._ask.streams and self._request.stream is None:
             self._rival = self._rival or hedges.arm(self, attempt.target, self._prompt.input_tokens)
 
-    def new_relay(self) -> Relay:
-        """For one response to this request."""
-        request = self._request
-        return Relay(
-            hold_bytes_max=self._gateway.settings.hold_bytes_max,
-            dechunk=request.http10,
-            must_end_with_done=request.path in DONE_PATHS,
-        )
-
-    def write_request(self, connection: UpstreamConnection, target: Answer) -> bool:
-        """False: the connection is gone."""
-        request, transport = self._request, connection.transport
-        if transport is None:
-            return False
-        head = forward_head(
-            request,
-            host=connection.host,
-            request_id=self._request_id,
-            traceparent=self._traceparent,
-            rank=target.rank,
-            credential=self._credential(target),
-        )
-        body = request.body
-        if request.stream is not None:
-            transport.write(head)
-            request.stream.attach(transport.write)
-        elif len(body) <= _JOIN_BYTES_MAX:
-            transport.write(head + body)
-        else:
-            transport.write(head)
-            transport.write(body)
-        return True
-
-    def _credential(self, target: Answer) -> bytes | None:
-        """What the engine sees in place of the caller's key; None: the caller's own."""
-        credentials = self._gateway.credentials
-        if credentials is not None and (line := credentials.line(target.worker, target.url)):
-            return line
-        return None if self._permit is None else b""
-
-    def _continue_trace(self) -> bytes:
-        """A state without a trace that it belongs to means nothing: it is left out."""
-        request = self._request
-        given = request.get(b"traceparent")
-        found = trace.continued(given) if given else b""
-        if given and not found:
-            request.headers = [(name, value) for name, value in request.headers if name != b"tracestate"]
-        return found
-
     # --- WAITING and RELAYING: called by the connection ---
 
     def upstream_data(self, data: bytes) -> None:
         relay, attempt = self._relay, self._attempt
         assert relay is not None
         assert attempt is not None
-        attempt.last_at = self._gateway.clock.now()
+        attempt.last_at = self._now()
+        if relay.passes(data):
+            self._client.write(data)
+            return
         try:
             out = relay.feed(data)
         except FramingError as error:
@@ -375,17 +282,6 @@ class Exchange:
         self._close_attempt(relay.final())
         self._finish(close=self._closes or self._must_close(relay))
 
-    def _must_close(self, relay: Relay, *, broken: bool = False) -> bool:
-        """The message's end is told by closing. broken: the engine did not end it.
-
-        A chunked body was ended by ourselves then, with the error event in it, so the connection is as good as before: closing
-        it without having said so would fail whatever the client sends on it next.
-        """
-        request = self._request
-        if request.http10 or not request.keep_alive:
-            return True
-        return relay.chunks is None and (broken or relay.cut_short or (relay.head is not None and relay.head.length < 0))
-
     # --- failure ---
 
     def _broke(self, end: End, why: str) -> None:
@@ -443,15 +339,7 @@ class Exchange:
             self._client.cut()
 
     def _refuse(self, refusal: ApiError) -> None:
-        self._count(refusal.status)
-        request = self._request
-        close = refusal.close or request.http10 or not request.keep_alive or self._gateway.draining
-        extra = [b"x-request-id: " + self._request_id, b"traceparent: " + self._traceparent, *self._our_lines()]
-        if refusal.retry_after_s:
-            extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
-        about = headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING)
-        self._client.write(reply(refusal.status, refusal.body_for(request.path), extra=extra, about=about, close=close))
-        self._finish(close=close)
+        self._finish(close=self._write_refusal(refusal))
 
     # --- a second attempt beside the first: see `hedge` ---
 
@@ -561,19 +449,6 @@ class Exchange:
             input_tokens=self._prompt.input_tokens,
         )
 
-    def _sent_whole(self) -> bool:
-        """The engine has the whole request; a body that still comes goes to it no more."""
-        stream = self._request.stream
-        if stream is None:
-            return True
-        stream.detach()
-        return stream.ended
-
-    def _count(self, status: int) -> None:
-        metrics = self._gateway.metrics
-        metrics.requests.add(path_label(self._request.path), str(status))
-        metrics.e2e.observe(self._gateway.clock.now() - self._started_at)
-
     def _leave(self) -> None:
         if self._state is _DONE:
             return
@@ -586,18 +461,6 @@ class Exchange:
         if self._permit is not None:
             self._permit.close(self._used_tokens(self._permit), gateway.clock.now())
 
-    def _used_tokens(self, permit: Permit) -> int:
-        """As the engine says it; else by what was seen. 0: no engine worked for it."""
-        relay = self._relay
-        if relay is None or relay.head is None or relay.head.status >= 400:
-            return 0
-        prompt, output = relay.ending.prompt_tokens, relay.ending.output_tokens
-        if prompt is None:
-            prompt = permit.prompt_tokens
-        if output is None:
-            output = relay.chunks.chunks if relay.chunks is not None and relay.is_stream else 0
-        return prompt + output
-
     def _finish(self, *, close: bool) -> None:
         self._leave()
         self._client.finished(close=close)
@@ -608,22 +471,3 @@ class Exchange:
 
     def reservation(self, attempt: Attempt) -> pb.Held | None:
         return attempt.reservation(self._prompt.input_tokens)
-
-    def _our_lines(self) -> tuple[bytes, ...]:
-        gateway = self._gateway
-        if self._permit is None:
-            return gateway.extra_headers
-        return (*gateway.extra_headers, *self._permit.account.headers(gateway.clock.now()))
-
-    def _response_head(self, relay: Relay) -> bytes:
-        # Said now or not at all: a connection that closes unannounced fails the request that its client sends next.
-        self._closes = self._gateway.draining or self._must_close(relay)
-        return headers.passed_on(
-            relay,
-            self._request_id,
-            headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING),
-            self._traceparent,
-            self._our_lines(),
-            http10=self._request.http10,
-            close=self._closes,
-        )

@@ -207,6 +207,21 @@ class ChunkedReader:
         """Between two chunks: what was fed so far ends with a whole one."""
         return self._need == 0 and not self._line and not self._in_trailer
 
+    def is_next(self, data: bytes) -> bool:
+        """Whether `data` is exactly one more data chunk, told without looking at its payload; it is taken then.
+
+        The usual read of a stream. `collect` must be off. False: nothing was done, `feed` says what it is.
+        """
+        if self._need or self._line or self._in_trailer:
+            return False
+        end = data.find(b"\r\n", 0, 12)
+        size = _SIZES.get(data[:end])
+        if size is None or len(data) != end + size + 4 or data[-2:] != b"\r\n":
+            return False
+        self.chunks += 1
+        self.boundary = len(data)
+        return True
+
     def feed(self, data: bytes) -> int:
         """FramingError: a malformed size line, a chunk without its CRLF, endless trailers."""
         position, size = 0, len(data)
@@ -261,6 +276,8 @@ class ChunkedReader:
         return stop
 
 
+_SIZES = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
+"""Sizes of usual events as they are written."""
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 

@@ -138,6 +138,19 @@ class Relay:
         self._hold(data)
         return b""
 
+    def passes(self, data: bytes) -> bool:
+        """Whether `data` is the usual read of a stream, one whole chunk amid it: then it goes to the client as it is.
+
+        False: nothing was done, `feed` says what goes.
+        """
+        if self.phase is not _PASSING or self._dechunk or self._carry:
+            return False
+        chunks = self.chunks
+        if chunks is None or not chunks.is_next(data):
+            return False
+        self._keep(data)
+        return True
+
     def closed(self) -> None:
         """The engine closed its side: afterwards the phase is ENDED, or the response is broken."""
         if self.phase in (_HELD, _PASSING) and self.chunks is None and self.remaining < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataplane.http1 import ChunkedReader, FramingError, Request, forward_head, parse_response_head, reply
@@ -157,3 +157,27 @@ def test_the_forwarded_head_names_the_engine_and_frames_the_body_itself() -> Non
 
 def test_an_answer_to_head_has_the_length_but_not_the_body() -> None:
     assert reply(200, b"abc", head_only=True).endswith(b"content-length: 3\r\n\r\n")
+
+
+@given(st.binary(max_size=40), st.booleans(), st.binary(max_size=3), st.integers(0, 60))
+@example(b"data: x\n\n", False, b"", 60)
+def test_the_usual_chunk_is_one_to_the_other_reader_too(payload: bytes, upper: bool, more: bytes, kept: int) -> None:
+    """What `is_next` takes, `feed` takes as one whole chunk and nothing else; what it leaves, it leaves alone."""
+    size = b"%X" if upper else b"%x"
+    data = (size % len(payload) + b"\r\n" + payload + b"\r\n" + more)[:kept]
+    quick, slow = ChunkedReader(), ChunkedReader()
+    for _ in range(2):
+        taken = quick.is_next(data)
+        if taken:
+            assert slow.feed(data) == -1
+            assert (quick.chunks, quick.boundary, quick.at_boundary) == (slow.chunks, slow.boundary, slow.at_boundary)
+        else:
+            assert (quick.chunks, quick.at_boundary) == (slow.chunks, slow.at_boundary)
+
+
+def test_amid_a_chunk_nothing_is_the_usual_one() -> None:
+    reader = ChunkedReader()
+    reader.feed(b"5\r\nab")
+    assert not reader.is_next(b"1\r\nx\r\n")
+    assert reader.feed(b"c\r\n\r\n") == -1
+    assert reader.is_next(b"1\r\nx\r\n")

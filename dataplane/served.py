@@ -1,0 +1,180 @@
+"""One routed request as its caller sees it: what is asked and forwarded for it, the head and the end of its answer.
+
+What it goes through is in `exchange`; here is what does not depend on where it is.
+"""
+
+from __future__ import annotations
+
+from contract.routing import Answer, Asked
+from dataplane import headers, question, trace
+from dataplane.errors import ApiError
+from dataplane.gateway import Client, Gateway
+from dataplane.http1 import Request, forward_head, reply
+from dataplane.limits import Permit
+from dataplane.openai import DONE_PATHS, Ask, path_label
+from dataplane.prompts import PREDICTING, UNREAD, Prompt
+from dataplane.relay import Relay
+from dataplane.upstream import UpstreamConnection
+
+_JOIN_BYTES_MAX = 64 * 1024
+
+
+class Served:
+    """One request of one client."""
+
+    # Most requests never set these: as class attributes they cost a request nothing.
+    _ask = Ask("")
+    _prompt: Prompt = UNREAD
+    _shown: Answer | None = None  # where the last attempt went, for the response headers
+    _closes = False  # the client was told that the connection ends with this response
+    _attempts = 0
+    _excluded: tuple[int, ...] = ()
+    _relay: Relay | None = None  # of the attempt that is the answer
+
+    def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
+        self._gateway = gateway
+        self._client = client
+        self._request = request
+        self._permit = permit
+        self._now = gateway.clock.now
+        self._started_at = self._now()
+        named = gateway.ids.next()
+        if request.forwarded is not None:  # its head is known to hold neither id
+            self._request_id = named
+            self._traceparent = trace.begun(named)
+        else:
+            self._request_id = request.get(b"x-request-id") or named
+            self._traceparent = self._continue_trace() or trace.begun(named)
+        self._request_name = self._request_id.decode("latin-1")
+
+    # --- towards control plane and engine ---
+
+    def question(self) -> Asked:
+        """This request as it stands, for the control plane."""
+        return question.build(
+            self._request,
+            self._ask,
+            self._prompt,
+            request_id=self._request_name,
+            attempt=self._attempts,
+            exclude=self._excluded,
+            key=None if self._permit is None else self._permit.key,
+        )
+
+    def new_relay(self) -> Relay:
+        """For one response to this request."""
+        request = self._request
+        return Relay(
+            hold_bytes_max=self._gateway.settings.hold_bytes_max,
+            dechunk=request.http10,
+            must_end_with_done=request.path in DONE_PATHS,
+        )
+
+    def write_request(self, connection: UpstreamConnection, target: Answer) -> bool:
+        """False: the connection is gone."""
+        request, transport = self._request, connection.transport
+        if transport is None:
+            return False
+        head = forward_head(
+            request,
+            host=connection.host,
+            request_id=self._request_id,
+            traceparent=self._traceparent,
+            rank=target.rank,
+            credential=self._credential(target),
+        )
+        body = request.body
+        if request.stream is not None:
+            transport.write(head)
+            request.stream.attach(transport.write)
+        elif len(body) <= _JOIN_BYTES_MAX:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+        return True
+
+    def _credential(self, target: Answer) -> bytes | None:
+        """What the engine sees in place of the caller's key; None: the caller's own."""
+        credentials = self._gateway.credentials
+        if credentials is not None and (line := credentials.line(target.worker, target.url)):
+            return line
+        return None if self._permit is None else b""
+
+    def _continue_trace(self) -> bytes:
+        """A state without a trace that it belongs to means nothing: it is left out."""
+        request = self._request
+        given = request.get(b"traceparent")
+        found = trace.continued(given) if given else b""
+        if given and not found:
+            request.headers = [(name, value) for name, value in request.headers if name != b"tracestate"]
+        return found
+
+    def _sent_whole(self) -> bool:
+        """The engine has the whole request; a body that still comes goes to it no more."""
+        stream = self._request.stream
+        if stream is None:
+            return True
+        stream.detach()
+        return stream.ended
+
+    # --- towards the client ---
+
+    def _our_lines(self) -> tuple[bytes, ...]:
+        gateway = self._gateway
+        if self._permit is None:
+            return gateway.extra_headers
+        return (*gateway.extra_headers, *self._permit.account.headers(gateway.clock.now()))
+
+    def _response_head(self, relay: Relay) -> bytes:
+        # Said now or not at all: a connection that closes unannounced fails the request that its client sends next.
+        self._closes = self._gateway.draining or self._must_close(relay)
+        return headers.passed_on(
+            relay,
+            self._request_id,
+            headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING),
+            self._traceparent,
+            self._our_lines(),
+            http10=self._request.http10,
+            close=self._closes,
+        )
+
+    def _must_close(self, relay: Relay, *, broken: bool = False) -> bool:
+        """The message's end is told by closing. broken: the engine did not end it.
+
+        A chunked body was ended by ourselves then, with the error event in it, so the connection is as good as before: closing
+        it without having said so would fail whatever the client sends on it next.
+        """
+        request = self._request
+        if request.http10 or not request.keep_alive:
+            return True
+        return relay.chunks is None and (broken or relay.cut_short or (relay.head is not None and relay.head.length < 0))
+
+    def _write_refusal(self, refusal: ApiError) -> bool:
+        """Whether the connection ends with it."""
+        self._count(refusal.status)
+        request = self._request
+        close = refusal.close or request.http10 or not request.keep_alive or self._gateway.draining
+        extra = [b"x-request-id: " + self._request_id, b"traceparent: " + self._traceparent, *self._our_lines()]
+        if refusal.retry_after_s:
+            extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
+        about = headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING)
+        self._client.write(reply(refusal.status, refusal.body_for(request.path), extra=extra, about=about, close=close))
+        return close
+
+    def _count(self, status: int) -> None:
+        metrics = self._gateway.metrics
+        metrics.requests.add(path_label(self._request.path), str(status))
+        metrics.e2e.observe(self._gateway.clock.now() - self._started_at)
+
+    def _used_tokens(self, permit: Permit) -> int:
+        """As the engine says it; else by what was seen. 0: no engine worked for it."""
+        relay = self._relay
+        if relay is None or relay.head is None or relay.head.status >= 400:
+            return 0
+        prompt, output = relay.ending.prompt_tokens, relay.ending.output_tokens
+        if prompt is None:
+            prompt = permit.prompt_tokens
+        if output is None:
+            output = relay.chunks.chunks if relay.chunks is not None and relay.is_stream else 0
+        return prompt + output
