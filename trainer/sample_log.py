@@ -53,6 +53,7 @@ class SampleLog:
         disk: Disk | None = None,
         recent_max: int = RECENT_MAX,
         kept_max: int = KEPT_MAX,
+        segments_max: int = SEGMENTS_MAX,
     ) -> None:
         """SampleLogError."""
         self.directory = directory
@@ -60,6 +61,7 @@ class SampleLog:
         self._disk = disk or Disk()
         self._recent_max = recent_max
         self._kept_max = kept_max
+        self._segments_max = segments_max
         try:
             directory.mkdir(parents=True, exist_ok=True)
             sweep(directory)
@@ -72,12 +74,11 @@ class SampleLog:
         self._pending: list[Outcome] = []
         self._seen: dict[tuple[int, int], None] = {}
         self.duplicates = 0
-        self.on_disk = 0
         for file in files:
             table = _read(file)
             if table is not None:
-                self.on_disk += len(table)
                 self._remember(table)
+        self.on_disk = self._count()
 
     @property
     def pending(self) -> int:
@@ -111,7 +112,7 @@ class SampleLog:
         self._write("seg", self.position, table)
         self.on_disk += len(table)
         self._pending = []
-        if len(self._files("seg")) > SEGMENTS_MAX:
+        if len(self._files("seg")) > self._segments_max:
             self._compact()
 
     def dataset(self, limit: int) -> Dataset:
@@ -124,26 +125,47 @@ class SampleLog:
     # ------------------------------------------------------------------------------------------------------------- inside
 
     def _compact(self) -> None:
-        """The newest `recent_max` samples stay as they are, in fewer files; what is older goes through the reservoir."""
+        """At least the newest `recent_max` samples stay as they are, in fewer files; what is older goes to the reservoir."""
         segments = self._files("seg")
-        older = segments[: len(segments) // 2]
-        tables = [table for file in older if (table := _read(file)) is not None]
-        merged = _once(pa.concat_tables(tables)) if tables else dataset.from_outcomes([])
-        newer = sum(pq.read_metadata(file).num_rows for file in segments[len(older) :])
-        if newer + len(merged) <= self._recent_max:
-            self._write("seg", _position(older[-1]), merged)  # replaces the newest of them: same name
-            gone = older[:-1]
-        else:
-            kept = [table for file in self._files("kept") if (table := _read(file)) is not None]
-            pool = _once(pa.concat_tables([*kept, merged]))
-            rows = np.column_stack([pool.column(name).to_numpy() for name in FEATURES])
-            left = pool.take(pa.array(reservoir.thin(rows, self._kept_max, self._rng)))
-            old = self._files("kept")
-            self._write("kept", _position(older[-1]), left)
-            gone = older + old
-        for file in gone:
+        rows = [_rows(file) for file in segments]
+        older = 0
+        while older < len(segments) and sum(rows[older + 1 :]) >= self._recent_max:
+            older += 1
+        if older:
+            self._absorb(segments[:older])
+        half = segments[older : older + (len(segments) - older) // 2]
+        enough = self._recent_max * 4 // self._segments_max
+        group: list[Path] = []
+        for file in [*half, None]:
+            if file is not None and sum(map(_rows, group)) + _rows(file) <= enough:
+                group.append(file)
+                continue
+            if len(group) > 1:
+                self._join(group)
+            group = [] if file is None else [file]
+        self.on_disk = self._count()
+
+    def _absorb(self, older: list[Path]) -> None:
+        old = self._files("kept")
+        tables = [table for file in old + older if (table := _read(file)) is not None]
+        pool = _once(pa.concat_tables(tables)) if tables else dataset.from_outcomes([])
+        rows = np.column_stack([pool.column(name).to_numpy() for name in FEATURES])
+        left = pool.take(pa.array(reservoir.thin(rows, self._kept_max, self._rng)))
+        self._write("kept", _position(older[-1]), left)
+        for file in older + old:
             self._disk.remove(file)
-        self.on_disk = sum(pq.read_metadata(file).num_rows for file in self._files("kept") + self._files("seg"))
+
+    def _join(self, group: list[Path]) -> None:
+        """Into one, under the name of the newest of them."""
+        tables = [table for file in group if (table := _read(file)) is not None]
+        self._write("seg", _position(group[-1]), _once(pa.concat_tables(tables)) if tables else dataset.from_outcomes([]))
+        for file in group[:-1]:
+            self._disk.remove(file)
+
+    def _count(self) -> int:
+        """A crash while segments became one leaves samples in two files until the next time: they count once."""
+        tables = [table for file in self._files("kept") + self._files("seg") if (table := _read(file)) is not None]
+        return len(_once(pa.concat_tables(tables))) if tables else 0
 
     def _drop_absorbed(self) -> None:
         """A crash may have come between writing a reservoir and removing what it has taken in."""
@@ -198,6 +220,14 @@ def _read(file: Path) -> pa.Table | None:
     except (pa.ArrowException, OSError, DatasetError) as error:
         log.warning("samples left out", extra={"f": {"file": file.name, "error": str(error).splitlines()[0]}})
         return None
+
+
+def _rows(file: Path) -> int:
+    """Of samples in it; 0 where it cannot be read."""
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError):
+        return 0
 
 
 def _once(table: pa.Table) -> pa.Table:
