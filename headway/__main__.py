@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("headway.models", "the models of TTFT: list, show, promote, rollback"),
     "simulate": ("headway.simulate", "compare policies on a trace in virtual time"),
     "profile": ("headway.profile", "sweep a fleet from idle to overload: a data set to learn TTFT from"),
+    "analyze": ("headway.analyze", "a profile's states, zones and knee, as figures and a report"),
     "bench": ("headway.bench", "what the router costs, beside other routers"),
     "demo": ("headway.demo", "a tour: up, two conversations, what went where and why, down"),
 }

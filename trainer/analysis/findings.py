@@ -1,0 +1,41 @@
+"""All findings of one data set. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prediction.dataset import Dataset
+from trainer.analysis import knee, relations, signals, states
+from trainer.analysis.knee import Knee
+from trainer.analysis.relations import Correlation, Importance
+from trainer.analysis.signals import Signals
+from trainer.analysis.states import States
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    name: str
+    signals: Signals
+    states: States
+    correlations: dict[str, dict[str, Correlation]]
+    importance: Importance
+    knees: list[Knee]
+
+
+def find(samples: Dataset, *, name: str, seed: int = 0, tell: Tell = lambda _: None) -> Findings:
+    """tell: what is being done. DatasetError: too few samples. ValueError: nothing varies."""
+    found = signals.of(samples)
+    tell(f"states of {len(found)} samples")
+    kinds = states.find(found, seed=seed)
+    tell("correlations and importance")
+    return Findings(
+        name=name,
+        signals=found,
+        states=kinds,
+        correlations=relations.correlations(found),
+        importance=relations.importance(found, seed=seed),
+        knees=knee.find(found),
+    )

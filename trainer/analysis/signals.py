@@ -1,0 +1,83 @@
+"""Samples as named columns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from contract.features import FEATURES
+from prediction import zones
+from prediction.dataset import Dataset
+from prediction.errors import DatasetError
+
+Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
+
+EXTRA: Mapping[str, str] = {
+    "engine_running": "requests",
+    "engine_waiting": "requests",
+    "engine_kv_usage": "share",
+}
+"""Columns that the profiler adds, with their units."""
+LOAD = ("level", "rate_rps")
+"""How much was offered, where the data set says so."""
+UNITS: Mapping[str, str] = {
+    **{name: "tokens" for name in FEATURES if name.endswith("_tokens")},
+    **{name: "s" for name in FEATURES if name.endswith("_s")},
+    "prefill_tokens_per_s": "tokens/s",
+    "prefill_pairs": "pairs",
+    "active": "requests",
+    "no_first_byte": "requests",
+    "running": "requests",
+    "waiting": "requests",
+    "kv_usage": "share",
+    "level": "share of saturation",
+    "rate_rps": "requests/s",
+    "ttft_s": "s",
+    **EXTRA,
+}
+SAMPLES_MIN = 50
+"""Fewer say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """columns: (n,) each, nan where not known; zone: (n,) places in zones.ZONES."""
+
+    columns: Mapping[str, Floats]
+    ttft_s: Floats
+    zone: Places
+
+    def __len__(self) -> int:
+        return len(self.ttft_s)
+
+    @property
+    def varying(self) -> list[str]:
+        """Names of signals (not of the load) that are known and not the same everywhere."""
+        return [name for name, values in self.columns.items() if name not in LOAD and _varies(values)]
+
+    def matrix(self, names: list[str]) -> Floats:
+        """(n, len(names)); nan becomes 0."""
+        return np.nan_to_num(np.column_stack([self.columns[name] for name in names]))
+
+
+def of(samples: Dataset) -> Signals:
+    """DatasetError: too few samples."""
+    if len(samples) < SAMPLES_MIN:
+        raise DatasetError(f"{len(samples)} samples, an analysis needs {SAMPLES_MIN}")
+    columns = {name: samples.rows[:, place] for place, name in enumerate(FEATURES)}
+    present = set(samples.table.column_names)
+    for name in (*EXTRA, *LOAD):
+        if name in present:
+            values = samples.table.column(name).cast(pa.float64()).to_numpy().astype(np.float64)
+            columns[name] = np.where(values < 0, np.nan, values)
+    return Signals(columns, samples.ttft_s, zones.of(samples.ttft_s))
+
+
+def _varies(values: Floats) -> bool:
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and bool(known.min() < known.max())
