@@ -37,7 +37,9 @@ from controlplane.admission import WaitingRoom
 from controlplane.breaker import BreakerBounds
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
+from controlplane.index_state import IndexState
 from controlplane.ledger import Ledger
+from controlplane.prefix_index import PrefixIndex
 from controlplane.question import Decision, Ended, Question, Request
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
@@ -116,26 +118,10 @@ def _step(row: dict[str, Any]) -> Step:
     )
 
 
-class _Known:
-    """An index that was told what it will be asked."""
-
-    def __init__(self) -> None:
-        self.blocks = 0
-
-    def match(self, hashes: array[int], live_mask: int | None = None) -> dict[int, int]:
-        return {0: min(self.blocks, len(hashes))}
-
-    def speculate(self, slot: int, hashes: array[int], now: float) -> None: ...
-
-    def detach(self, slot: int) -> None: ...
-
-    def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None: ...
-
-
 def _played(rows: list[dict[str, Any]]) -> list[Played]:
     """In the order of `rows`."""
     outcomes: dict[str, Outcome] = {}
-    ledger, index = Ledger(), _Known()
+    ledger, index = Ledger(), PrefixIndex()
     snapshot = FleetSnapshot(ledger, BreakerBounds())
     director = Director(
         snapshot=snapshot,
@@ -150,7 +136,9 @@ def _played(rows: list[dict[str, Any]]) -> list[Played]:
         record=lambda outcome: outcomes.__setitem__(outcome.request_id, outcome),
         unix_offset_s=0.0,
     )
-    snapshot.worker_registered(WORKER, _began_s(rows))
+    slot = snapshot.worker_registered(WORKER, _began_s(rows))
+    index.attach(slot, capacity_blocks=CACHE_BLOCKS, exact=True)
+    index.set_state(slot, IndexState.EXACT)
     decisions: dict[int, Decision] = {}
     for now, act in _moments(rows):
         act(now, snapshot, director, index, decisions)
@@ -184,7 +172,7 @@ def _sent(
     now: float,
     snapshot: FleetSnapshot,
     director: Director,
-    index: _Known,
+    index: PrefixIndex,
     decisions: dict[int, Decision],
 ) -> None:
     snapshot.worker_reported(
@@ -200,8 +188,12 @@ def _sent(
         ),
         now,
     )
-    index.blocks = row["cached_tokens"] // BLOCK_TOKENS
-    chain = array("Q", range(row["prompt_tokens"] // BLOCK_TOKENS))
+    first = row["id"] << 32  # prompts were not recorded: blocks of its own, of which the index holds what was found
+    chain = array("Q", range(first, first + row["prompt_tokens"] // BLOCK_TOKENS))
+    held = chain[: row["cached_tokens"] // BLOCK_TOKENS]
+    slot = snapshot.slot_of(WORKER.worker)
+    assert slot is not None
+    index.store(slot, held)
     request = Request(
         model=MODEL,
         input_tokens=row["prompt_tokens"],
@@ -210,18 +202,19 @@ def _sent(
         streams=True,
     )
     decision = director.decide(Question(request, {BLOCK_TOKENS: chain}), now, reserve=True)
+    index.remove(slot, held)
     assert isinstance(decision, Decision), f"request {row['id']} was refused: {decision}"
     decisions[row["id"]] = decision
 
 
 def _first_byte(
-    row: dict[str, Any], now: float, _s: FleetSnapshot, director: Director, _i: _Known, decisions: dict[int, Decision]
+    row: dict[str, Any], now: float, _s: FleetSnapshot, director: Director, _i: PrefixIndex, decisions: dict[int, Decision]
 ) -> None:
     director.first_byte(decisions[row["id"]].decision_id, row["ttft_ms"] / 1000, now)
 
 
 def _ended(
-    row: dict[str, Any], now: float, _s: FleetSnapshot, director: Director, _i: _Known, decisions: dict[int, Decision]
+    row: dict[str, Any], now: float, _s: FleetSnapshot, director: Director, _i: PrefixIndex, decisions: dict[int, Decision]
 ) -> None:
     ended = Ended(
         decision_id=decisions[row["id"]].decision_id,

@@ -210,8 +210,14 @@ def knee(findings: Findings) -> Figure:
             axes.axhline(bound, color=GREY, linestyle=":", linewidth=0.9)
             if np.isfinite(at):
                 axes.axvline(at, color=GREY, linestyle="--", linewidth=0.9)
-                axes.annotate(f"{bound:g} s at {at:.3g}", (at, bound), xytext=(4, -12), textcoords="offset points", fontsize=9)
+                axes.annotate(
+                    f"{bound:g} s at {at:,.0f}" if at >= 100 else f"{bound:g} s at {at:.3g}",
+                    (at, bound),
+                    xytext=(4, -12),
+                    textcoords="offset points",
+                    fontsize=9,
+                )
         axes.set_yscale("log")
         axes.set(xlabel=_label(found.signal), ylabel="median TTFT (s)")
-        axes.legend(frameon=False, fontsize=9, loc="upper left")
+        axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
