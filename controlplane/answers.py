@@ -13,6 +13,11 @@ runs through the end of that prompt, and the index follows it up to the last blo
 the engine has yet to say. That is a guess like any other (see speculation). Where the caller changed the answer's last words it
 is wrong, by BLOCKS_MAX blocks at most, and it dies after TTL_S, by when the engine's word is here. An answer whose beginning
 is not passed back (reasoning that the template leaves out) earns nothing: its announced blocks do not match either.
+
+Where a block of the answer itself was announced and the chain follows it, the caller passes the answer back as it was. Where
+none was, because the answer is shorter than that, nothing says so: callers that replay recorded conversations send other words
+than the engine's. Such claims are held against the engine's `cached_tokens` first and credited only once they have come true
+several times in a row (see Trust).
 """
 
 from __future__ import annotations
@@ -31,6 +36,30 @@ WALK_BLOCKS_MAX = 32
 """How far before the end of what is announced the end of a prompt is looked for: longer answers earn nothing here."""
 
 
+TRUST_AFTER = 3
+"""Claims in a row that must come true before they are credited; twice as many after each that did not."""
+TRUST_AFTER_MAX = 64
+
+
+class Trust:
+    """Whether callers pass answers back as the engines gave them, judged by what engines then found in their caches."""
+
+    __slots__ = ("_needed", "_streak", "given")
+
+    def __init__(self) -> None:
+        self.given = False
+        self._streak = 0
+        self._needed = TRUST_AFTER
+
+    def judge(self, *, came_true: bool) -> None:
+        if came_true:
+            self._streak += 1
+            self.given = self.given or self._streak >= self._needed
+        else:
+            self.given, self._streak = False, 0
+            self._needed = min(TRUST_AFTER_MAX, 2 * self._needed)
+
+
 class _Answer(NamedTuple):
     slot: int
     life: int
@@ -41,9 +70,12 @@ class _Answer(NamedTuple):
 class Answers:
     """Those of the last seconds, by the last full block of their prompts. Pure; `now` never goes back."""
 
-    __slots__ = ("_by_block", "_lives", "_order")
+    __slots__ = ("_by_block", "_lives", "_order", "claims", "trust")
 
     def __init__(self) -> None:
+        self.trust = Trust()
+        self.claims: dict[int, int] = {}
+        """Slot -> blocks, of the last chain asked for: with those that only the answer's length speaks for."""
         self._by_block: dict[int, list[_Answer]] = {}
         self._order: deque[tuple[float, int]] = deque()  # (when, last block), oldest first
         self._lives: dict[int, int] = {}  # slot -> how often it was emptied
@@ -61,12 +93,18 @@ class Answers:
     def extend(self, hashes: array[int], found: dict[int, int]) -> dict[int, int]:
         """found: slot -> blocks it holds of the chain, above 0. Returns it with what recent answers add, in another object."""
         longer: dict[int, int] = {}
+        claims: dict[int, int] = {}
+        self.claims = claims
         for position in set(found.values()):
             if position < len(hashes):
-                self._extend_from(hashes, position, found, longer)
+                self._extend_from(hashes, position, found, longer, claims)
+        if claims and self.trust.given:
+            longer = claims | longer
         return found | longer if longer else found
 
-    def _extend_from(self, hashes: array[int], position: int, found: dict[int, int], longer: dict[int, int]) -> None:
+    def _extend_from(
+        self, hashes: array[int], position: int, found: dict[int, int], longer: dict[int, int], claims: dict[int, int]
+    ) -> None:
         start = max(0, position - WALK_BLOCKS_MAX)
         before = hashes[start:position]
         if self._by_block.keys().isdisjoint(before):
@@ -76,7 +114,8 @@ class Answers:
                 slot, life, its_blocks, filled = answer
                 here = its_blocks == prompt_blocks and found.get(slot) == position and self._lives.get(slot, 0) == life
                 if here and 0 < filled - position <= BLOCKS_MAX:
-                    longer[slot] = max(longer.get(slot, 0), min(filled, len(hashes)))
+                    said = longer if position > its_blocks else claims
+                    said[slot] = max(said.get(slot, 0), min(filled, len(hashes)))
 
     def forget(self, slot: int) -> None:
         """This slot's cache was emptied, or is another's."""

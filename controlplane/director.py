@@ -59,6 +59,11 @@ class Index(Protocol):
 
     def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None: ...
 
+    def claim_judged(self, *, came_true: bool) -> None: ...
+
+    @property
+    def claims(self) -> dict[int, int]: ...
+
     def detach(self, slot: int) -> None: ...
 
 
@@ -115,6 +120,7 @@ class Director:
         self._self_check = self_check
         self._profiles = profiles
         self._turn = Turn(rng)
+        self._claims: dict[int, int] = {}
         self._record = record
         self._unix_offset_s = unix_offset_s
         self._next_id = first_decision_id
@@ -194,6 +200,7 @@ class Director:
             checkable=request.exact_tokens,
             policy=profile.name,
             candidates=choice.kept,
+            claimed_tokens=_usable(self._claims.get(chosen.slot, 0), chosen.endpoint, request) if self._claims else 0,
             last_block=_last_block(question, chosen.endpoint),
             predicted_ttft_s=0.0 if forecast is None else forecast.p50_s[at],
             predicted_p90_s=0.0 if forecast is None else forecast.p90_s[at],
@@ -212,10 +219,13 @@ class Director:
     def _matches(self, lane: Lane, question: Question) -> dict[int, int]:
         """Slot -> matched blocks, for every block size in use."""
         matches: dict[int, int] = {}
+        self._claims = {}
         for size, mask in lane.masks.items():
             hashes = question.chains.get(size)
             if hashes:
                 matches.update(self._index.match(hashes, mask))
+                if self._index.claims:
+                    self._claims |= self._index.claims
         return matches
 
     def _reserve(
@@ -378,6 +388,8 @@ class Director:
         endpoint.rates.gap(ended.itl_s)
         if decision is None or not decision.checkable or ended.end != End.COMPLETE or ended.cached_tokens < 0:
             return
+        if decision.claimed_tokens:
+            self._index.claim_judged(came_true=ended.cached_tokens >= decision.claimed_tokens)
         endpoint.credit = self._self_check.compare(
             endpoint.worker, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
         )

@@ -52,6 +52,7 @@ EXPIRE_BLOCKS = 4_096
 """Guesses that one call of `expire` forgets at most, over all workers."""
 
 _CREDITED = (IndexState.EXACT,)
+_NO_CLAIMS: dict[int, int] = {}
 
 
 class Table(Protocol):
@@ -146,6 +147,8 @@ class PrefixIndex:
         self._credited = 0  # lanes whose announced blocks count
         self._guessing: dict[int, Guesses] = {}  # slots whose guesses may count: most have none
         self._answers = Answers()
+        self.claims: dict[int, int] = _NO_CLAIMS
+        """Of the last question: slot -> blocks that it holds if a short answer was passed back unchanged (see answers)."""
         self._asked: array[int] | None = None  # the last question, while its answer below still holds
         self._announced: dict[int, int] = {}  # slot -> blocks of it that the slot announced
 
@@ -208,8 +211,10 @@ class PrefixIndex:
         self._asked, self._announced = hashes, found
         if self._guessing:
             found = self._with_guesses(hashes, found)
+        self.claims = _NO_CLAIMS
         if self._answers and found:
             found = self._answers.extend(hashes, found)
+            self.claims = self._answers.claims
         if live_mask is not None:
             return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
         return dict(found)
@@ -319,6 +324,10 @@ class PrefixIndex:
         prompt alone and the prompt with its answer fill. Unknown slots are ignored."""
         if slot in self._slots and 0 < prompt_blocks < filled_blocks:
             self._answers.add(slot, last_block, prompt_blocks, filled_blocks, now)
+
+    def claim_judged(self, *, came_true: bool) -> None:
+        """What the engine's cache said of one of `claims`."""
+        self._answers.trust.judge(came_true=came_true)
 
     def _announced_before_hole(self, slot: int, entry: _Slot, hashes: array[int]) -> int:
         if self._asked is hashes:  # as it is when a decision asks, chooses and then dispatches

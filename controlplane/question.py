@@ -45,6 +45,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     checkable: bool  # whether the engine's cached_tokens may be held against `expected_tokens`
     policy: str
     candidates: int  # left after the filters
+    claimed_tokens: int = 0  # the match, were an answer passed back unchanged; 0: nothing depends on it
     last_block: int = 0  # hash of the prompt's last full block; 0: the prompt is not known block by block
 
     @property

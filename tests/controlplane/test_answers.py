@@ -59,7 +59,43 @@ def test_guesses_of_the_dispatch_come_first() -> None:
     index = an_index(4)
     index.speculate(0, PROMPT, now=0.0)
     index.answered(0, PROMPT[-1], 10, 11, now=0.1)
-    assert index.match(NEXT) == {0: 11}
+    assert index.match(NEXT) == {0: 10}
+    assert index.claims == {0: 11}
+
+
+def test_a_short_answer_of_which_nothing_was_announced_counts_once_such_claims_came_true() -> None:
+    index = an_index(10)
+    index.answered(0, PROMPT[-1], 10, 12, now=0.0)
+    for _ in range(answers.TRUST_AFTER):
+        assert index.match(NEXT) == {0: 10}
+        assert index.claims == {0: 12}
+        index.claim_judged(came_true=True)
+    assert index.match(NEXT) == {0: 12}
+    assert index.claims == {0: 12}
+    index.claim_judged(came_true=False)
+    assert index.match(NEXT) == {0: 10}
+
+
+def test_each_claim_that_does_not_come_true_makes_trust_dearer() -> None:
+    trust = answers.Trust()
+    needed = []
+    for _ in range(7):
+        streak = 0
+        while not trust.given:
+            trust.judge(came_true=True)
+            streak += 1
+        needed.append(streak)
+        trust.judge(came_true=False)
+        assert not trust.given
+    assert needed == [3, 6, 12, 24, 48, 64, 64]
+
+
+def test_claims_are_of_the_last_question_only() -> None:
+    index = an_index(10)
+    index.answered(0, PROMPT[-1], 10, 12, now=0.0)
+    index.match(NEXT)
+    index.match(array("Q", [77, 78]))
+    assert index.claims == {}
 
 
 def test_it_is_forgotten_in_time_and_when_the_cache_is_emptied() -> None:
