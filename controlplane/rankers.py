@@ -77,7 +77,7 @@ class LeastPredicted:
     """By the corrected median of the model that serves, unless the best one's own prediction is too uncertain."""
 
     def __init__(self, forecaster: Forecaster, *, ratio_max: float = RATIO_MAX, spread_max: float = SPREAD_MAX) -> None:
-        self._forecaster = forecaster
+        self.forecaster = forecaster
         self._ratio_max = ratio_max
         self._spread_max = spread_max
         self.tally = Tally()
@@ -89,7 +89,7 @@ class LeastPredicted:
 
     def judge(self, candidates: Sequence[Candidate]) -> Ranking:
         """As `rank`, for somebody who only wants to know: it is not counted as a decision."""
-        forecast = self._forecaster.forecast(candidates)
+        forecast = self.forecaster.forecast(candidates)
         if forecast is None:
             return Ranking(reason=NO_MODEL)
         p50_s = forecast.p50_s
@@ -102,10 +102,10 @@ class LeastPredicted:
         return Ranking(p50_s, forecast)
 
     def learn(self, samples: Sequence[Sample]) -> None:
-        self._forecaster.learn(samples)
+        self.forecaster.learn(samples)
 
     def forget(self, endpoint: Endpoint) -> None:
-        self._forecaster.forget(endpoint)
+        self.forecaster.forget(endpoint)
 
 
 class LeastOnline:

@@ -31,12 +31,15 @@ from runtime import rng
 from simulation import faults
 from simulation.checks import Violation
 from simulation.figure import ttft_cdf
+from simulation.learning import Learning
 from simulation.parallel import ChildDied, play
 from simulation.summary import Figures, figures
 from simulation.workload import jobs
 from simulation.world import Report, Setup
 
 SAMPLES = {"sample": "sample_mooncake.jsonl.gz", "sample-conversations": "sample_conversations.jsonl.gz"}
+LEARN = ("predictive",)
+"""Policies for which the run trains models on its own outcomes."""
 RATE_DEFAULT = "4"
 """Requests a second, where a workload does not know its own times."""
 WORKERS_MAX = 4_096
@@ -67,6 +70,9 @@ def _add_fleet(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--slow", default="", metavar="N:FACTOR,...", help="workers whose every step takes FACTOR times as long: 0:2.5,1:2.5"
     )
+    group.add_argument(
+        "--cache", default="", metavar="N:SHARE,...", help="workers with that share of the preset's KV blocks: 0:0.5,1:0.25"
+    )
     group.add_argument("--no-kv-events", action="store_true", help="the engines send none: the router has its guesses only")
 
 
@@ -91,6 +97,9 @@ def _add_content(group: argparse._ArgumentGroup) -> None:
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     group.add_argument("--faults", type=int, default=0, metavar="N", help="so many of all kinds, drawn from the seed")
+    group.add_argument(
+        "--train-every-s", type=_positive, default=60.0, metavar="S", help="virtual seconds from model to model (default 60)"
+    )
     group.add_argument("--check", action="store_true", help="follow every block, too (implied by --faults); slower")
     group.add_argument("--jobs", type=_count, default=0, help="processes (default: one a policy, up to the number of cores)")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -159,6 +168,7 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
     kept, unfit = jobs(trace.rows, iter(_times(args, trace)), shape, model_len_max=PRESETS[args.preset].max_model_len)
     if not kept:
         raise UsageError(f"none of the {unfit} requests fits {args.preset}; try --scale 0.1")
+    cache = dict(_pairs("--cache", args.cache, args.workers))
     drawn = faults.draw(
         rng.stream(args.seed, "faults"), workers=args.workers, duration_s=kept[-1].at_s, count=max(0, args.faults)
     )
@@ -169,12 +179,16 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
         presets=(args.preset,) * args.workers,
         latency=args.latency,
         seed=args.seed,
-        faults=faults.slow(_slow(args.slow, args.workers)) + drawn,
+        faults=faults.slow(_pairs("--slow", args.slow, args.workers)) + drawn,
         slo_ttft_ms=args.slo_ttft_ms if args.send_slo else 0.0,
         kv_events=not args.no_kv_events,
         deep=args.check or args.faults > 0,
+        cache_shares=tuple(cache.get(number, 1.0) for number in range(args.workers)),
     )
-    return [replace(common, policy=policy) for policy in _policies(args.policies)], unfit
+    learning = Learning(every_s=args.train_every_s)
+    return [
+        replace(common, policy=policy, learning=learning if policy in LEARN else None) for policy in _policies(args.policies)
+    ], unfit
 
 
 def _times(args: argparse.Namespace, trace: Trace) -> list[float]:
@@ -195,16 +209,17 @@ def _policies(text: str) -> list[str]:
     return list(dict.fromkeys(names)) or [DEFAULT]
 
 
-def _slow(text: str, workers: int) -> list[tuple[int, float]]:
+def _pairs(option: str, text: str, workers: int) -> list[tuple[int, float]]:
+    """Worker numbers with a factor each. UsageError: something else."""
     pairs = []
     for part in filter(None, text.split(",")):
         number, _, factor = part.partition(":")
         try:
             pair = int(number), float(factor)
         except ValueError:
-            raise UsageError(f"--slow: {part!r} is not NUMBER:FACTOR") from None
+            raise UsageError(f"{option}: {part!r} is not NUMBER:FACTOR") from None
         if not 0 <= pair[0] < workers or pair[1] <= 0:
-            raise UsageError(f"--slow: {part!r}: workers are 0 to {workers - 1}, factors above 0")
+            raise UsageError(f"{option}: {part!r}: workers are 0 to {workers - 1}, factors above 0")
         pairs.append(pair)
     return pairs
 

@@ -20,8 +20,10 @@ from controlplane.director import Director
 from controlplane.explain import DecisionRing
 from controlplane.index_state import IndexState
 from controlplane.ledger import Ledger
+from controlplane.predictor import Forecaster
 from controlplane.prefix_index import BlockChange, PrefixIndex
 from controlplane.profiles import Profile
+from controlplane.rankers import LeastPredicted
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
 from simulation.bus import SimBus
@@ -82,7 +84,12 @@ class SimControl:
         policy: str,
         rng: Random,
         parts: Parts,
+        outcome: Callable[[Outcome], None] = _nobody,
+        restarted: Callable[[], None] = lambda: None,
     ) -> None:
+        """outcome, restarted: whoever trains on this run is told."""
+        self._outcome = outcome
+        self._restarted = restarted
         self._timeline = timeline
         self._policy = policy
         self._rng = rng
@@ -99,6 +106,10 @@ class SimControl:
         self.ledger = self._parts.ledger()
         self.index = self._parts.index()
         self.snapshot = FleetSnapshot(self.ledger, BreakerBounds())
+        built = self._parts.profiles()
+        ranker = built["predictive"].ranker
+        assert isinstance(ranker, LeastPredicted)
+        self.forecaster: Forecaster = ranker.forecaster
         self.director = Director(
             snapshot=self.snapshot,
             ledger=self.ledger,
@@ -106,12 +117,13 @@ class SimControl:
             waiting=self._parts.waiting(),
             ring=DecisionRing(decisions_max=64),
             self_check=SelfCheck(),
-            profiles=self._parts.profiles(),
+            profiles=built,
             policy=self._policy,
             rng=self._rng,
             record=self._record,
             unix_offset_s=UNIX_OFFSET_S,
             first_decision_id=first_decision_id,
+            predicted=ranker,
         )
         self._started_s = self._timeline.now()
 
@@ -126,6 +138,7 @@ class SimControl:
         self.up = True
         self._start(first_decision_id=int(self._timeline.unix() * 1000) << 20)
         self._timeline.after(READ_S, self._read_records)
+        self._restarted()
 
     # ------------------------------------------------------------------------------------------------------ from the bus
 
@@ -209,6 +222,7 @@ class SimControl:
         self.tally.outcomes += 1
         self.tally.ends[outcome.end] = self.tally.ends.get(outcome.end, 0) + 1
         self._parts.outcome(outcome)
+        self._outcome(outcome)
 
     def _read_records(self) -> None:
         for record in self._bus.records.values():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from contract.blocks import root_hash
 from contract.keyspace import BlockDelta, EngineReport, WorkerRecord
+from contract.outcome import Outcome
 from controlplane.question import Decision
 from emulator.block_pool import Event
 from emulator.engine import Engine, EngineConfig
@@ -20,6 +21,7 @@ from simulation.bus import SimBus
 from simulation.checks import Checker, Violation
 from simulation.control import LOOK_S, Parts, SimControl
 from simulation.faults import Fault
+from simulation.learning import Learning, SimTrainer
 from simulation.proxy import Call, Model, Proxy, Result
 from simulation.timeline import Timeline
 from simulation.worker import OnEvents, SimWorker
@@ -33,7 +35,8 @@ SETTLE_S = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a run is made of. presets: one name a worker; slo_ttft_ms: sent with every request, 0 for none."""
+    """What a run is made of. presets: one name a worker; cache_shares: of a preset's KV blocks, one a worker, none for all of
+    them; slo_ttft_ms: sent with every request, 0 for none; learning: None where no model is trained or served."""
 
     jobs: Sequence[Job]
     shape: Shape
@@ -46,6 +49,8 @@ class Setup:
     kv_events: bool = True
     deep: bool = False
     parts: Parts = field(default_factory=Parts)
+    cache_shares: tuple[float, ...] = ()
+    learning: Learning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Report:
     loads: int
     compared_blocks: int
     compared_loads: int
+    models: list[tuple[float, bytes]] = field(default_factory=list)
+    """Trained in the run: virtual seconds, encoded bundle."""
 
 
 class Simulation:
@@ -77,7 +84,8 @@ class Simulation:
         self._cut_until_s = 0.0
         self._down_until_s = 0.0
         self._interrupted = False
-        presets = [_preset(name) for name in setup.presets]
+        shares = setup.cache_shares or (1.0,) * len(setup.presets)
+        presets = [_with_cache(_preset(name), share) for name, share in zip(setup.presets, shares, strict=True)]
         first = presets[0]
         self._workers = [
             SimWorker(f"worker-{number}", self._timeline, _engine_builder(preset, setup, number))
@@ -92,6 +100,13 @@ class Simulation:
             policy=setup.policy,
             rng=rng.stream(setup.seed, "decisions"),
             parts=setup.parts,
+            outcome=self._outcome,
+            restarted=self._control_restarted,
+        )
+        self._trainer = (
+            None
+            if setup.learning is None
+            else SimTrainer(self._timeline, setup.learning, lambda: self._control.forecaster, seed=setup.seed)
         )
         model = Model(first.model, first.block_size, setup.slo_ttft_ms)
         self._checker = Checker(by_url, self._control, deep=setup.deep, model=model.name, block_size=model.block_size)
@@ -109,6 +124,8 @@ class Simulation:
         setup, timeline = self._setup, self._timeline
         for fault in setup.faults:
             timeline.at(WARM_UP_S + fault.at_s, self._inflict, fault)
+        if self._trainer is not None:
+            self._trainer.begin(WARM_UP_S)
         self._arrivals = iter(setup.jobs)
         self._schedule_arrival()
         timeline.after(LOOK_S, self._poll)
@@ -152,6 +169,14 @@ class Simulation:
 
     def position(self, worker: str) -> str:
         return self._bus.position(worker)
+
+    def _outcome(self, outcome: Outcome) -> None:
+        if self._trainer is not None:
+            self._trainer.record(outcome)
+
+    def _control_restarted(self) -> None:
+        if self._trainer is not None:
+            self._trainer.restarted()
 
     def _observe(self, worker: SimWorker, then: OnEvents) -> OnEvents:
         def observe(events: list[Event], now: float) -> None:
@@ -232,6 +257,7 @@ class Simulation:
             loads=self._control.tally.loads,
             compared_blocks=self._checker.compared_blocks,
             compared_loads=self._checker.compared_loads,
+            models=[] if self._trainer is None else self._trainer.models,
         )
 
 
@@ -239,6 +265,10 @@ def _preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def _with_cache(preset: Preset, share: float) -> Preset:
+    return preset if share == 1.0 else replace(preset, num_blocks=max(1, round(share * preset.num_blocks)))
 
 
 def _engine_builder(preset: Preset, setup: Setup, number: int) -> Callable[[int], Engine]:
