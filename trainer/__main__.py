@@ -18,7 +18,7 @@ from runtime.clock import SystemClock
 from runtime.grpc_server import Server
 from runtime.service import Life
 from runtime.settings import fail, read
-from trainer.durable import TakenError, alone
+from trainer.durable import alone
 from trainer.follow import Follow
 from trainer.lifecycle import Lifecycle, Windows
 from trainer.metrics import TrainerCollector, registry
@@ -42,7 +42,10 @@ async def serve(settings: Settings, life: Life) -> None:
     clock = SystemClock()
     lock = asyncio.Lock()
     where = Path(settings.data_dir)
-    held = alone(where)
+    try:
+        held = alone(where)
+    except OSError as error:
+        fail(PROCESS, f"--data-dir: {where}: {error.strerror}" if error.strerror else f"--data-dir: {error}")
     samples = SampleLog(
         where / "samples",
         rng=np.random.default_rng(settings.seed),
@@ -128,10 +131,8 @@ def main() -> None:
     async def body(life: Life) -> None:
         try:
             await serve(settings, life)
-        except (AddressError, SampleLogError, TakenError) as error:
+        except (AddressError, SampleLogError) as error:
             fail(PROCESS, error.strerror or str(error))
-        except PermissionError as error:
-            fail(PROCESS, f"--data-dir: {error.filename}: {error.strerror}")
         except (tls.TlsError, RegistryError) as error:
             fail(PROCESS, str(error))
 

@@ -32,8 +32,10 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """zone_samples_min: a zone with fewer is not judged apart. zone_slack: what a zone may be worse while the whole is better.
-    better_by: of the whole. baseline_share: of a constant's loss, at most, where nothing serves to be compared with."""
+    """coverage: of the p90, widened by the standard error of 90 % of the samples that judge: a perfect p90 judged by 400 would
+    else be refused one time in four. zone_samples_min: a zone with fewer is not judged apart. zone_slack: what a zone may be worse
+    while the whole is better. better_by: of the whole. baseline_share: of a constant's loss, at most, where nothing serves to be
+    compared with."""
 
     coverage: tuple[float, float] = COVERAGE_BOUNDS
     judged_min: int = 200
@@ -58,9 +60,10 @@ def gate(new: Scores, serving: Scores | None, baseline_loss: float, rules: Rules
     whole = new.overall
     if whole.samples < rules.judged_min:
         return Verdict(False, f"judged by {whole.samples} samples, {rules.judged_min} are needed")
-    low, high = rules.coverage
+    slack = math.sqrt(0.9 * 0.1 / whole.samples)
+    low, high = rules.coverage[0] - slack, rules.coverage[1] + slack
     if not low <= whole.coverage_p90 <= high:
-        return Verdict(False, f"its p90 covers {whole.coverage_p90:.1%}, not {low:.0%} to {high:.0%}")
+        return Verdict(False, f"its p90 covers {whole.coverage_p90:.1%} of {whole.samples}, not {low:.1%} to {high:.1%}")
     if not loss(whole) <= rules.baseline_share * baseline_loss:
         return Verdict(False, f"loss {loss(whole):.4f}, a constant has {baseline_loss:.4f}: it has learned too little")
     if serving is None:
