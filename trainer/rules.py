@@ -33,9 +33,9 @@ class Live:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """coverage: of the p90, widened by the standard error of 90 % of the samples that judge: a perfect p90 judged by 400 would
-    else be refused one time in four. zone_samples_min: a zone with fewer is not judged apart. zone_slack: what a zone may be worse
-    while the whole is better. better_by: of the whole. baseline_share: of a constant's loss, at most, where nothing serves to be
-    compared with."""
+    else be refused one time in four. zone_samples_min: a zone with fewer is not judged apart. zone_slack: what a zone
+    may be worse while the whole is better. better_by: of the whole. baseline_share: of a constant's loss, at most,
+    where nothing serves to be compared with."""
 
     coverage: tuple[float, float] = COVERAGE_BOUNDS
     judged_min: int = 200
