@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import redis.asyncio
 import uvloop
 from redis.exceptions import RedisError
@@ -45,13 +46,23 @@ KEPT = (
     *("model", "endpoint", "tokenizer", "seed"),
 )
 """Arguments that a resumed run takes from its plan: others would make other rows."""
+ROWS = ("workload", "tokens_max", "seed")
+"""Of these, the ones that a run takes from another whose steps it plays."""
 TEMPLATE_TOKENS = 64
+CONTEXT_TOKENS_DEFAULT = 8_192
+"""Of a model that does not say."""
 WORKERS_MAX = 1_024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, help="plan, parts and data set (default: profile in .headway)")
     parser.add_argument("--resume", action="store_true", help="go on at the first step that was not finished")
+    parser.add_argument(
+        "--steps-of",
+        type=Path,
+        metavar="DIR",
+        help="play the steps of the profile in DIR, with its prompts, on this fleet: no search for saturation, rows to compare",
+    )
     _add_sweep(parser.add_argument_group("sweep"))
     profile_workload.add_arguments(parser.add_argument_group("prompts"))
     live = parser.add_argument_group("a running fleet (default)")
@@ -106,8 +117,9 @@ def run(args: argparse.Namespace) -> int:
         if plan is None and directory.begun:
             raise UsageError(f"profile: {directory.path}: a profile is there already; --resume goes on with it")
         if plan is not None:
-            for name in KEPT:
-                setattr(args, name, plan.options.get(name, getattr(args, name)))
+            _take(KEPT, plan, args)
+        elif args.steps_of is not None:
+            _take(ROWS, RunDirectory(args.steps_of).plan(), args)
         if args.simulate:
             return asyncio.run(_in_virtual_time(args, plan, directory))
         return uvloop.run(_live(args, plan, directory))
@@ -118,13 +130,18 @@ def run(args: argparse.Namespace) -> int:
         return 130
 
 
+def _take(names: tuple[str, ...], plan: Plan, args: argparse.Namespace) -> None:
+    for name in names:
+        setattr(args, name, plan.options.get(name, getattr(args, name)))
+
+
 async def _in_virtual_time(args: argparse.Namespace, plan: Plan | None, directory: RunDirectory) -> int:
     if args.workers > WORKERS_MAX:
         raise UsageError(f"profile: --workers: {args.workers} is above {WORKERS_MAX}")
     name, started_at = (plan.run, plan.started_at) if plan else _new_run()
     speeds = numbers("--worker-speeds", args.worker_speeds, least=0.01)
     fleet = SimulatedFleet((args.preset,) * args.workers, speeds, run=name, started_at=started_at)
-    source = profile_workload.source(args, directory.path, PRESETS[args.preset].max_model_len - sweep.OUTPUTS["long"][1])
+    source = profile_workload.source(args, directory.path, _room(PRESETS[args.preset].max_model_len))
     return await _sweep(args, plan, directory, fleet, source, name, started_at)
 
 
@@ -136,7 +153,7 @@ async def _live(args: argparse.Namespace, plan: Plan | None, directory: RunDirec
     bus = _bus(args.redis_url)
     try:
         model = await served_model(client, args.model)
-        room = (model.context_tokens_max or 8_192) - sweep.OUTPUTS["long"][1] - TEMPLATE_TOKENS
+        room = _room(model.context_tokens_max or CONTEXT_TOKENS_DEFAULT)
         source = await asyncio.to_thread(profile_workload.source, args, directory.path, room)
         live = LiveFleet(
             client,
@@ -167,10 +184,7 @@ async def _sweep(
 ) -> int:
     with SweepView(SystemClock()) as view:
         if plan is None:
-            grid = _grid(args, source)
-            found = await profile.find_saturation(fleet, source, grid, view)
-            options: dict[str, Any] = {key: getattr(args, key) for key in KEPT}
-            plan = profile.plan_of(grid, found, run=name, started_at=started_at, speed=fleet.speed, options=options)
+            plan = await _plan(args, fleet, source, view, name, started_at)
             directory.begin(plan)
         failed = await profile.play(plan, fleet, source, directory, view)
     rows = directory.finish(plan)
@@ -179,6 +193,22 @@ async def _sweep(
     print(f"{len(rows)} rows ({by_zone}) of {plan.requests} requests in {len(plan.steps)} steps, {failed} failed")
     print(f"{directory.data}\n{directory.csv}")
     return 1 if failed else 0
+
+
+async def _plan(args: argparse.Namespace, fleet: Fleet, source: Source, view: SweepView, name: str, started_at: float) -> Plan:
+    """Of a run that begins. LoadError, UsageError, Interrupted."""
+    options: dict[str, Any] = {key: getattr(args, key) for key in KEPT}
+    if args.steps_of is not None:
+        other = RunDirectory(args.steps_of).plan()
+        return msgspec.structs.replace(other, run=name, started_at=started_at, speed=fleet.speed, options=options)
+    grid = _grid(args, source)
+    found = await profile.find_saturation(fleet, source, grid, view)
+    return profile.plan_of(grid, found, run=name, started_at=started_at, speed=fleet.speed, options=options)
+
+
+def _room(context_tokens: int) -> int:
+    """Prompt tokens beside the longest answer and what a chat template adds."""
+    return context_tokens - sweep.OUTPUTS["long"][1] - TEMPLATE_TOKENS
 
 
 def _grid(args: argparse.Namespace, source: Source) -> Grid:
