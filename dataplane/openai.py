@@ -33,8 +33,8 @@ class Kind(Enum):
 PROMPT_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"))
 """Whose bodies hold one prompt that can be tokenised as the engine does it."""
 
-DONE_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/messages"))
-"""Whose streams end with `data: [DONE]` or `message_stop`; without it they are cut short."""
+DONE_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"))
+"""Whose streams end with `data: [DONE]`, `message_stop` or the response's final event; without it they are cut short."""
 
 _ROUTED_OUTSIDE_V1 = frozenset(
     ("/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score", "/pooling", "/classify", "/invocations")

@@ -19,7 +19,7 @@ from enum import IntEnum
 
 from contract.outcome import End
 from dataplane.http1 import ChunkedReader, FramingError, ResponseHead, parse_response_head
-from dataplane.sse import Ending, EventReader, Says, error_code, meaning, read_ending, read_tail, read_whole
+from dataplane.sse import Ending, EventReader, Says, error_code, last_beginning, meaning, read_ending, read_tail, read_whole
 
 HEAD_BYTES_MAX = 64 * 1024
 TAIL_BYTES_KEPT = 4 * 1024
@@ -85,6 +85,7 @@ class Relay:
     _events: EventReader | None = None
     _carry = b""
     _tail_bytes = 0
+    _torn = b""  # the beginning of the event that spans the tail's beginning
 
     def __init__(self, *, hold_bytes_max: int, dechunk: bool = False, must_end_with_done: bool = False) -> None:
         self._hold_bytes_max = hold_bytes_max
@@ -356,9 +357,10 @@ class Relay:
         tail = b"".join(self._tail)
         self._tail.clear()
         if self._events is not None:
-            self.ending = read_ending(tail, chunked=self.chunks is not None)
+            self.ending = read_ending(tail, chunked=self.chunks is not None, torn=self._torn)
             if self._must_end_with_done and not (self.ending.done or self.ending.finished or self.ending.error):
                 self.cut_short = True
+                self._tail.append(tail)  # the error event goes on with its numbers
         elif not held:
             self.ending = read_tail(tail)
 
@@ -389,7 +391,10 @@ class Relay:
         self._tail.append(data)
         self._tail_bytes += len(data)
         if self._tail_bytes > TAIL_BYTES_MAX:
-            kept = b"".join(self._tail)[-TAIL_BYTES_KEPT:]
+            tail = b"".join(self._tail)
+            if self._must_end_with_done:
+                self._torn = last_beginning(tail, len(tail) - TAIL_BYTES_KEPT, self._torn)
+            kept = tail[-TAIL_BYTES_KEPT:]
             self._tail = [kept]
             self._tail_bytes = len(kept)
 

@@ -89,6 +89,7 @@ _SILENT_TYPES = frozenset(
         "response.in_progress",
         "response.output_item.added",
         "response.content_part.added",
+        "response.reasoning_part.added",
     )
 )
 
@@ -101,7 +102,7 @@ def meaning(data: bytes) -> Says:
         event = _event_decoder.decode(data)
     except UNREADABLE:
         return Says.CONTENT
-    if event.error is not None or event.type in ("error", "response.failed"):
+    if event.error is not None or event.type in _ERROR_TYPES:
         return Says.ERROR
     if event.choices is None:
         return Says.NOTHING if event.type in _SILENT_TYPES else Says.CONTENT
@@ -172,23 +173,52 @@ class _Last(msgspec.Struct):
 _last_decoder = msgspec.json.Decoder(_Last)
 _FRAMING = re.compile(rb"\r\n[0-9a-fA-F]+(?:;[^\r\n]*)?\r\n")
 _FINAL_TYPES = frozenset(("message_stop", "response.completed", "response.incomplete"))
+_ERROR_TYPES = frozenset(("error", "response.failed"))
+TORN_BYTES_KEPT = 256
+"""Of the beginning of an event too long to be kept: enough for its type."""
+_TYPE_AT_END = re.compile(rb'"type": ?"([\w.]+)" ?}\s*\Z')
+_TYPE_AT_BEGINNING = re.compile(rb'(?:^|\n)event: ?([\w.]+)|data: ?{ ?"type": ?"([\w.]+)"')
 
 
-def read_ending(tail: bytes, *, chunked: bool) -> Ending:
-    """tail: the last bytes of a stream, its first event perhaps torn; chunked: with chunk framing still in.
+def read_ending(tail: bytes, *, chunked: bool, torn: bytes = b"") -> Ending:
+    """tail: the last bytes of a stream, its first event perhaps torn; chunked: with chunk framing still in; torn: how that
+    first event began, as `last_beginning` keeps it.
 
     JSON text holds no raw CR LF, so a line of hexadecimal digits between two of them is framing.
     """
     if chunked:
-        tail = _FRAMING.sub(b"", tail)
+        tail, torn = _FRAMING.sub(b"", tail), _FRAMING.sub(b"", torn)
     ending = Ending()
-    for event in tail.replace(b"\r\n", b"\n").split(b"\n\n"):
+    first, *events = tail.replace(b"\r\n", b"\n").split(b"\n\n")
+    if torn:
+        _read_torn(torn, first, ending)
+        first = b""
+    for event in (first, *events):
         data = event_data(event)
         if data == b"[DONE]":
             ending.done = True
         elif data:
             _read_last(data, ending)
     return ending
+
+
+def last_beginning(tail: bytes, cut: int, before: bytes) -> bytes:
+    """The first bytes of the event that spans index `cut` of `tail`; before: of the one that goes on at its beginning."""
+    start = max(tail.rfind(b"\n\n", 0, cut + 1), tail.rfind(b"\r\n\r\n", 0, cut + 3))
+    if start < 0:
+        return before or tail[:TORN_BYTES_KEPT]
+    return tail[start : start + TORN_BYTES_KEPT].lstrip(b"\r\n")
+
+
+def _read_torn(beginning: bytes, rest: bytes, ending: Ending) -> None:
+    """An event too long to be kept: a Responses stream ends with everything it said in one. Its type stands at the beginning or
+    at the end of its JSON, its usage towards the end."""
+    found = _TYPE_AT_END.search(rest) or _TYPE_AT_BEGINNING.search(beginning)
+    kind = found[found.lastindex or 0].decode("latin-1") if found else ""
+    ending.done = kind in _FINAL_TYPES
+    ending.error = kind in _ERROR_TYPES
+    if ending.done:
+        _read_usage_at_end(rest, ending)
 
 
 def read_whole(body: bytes) -> tuple[Says, Ending]:
@@ -205,6 +235,11 @@ def read_whole(body: bytes) -> tuple[Says, Ending]:
 def read_tail(tail: bytes) -> Ending:
     """tail: the last bytes of a JSON body too long to be held: its usage, where the tail holds it."""
     ending = Ending()
+    _read_usage_at_end(tail, ending)
+    return ending
+
+
+def _read_usage_at_end(tail: bytes, ending: Ending) -> None:
     start = tail.rfind(b'"usage":')
     if start >= 0:
         try:
@@ -212,7 +247,6 @@ def read_tail(tail: bytes) -> Ending:
             _read_usage(msgspec.convert(usage, _Usage), ending)
         except (ValueError, RecursionError):
             pass
-    return ending
 
 
 def _read_last(data: bytes, ending: Ending) -> _Last | None:
@@ -220,7 +254,7 @@ def _read_last(data: bytes, ending: Ending) -> _Last | None:
         last = _last_decoder.decode(data)
     except UNREADABLE:
         return None
-    if last.error is not None or last.type in ("error", "response.failed"):
+    if last.error is not None or last.type in _ERROR_TYPES:
         ending.error = True
     if last.type in _FINAL_TYPES:
         ending.done = True
