@@ -193,4 +193,4 @@ def _upstream_keys(settings: Settings) -> UpstreamKeys | None:
 
 
 def _cors(origin: str) -> tuple[bytes, ...]:
-    return (b"access-control-allow-origin: " + origin.encode(),) if origin else ()
+    return (b"access-control-allow-origin: " + origin.encode(), b"access-control-expose-headers: *") if origin else ()

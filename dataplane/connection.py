@@ -354,9 +354,9 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(protocol_error(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", "http_version"))
         if not self._has_host and not request.http10:
             self._refuse(protocol_error(400, "The request has no Host header.", "invalid_http"))
-        length = request.get(b"content-length")
-        if length and request.get(b"transfer-encoding"):
-            self._refuse(protocol_error(400, "Both Content-Length and Transfer-Encoding were sent.", "invalid_http"))
+        length, coding = request.get(b"content-length"), request.get(b"transfer-encoding")
+        if coding:
+            self._check_coding(coding, length)
         if length.isdigit() and int(length) > settings.body_bytes_max:
             self._refuse(self._too_large())
         expectation = request.get(b"expect").lower()
@@ -389,6 +389,14 @@ class ClientConnection(asyncio.Protocol):
         self._body = []
         self._in_message = False
         self._queue.append(self._request)
+
+    def _check_coding(self, coding: bytes, length: bytes) -> None:
+        if length:
+            self._refuse(protocol_error(400, "Both Content-Length and Transfer-Encoding were sent.", "invalid_http"))
+        if self._request.http10:  # whoever speaks it does not know where such a body ends
+            self._refuse(protocol_error(400, "HTTP/1.0 has no Transfer-Encoding.", "invalid_http"))
+        if coding.lower() != b"chunked":
+            self._refuse(protocol_error(400, "Of transfer codings only `chunked` is understood.", "invalid_http"))
 
     def _too_large(self) -> ApiError:
         return replace(too_large(self._server.settings.body_bytes_max), close=True)

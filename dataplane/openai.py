@@ -36,6 +36,16 @@ PROMPT_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/respon
 DONE_PATHS = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"))
 """Whose streams end with `data: [DONE]`, `message_stop` or the response's final event; without it they are cut short."""
 
+MODEL_PATHS = PROMPT_PATHS | {"/v1/messages/count_tokens"}
+"""Whose bodies must name a model. Elsewhere an engine takes its own where none is named, and so does a fleet with only one."""
+MODEL_BYTES_MAX = 512
+"""Of a model's name: it goes into questions, explanations and records."""
+
+ENGINE_PATHS = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
+"""Change the one engine that gets them: not for callers, nor for whichever engine a router picks."""
+_CROOKED = re.compile(r"//|/\.{1,2}(?:/|$)|\\|%2[ef]|%5c", re.IGNORECASE)
+"""What another server on the way may read as a path outside of /v1/."""
+
 _ROUTED_OUTSIDE_V1 = frozenset(
     ("/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score", "/pooling", "/classify", "/invocations")
 )
@@ -69,13 +79,17 @@ def classify(method: str, path: str) -> Kind | ApiError:
         return Kind.PREFLIGHT
     if local is not None:
         return local if method in ("GET", "HEAD") else wrong_method(method, path, "GET")
-    if path.startswith("/v1/") or path in _ROUTED_OUTSIDE_V1:
+    if path in ENGINE_PATHS:
+        return ApiError(
+            403, f"{path} changes one engine and is not passed on: call that engine.", "permission_error", "engine_path"
+        )
+    if path in _COUNTED or (path.startswith("/v1/") and _CROOKED.search(path) is None):
         return Kind.ROUTED if method == "POST" else wrong_method(method, path, "POST")
     return not_found(method, path)
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """What routing needs to know of a request's body. model: "" only where a multipart body names none."""
+    """What routing needs to know of a request's body. model: "" only where none is named, and none need be."""
 
     model: str
     streams: bool = False
@@ -103,10 +117,10 @@ def read_ask(request: Request, body_bytes_max: int) -> Ask | ApiError:
         return refusal
     if content_type.startswith(b"multipart/"):
         return Ask(multipart_model(request.body), readable=False)
-    return read_json(request.body)
+    return read_json(request.body, request.path)
 
 
-def read_json(body: bytes) -> Ask | ApiError:
+def read_json(body: bytes, path: str) -> Ask | ApiError:
     """body: as sent. The messages of refusals say where the JSON is wrong."""
     if not body:
         return bad_request("The request body is empty; a JSON object was expected.", code="empty_body")
@@ -121,13 +135,16 @@ def read_json(body: bytes) -> Ask | ApiError:
         return bad_request("The request body must be a JSON object.", code="not_an_object")
     except (msgspec.DecodeError, RecursionError) as error:
         return bad_request(f"The request body is not valid JSON: {error}.", code="invalid_json")
-    if fields.model is None:
+    model = "" if fields.model is None and path not in MODEL_PATHS else fields.model
+    if model is None:
         return bad_request("You must provide a `model`.", param="model", code="model_missing")
-    if not isinstance(fields.model, str) or not fields.model:
+    if not isinstance(model, str) or fields.model == "":
         return bad_request("`model` must be a non-empty string.", param="model", code="model_invalid")
+    if len(model) > MODEL_BYTES_MAX:
+        return bad_request(f"`model` is longer than {MODEL_BYTES_MAX} characters.", param="model", code="model_invalid")
     limit = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
     return Ask(
-        fields.model,
+        model,
         fields.stream is True,
         limit if isinstance(limit, int) and 0 < limit < 2**32 else 0,
         fields.cache_salt if isinstance(fields.cache_salt, str) else "",

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from dataplane import errors
 from dataplane.errors import ApiError
 from dataplane.gateway import Gateway
@@ -17,14 +19,18 @@ from dataplane.prompts import UNREAD, Prompt, skipped
 
 def read(gateway: Gateway, request: Request, permit: Permit | None) -> Ask | ApiError:
     """The fields that routing needs, or why the request is refused."""
-    ask = read_json(request.body) if request.forwarded is not None else read_ask(request, gateway.settings.body_bytes_max)
+    ask = (
+        read_json(request.body, request.path)
+        if request.forwarded is not None
+        else read_ask(request, gateway.settings.body_bytes_max)
+    )
     if isinstance(ask, ApiError):
         return ask
     if not ask.model:
         fleet = gateway.fleet
-        if not fleet.only_model and fleet.view is not None:  # a form that names no model, and there are several
-            return errors.bad_request("You must provide a `model`.", param="model", code="model_missing")
-        ask = Ask(fleet.only_model, readable=False)
+        if not fleet.only_model and fleet.view is not None:
+            return errors.bad_request("You must provide a `model`: there are several.", param="model", code="model_missing")
+        ask = msgspec.structs.replace(ask, model=fleet.only_model)
     if permit is not None and (denied := permit.model_refusal(ask.model)) is not None:
         gateway.metrics.denied.add(denied.code or "")
         return denied

@@ -29,6 +29,8 @@ _decode = msgspec.json.Decoder().decode
 
 RELOAD_AFTER_S = 60.0
 ROOTS_MAX = 4096
+SALT_KEPT_MAX = 256
+"""Longer salts are hashed each time: what is remembered is the callers' to choose."""
 TEXT_INLINE_BYTES_MAX = 32 * 1024
 """Bodies up to this size are cut and hashed as text on the event loop."""
 FALLBACK_BLOCK_TOKENS = 16
@@ -217,13 +219,25 @@ def _text_prompt(text: bytes, ask: Ask, plan: _Plan) -> Prompt:
     return Prompt("text", len(text) // blocks.TEXT_CHARS_PER_TOKEN, chains)
 
 
-@lru_cache(maxsize=ROOTS_MAX)
 def _root(base: str, lora: str, cache_salt: str) -> int:
+    if len(cache_salt) > SALT_KEPT_MAX:
+        return blocks.root_hash(base, lora=lora, cache_salt=cache_salt)
+    return _known_root(base, lora, cache_salt)
+
+
+@lru_cache(maxsize=ROOTS_MAX)
+def _known_root(base: str, lora: str, cache_salt: str) -> int:
     return blocks.root_hash(base, lora=lora, cache_salt=cache_salt)
 
 
-@lru_cache(maxsize=ROOTS_MAX)
 def _text_root(base: str, lora: str, cache_salt: str) -> int:
+    if len(cache_salt) > SALT_KEPT_MAX:
+        return blocks.text_root_hash(base, lora=lora, cache_salt=cache_salt)
+    return _known_text_root(base, lora, cache_salt)
+
+
+@lru_cache(maxsize=ROOTS_MAX)
+def _known_text_root(base: str, lora: str, cache_salt: str) -> int:
     return blocks.text_root_hash(base, lora=lora, cache_salt=cache_salt)
 
 

@@ -15,6 +15,8 @@ from dataplane.openai import Ask
 from dataplane.prompts import Prompt
 
 PRIORITY_MIN, PRIORITY_MAX = -(2**31), 2**31 - 1
+NAME_CHARS_MAX = 256
+"""Of what a caller calls its request, its tenant, its session: they are kept in explanations and records."""
 
 
 def build(
@@ -58,9 +60,9 @@ def _read_header(wishes: dict[str, Any], name: bytes, value: bytes) -> None:
             wishes["slo_ttft_ms"] = max(0.0, float(text))
         elif name == b"x-headway-priority":
             wishes["priority"] = max(PRIORITY_MIN, min(PRIORITY_MAX, int(text)))
-        elif name == b"x-headway-tenant":
+        elif name == b"x-headway-tenant" and len(text) <= NAME_CHARS_MAX:
             wishes["tenant"] = text
-        elif name == b"x-headway-session":
+        elif name == b"x-headway-session" and len(text) <= NAME_CHARS_MAX:
             wishes["session"] = text
     except ValueError:
         pass

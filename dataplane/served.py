@@ -45,7 +45,7 @@ class Served:
         else:
             self._request_id = request.get(b"x-request-id") or named
             self._traceparent = self._continue_trace() or trace.begun(named)
-        self._request_name = self._request_id.decode("latin-1")
+        self._request_name = self._request_id[: question.NAME_CHARS_MAX].decode("latin-1")
 
     # --- towards control plane and engine ---
 

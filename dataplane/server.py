@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 import msgspec
 
@@ -30,7 +31,7 @@ _json = msgspec.json.Encoder()
 
 _PREFLIGHT_HEADERS = (
     b"access-control-allow-methods: GET, POST, HEAD, OPTIONS",
-    b"access-control-allow-headers: *",
+    b"access-control-allow-headers: authorization, *",  # the star alone does not allow keys
     b"access-control-max-age: 86400",
 )
 
@@ -171,7 +172,7 @@ class Server:
         if kind is Kind.MODELS:
             self._send(connection, request, 200, _json.encode({"object": "list", "data": entries}))
             return
-        name = request.path.removeprefix("/v1/models/")
+        name = unquote(request.path.removeprefix("/v1/models/"))
         for entry in entries:
             if entry["id"] == name:
                 self._send(connection, request, 200, _json.encode(entry))

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -66,9 +67,27 @@ class Life:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+FILES_MAX = 1 << 20
+
+
+def allow_files() -> int:
+    """As many open files as the system lets this process have; how many.
+
+    Every request that passes through takes two sockets, and the usual limit is 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return soft
+
+
 def run(main: Callable[[Life], Awaitable[None]], process: str) -> None:
     """Run until `main` returns. Exit code 0; 1 where a task failed; 2 where an address was taken."""
     code = 0
+    allow_files()
 
     async def body() -> None:
         nonlocal code

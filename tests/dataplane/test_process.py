@@ -15,7 +15,7 @@ import pytest
 from tests.dataplane.client import Client, Truncated, ask, chat, request
 from tests.fakes.backend import STREAM_HEAD, Backend, Seen, Wire, chunk, delta, event, stream_events
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 Launch = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
 

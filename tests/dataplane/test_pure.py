@@ -21,6 +21,8 @@ from proto import routing_pb2 as pb
 from runtime.settings import SettingsError, parse
 from tests.fakes.backend import STREAM_HEAD, stream_bytes, stream_events, usage
 
+CHAT = "/v1/chat/completions"
+
 
 def posted(name: bytes, value: bytes, body: bytes) -> Request:
     request = Request("POST", b"/v1/x", body=body)
@@ -77,20 +79,20 @@ def test_other_methods_and_paths_are_refused(method: str, path: str, status: int
     ],
 )
 def test_each_way_to_be_wrong_has_its_own_code(body: bytes, code: str) -> None:
-    refusal = read_json(body)
+    refusal = read_json(body, CHAT)
     assert isinstance(refusal, ApiError)
     assert (refusal.status, refusal.code) == (400, code)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_body_or_a_refusal(body: bytes) -> None:
-    assert isinstance(read_json(body), Ask | ApiError)
+    assert isinstance(read_json(body, CHAT), Ask | ApiError)
 
 
 def test_the_fields_that_routing_needs_are_read_and_odd_ones_ignored() -> None:
     body = b'{"model":"m","stream":true,"max_tokens":"many","max_completion_tokens":9,"cache_salt":"s","messages":[{"a":1}]}'
-    assert read_json(body) == Ask("m", True, 9, "s")
-    assert read_json(b'{"model":"m","stream":"yes","max_tokens":1e99,"cache_salt":5}') == Ask("m")
+    assert read_json(body, CHAT) == Ask("m", True, 9, "s")
+    assert read_json(b'{"model":"m","stream":"yes","max_tokens":1e99,"cache_salt":5}', CHAT) == Ask("m")
 
 
 def test_the_model_of_a_multipart_body_is_found_at_either_end() -> None:
