@@ -9,7 +9,8 @@ engine_info      the discovery answers to who the engine is and where its events
 engine_client    the HTTP shell of the two above: one keep-alive connection, named time limits
 kv_events        one event payload to typed events, both wire generations (pure)
 sequence         one rank's numbering: gaps, replay, a new incarnation (pure)
-block_set        engine hash to block hash, copies counted, changes netted (pure)
+block_set        engine hash to block hash, ranks and tiers (pure)
+shelf            of one of these: copies counted, changes netted (pure)
 event_source     the ZeroMQ shell of `sequence`
 publisher        the Redis shell: reports, deltas, snapshots, registration
 quick_add        its one hot command

@@ -6,7 +6,7 @@ engine hash -> block hash for parents and removals. A name is a fact about conte
 copy a block to another tier after it left the first one) and is only dropped with the engine, or to bound the table.
 
 Copies are counted, not held in a set: vLLM may compute one block twice, announces each copy and removes each. Counts are pooled
-by block hash, per rank and tier. A count never exceeds what the engine holds: removals without a copy are ignored, and
+by block hash, per rank and tier (see shelf). A count never exceeds what the engine holds: removals without a copy are ignored, and
 what was believed before a hole is void. So this set overcounts never, and undercounts only after a hole (`exact` is False).
 
 Changes are netted between two `take()`s: `added` and `removed` are disjoint whatever happened in between.
@@ -16,20 +16,25 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, cast
 
 from contract import blocks
 from contract.keyspace import Tier
 from worker_agent.block_identity import block_extras, first_block_salt, lora_of
 from worker_agent.kv_events import CLEARED, REMOVED, Batch, BlockRemoved, BlockStored, EngineHash
+from worker_agent.shelf import Shelf
 
 FULL_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 """Kinds of KV group whose blocks cover the whole prefix; other groups (sliding window, mamba) are ignored."""
 NAMES_SLACK = 65_536
 """Names kept beyond twice the blocks held."""
 
+_MEDIUM: Callable[[BlockStored | BlockRemoved], str | None] = attrgetter("medium")
+_NO_EXTRAS: list[Any] = []
 _TIERS = {"GPU": Tier.GPU, "CPU": Tier.CPU, "CPU_PINNED": Tier.CPU, "HOST": Tier.CPU}
 
 
@@ -50,94 +55,16 @@ class Change:
 
 
 @dataclass(slots=True)
-class _Shelf:
-    """One rank and tier: copies by block hash, and what changed since the last take.
-
-    Sets where a count would nearly always be one, and a list of what was added until something is dropped: most of what a block
-    costs here is putting it into tables.
-    """
-
-    held: set[int] = field(default_factory=set)
-    extra: dict[int, int] = field(default_factory=dict)  # copies beyond the first
-    added: list[int] | set[int] = field(default_factory=list)  # a set from the first drop of a tick on
-    removed: set[int] = field(default_factory=set)
-    total: int = 0  # copies of all blocks
-    cleared: bool = False
-    at: float = 0.0
-
-    @property
-    def changed(self) -> bool:
-        return bool(self.added or self.removed or self.cleared)
-
-    def put(self, hashes: list[int]) -> None:
-        self.total += len(hashes)
-        if isinstance(self.added, list) and not self.removed and self.held.isdisjoint(hashes):
-            before = len(self.held)
-            self.held.update(hashes)
-            if len(self.held) - before == len(hashes):
-                self.added += hashes  # new blocks only, as nearly always
-                return
-            self.held.difference_update(hashes)  # one of them twice: the slow way counts it
-        for block in hashes:
-            self._put_one(block)
-
-    def _put_one(self, block: int) -> None:
-        if block in self.held:
-            self.extra[block] = self.extra.get(block, 0) + 1
-            return
-        self.held.add(block)
-        if block in self.removed:
-            self.removed.discard(block)
-        elif isinstance(self.added, list):
-            self.added.append(block)
-        else:
-            self.added.add(block)
-
-    def drop(self, block: int) -> None:
-        if block not in self.held:
-            return
-        self.total -= 1
-        extra = self.extra.get(block, 0)
-        if extra > 1:
-            self.extra[block] = extra - 1
-        elif extra:
-            del self.extra[block]
-        else:
-            self._drop_last(block)
-
-    def _drop_last(self, block: int) -> None:
-        self.held.discard(block)
-        if isinstance(self.added, list):
-            self.added = set(self.added)
-        if block in self.added:
-            self.added.discard(block)
-        else:
-            self.removed.add(block)
-
-    def clear(self) -> None:
-        self.held.clear()
-        self.extra.clear()
-        self.forget_changes()
-        self.total = 0
-        self.cleared = True
-
-    def forget_changes(self) -> None:
-        self.added = []
-        self.removed.clear()
-        self.cleared = False
-
-
-@dataclass(slots=True)
 class _Rank:
     names: dict[EngineHash, int] = field(default_factory=dict)
-    shelves: dict[Tier, _Shelf] = field(default_factory=dict)
+    shelves: dict[Tier, Shelf] = field(default_factory=dict)
     group: int | None = None  # the full-attention group that is followed; None until the first store
     exact: bool = False
 
-    def shelf(self, tier: Tier) -> _Shelf:
+    def shelf(self, tier: Tier) -> Shelf:
         found = self.shelves.get(tier)
         if found is None:
-            found = self.shelves[tier] = _Shelf()
+            found = self.shelves[tier] = Shelf()
         return found
 
     @property
@@ -172,8 +99,8 @@ class BlockSet:
 
     @property
     def changed_blocks(self) -> int:
-        """How many blocks `take()` would return."""
-        return sum(len(shelf.added) + len(shelf.removed) for rank in self._ranks.values() for shelf in rank.shelves.values())
+        """At least as many as `take()` would return; 0 where it would return none (but for a cache that was cleared)."""
+        return sum(shelf.moves for rank in self._ranks.values() for shelf in rank.shelves.values())
 
     def held(self, rank: int = 0, tier: Tier = Tier.GPU) -> set[int]:
         """Block hashes on one rank and tier."""
@@ -209,15 +136,15 @@ class BlockSet:
     def apply(self, rank: int, batch: Batch) -> None:
         """Every event of a payload, in order."""
         state = self._rank(rank)
-        for event in batch.events:
-            if isinstance(event, REMOVED):
-                self._removed(state, event, batch.ts)
-            elif isinstance(event, CLEARED):
+        for kind, events in groupby(batch.events, type):
+            if kind in REMOVED:
+                self._removed(state, cast("Iterator[BlockRemoved]", events), batch.ts)
+            elif kind in CLEARED:
                 # Said of the GPU's pool; lower tiers may go with it silently. Forgetting them costs credit, keeping them trust.
                 state.exact = True
                 self._clear(state, batch.ts)
             else:
-                self._stored(state, event, batch.ts)
+                self._stored(state, cast("Iterator[BlockStored]", events), batch.ts)
 
     # ------------------------------------------------------------------------------------------------------------ results
 
@@ -227,10 +154,10 @@ class BlockSet:
         for number, state in sorted(self._ranks.items()):
             for tier, shelf in sorted(state.shelves.items()):
                 if shelf.changed:
-                    changes.append(
-                        Change(number, tier, shelf.at, shelf.cleared, array("Q", shelf.added), array("Q", shelf.removed))
-                    )
-                    shelf.forget_changes()
+                    cleared = shelf.cleared
+                    added, removed = shelf.take()
+                    if added or removed or cleared:
+                        changes.append(Change(number, tier, shelf.at, cleared, added, removed))
             self._bound_names(state)
         return changes
 
@@ -253,47 +180,54 @@ class BlockSet:
     def _clear(self, state: _Rank, at: float) -> None:
         state.shelf(Tier.GPU)
         for shelf in state.shelves.values():
-            _stamp(shelf, at)
+            shelf.stamp(at)
             shelf.clear()
 
-    def _stored(self, state: _Rank, event: BlockStored, at: float) -> None:
-        if not self._is_followed(state, event):
-            self.ignored["other KV group"] += 1
-            return
-        shelf = state.shelf(_tier(event.medium))
-        _stamp(shelf, at)
-        if not event.token_ids:
-            self._stored_by_name(state, shelf, event)
-            return
-        chain = self._rehash(state, event)
-        if chain is None:
-            state.exact = False
-            return
-        hashes = chain.tolist()  # one object a block, shared by every table
-        state.names.update(zip(event.block_hashes, hashes, strict=True))
-        shelf.put(hashes)
-        if self._capacity and shelf.total > self._capacity and shelf is state.shelves.get(Tier.GPU):
-            self._too_many(state, at)
+    def _stored(self, state: _Rank, events: Iterator[BlockStored], at: float) -> None:
+        """Stores of one payload with nothing else between them: their blocks go to a shelf together."""
+        for medium, run in groupby(events, _MEDIUM):
+            shelf = state.shelf(_tier(medium))
+            shelf.stamp(at)
+            fresh: list[int] = []
+            for event in run:
+                if (event.kv_cache_spec_kind or event.group_idx is not None) and not self._is_followed(state, event):
+                    self.ignored["other KV group"] += 1
+                elif event.token_ids:
+                    hashes = self._rehash(state, event)
+                    if hashes is None:
+                        state.exact = False
+                    else:
+                        fresh += hashes
+                else:
+                    fresh += self._named(state, event)
+            shelf.put(fresh)
+            if self._capacity and shelf.total > self._capacity and shelf is state.shelves.get(Tier.GPU):
+                self._too_many(state, at)
 
-    def _stored_by_name(self, state: _Rank, shelf: _Shelf, event: BlockStored) -> None:
+    def _named(self, state: _Rank, event: BlockStored) -> list[int]:
         """A copy to another tier names its blocks and does not say what is in them."""
-        known = [name for name in map(state.names.get, event.block_hashes) if name is not None]
-        shelf.put(known)
+        known = [block for block in map(state.names.get, event.block_hashes) if block is not None]
         if len(known) < len(event.block_hashes):
             self.ignored["unknown block copied"] += len(event.block_hashes) - len(known)
             state.exact = False
+        return known
 
-    def _removed(self, state: _Rank, event: BlockRemoved, at: float) -> None:
-        if event.group_idx is not None and state.group is not None and event.group_idx != state.group:
-            self.ignored["other KV group"] += 1
-            return
-        shelf = state.shelf(_tier(event.medium))
-        _stamp(shelf, at)
-        names = state.names
-        for engine_hash in event.block_hashes:
-            block = names.get(engine_hash)
-            if block is not None:
-                shelf.drop(block)
+    def _removed(self, state: _Rank, events: Iterator[BlockRemoved], at: float) -> None:
+        """As `_stored`: engines evict one block an event, dozens in a payload."""
+        block_of, followed = state.names.get, state.group
+        for medium, run in groupby(events, _MEDIUM):
+            gone: list[int] = []
+            for event in run:
+                if event.group_idx is not None and followed is not None and event.group_idx != followed:
+                    self.ignored["other KV group"] += 1
+                    continue
+                for engine_hash in event.block_hashes:
+                    block = block_of(engine_hash)
+                    if block is not None:
+                        gone.append(block)
+            shelf = state.shelf(_tier(medium))
+            shelf.stamp(at)
+            shelf.drop(gone)
 
     def _is_followed(self, state: _Rank, event: BlockStored) -> bool:
         kind, group = event.kv_cache_spec_kind, event.group_idx
@@ -305,35 +239,43 @@ class BlockSet:
             state.group = group
         return group == state.group
 
-    def _rehash(self, state: _Rank, event: BlockStored) -> array[int] | None:
-        """The block hashes of a store; None (counted) where they cannot be known."""
-        count, size = len(event.block_hashes), event.block_size
+    def _rehash(self, state: _Rank, event: BlockStored) -> list[int] | None:
+        """The block hashes of a store, each with its name from here on; None (counted) where they cannot be known."""
+        names, size, token_ids = event.block_hashes, event.block_size, event.token_ids
         if size != self._block_size:
             self.ignored["other block size"] += 1
             self.foreign_block_size = size
             return None
-        if len(event.token_ids) != count * size:
+        if len(token_ids) != len(names) * size:
             self.ignored["tokens missing"] += 1
             return None
-        extra_keys: list[Any] = event.extra_keys if event.extra_keys is not None and any(event.extra_keys) else []
-        lora = lora_of(event)
-        if event.parent_block_hash is None:
-            parent = self._root(lora, first_block_salt(extra_keys, lora))
+        keys = event.extra_keys
+        extra_keys = keys if keys and any(keys) else _NO_EXTRAS
+        lora = "" if event.lora_name is None and event.lora_id is None else lora_of(event)
+        parent_name = event.parent_block_hash
+        if parent_name is None:
+            parent = self._root(lora, first_block_salt(extra_keys, lora)) if lora or extra_keys else self._plain_root
         else:
-            known = state.names.get(event.parent_block_hash)
+            known = state.names.get(parent_name)
             if known is None:
                 self.ignored["unknown parent"] += 1
                 return None
             parent = known
         try:
-            tokens = blocks.pack_tokens(event.token_ids)
+            tokens = array("I", token_ids)
         except (OverflowError, TypeError):
             self.ignored["bad token ids"] += 1
             return None
-        extras = block_extras(extra_keys, lora, first=event.parent_block_hash is None)
-        if not any(extras):
-            return blocks.chain(tokens, size, parent)
-        return _chain_with_extras(tokens, size, parent, extras)
+        extras: list[bytes] = block_extras(extra_keys, lora, first=parent_name is None) if extra_keys else _NO_EXTRAS
+        if any(extras):
+            hashes = _chain_with_extras(tokens.tobytes(), size, parent, extras)
+        elif len(names) == 1:  # decoding fills blocks one by one, an event each
+            block = state.names[names[0]] = blocks.extend(parent, tokens)
+            return [block]
+        else:
+            hashes = blocks.links(tokens, size, parent)
+        state.names.update(zip(names, hashes, strict=True))
+        return hashes
 
     def _root(self, lora: str, salt: str) -> int:
         return blocks.root_hash(self._model, lora=lora, cache_salt=salt) if lora or salt else self._plain_root
@@ -351,18 +293,13 @@ class BlockSet:
             state.names = {name: block for name, block in state.names.items() if any(block in held for held in shelves)}
 
 
-def _stamp(shelf: _Shelf, at: float) -> None:
-    if not shelf.changed:
-        shelf.at = at
-
-
 def _tier(medium: str | None) -> Tier:
     return Tier.GPU if medium is None or medium == "GPU" else _TIERS.get(medium.upper(), Tier.DISK)
 
 
-def _chain_with_extras(tokens: bytes, block_size: int, parent: int, extras: list[bytes]) -> array[int]:
+def _chain_with_extras(tokens: bytes, block_size: int, parent: int, extras: list[bytes]) -> list[int]:
     step = 4 * block_size
-    hashes = array("Q")
+    hashes: list[int] = []
     for position, start in enumerate(range(0, len(tokens), step)):
         extra = extras[position] if position < len(extras) else b""
         parent = blocks.extend(parent, tokens[start : start + step], extra)
