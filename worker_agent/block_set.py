@@ -6,8 +6,8 @@ engine hash -> block hash for parents and removals. A name is a fact about conte
 copy a block to another tier after it left the first one) and is only dropped with the engine, or to bound the table.
 
 Copies are counted, not held in a set: vLLM may compute one block twice, announces each copy and removes each. Counts are pooled
-by block hash, per rank and tier (see shelf). A count never exceeds what the engine holds: removals without a copy are ignored, and
-what was believed before a hole is void. So this set overcounts never, and undercounts only after a hole (`exact` is False).
+by block hash, per rank and tier (see shelf). A count never exceeds what the engine holds: removals without a copy are ignored,
+and what was believed before a hole is void. So this set overcounts never, and undercounts only after a hole (`exact` is False).
 
 Changes are netted between two `take()`s: `added` and `removed` are disjoint whatever happened in between.
 """
