@@ -78,8 +78,8 @@ def test_workers_and_policy_are_shown_and_switched(stack: RunningStack) -> None:
     assert shown.returncode == 0, shown.stderr
     assert all(worker in shown.stdout for worker in ("worker-1", "worker-2", "worker-3"))
     switched = headway(stack, "policy", "prefix")
-    assert "* prefix" in switched.stdout
     assert headway(stack, "policy", "lmetric").returncode == 0
+    assert "* prefix" in switched.stdout
     wrong = headway(stack, "policy", "best")
     assert wrong.returncode == 2
     assert "lmetric" in wrong.stderr
@@ -87,13 +87,17 @@ def test_workers_and_policy_are_shown_and_switched(stack: RunningStack) -> None:
 
 def test_a_drained_worker_gets_nothing_until_it_is_back(stack: RunningStack) -> None:
     assert headway(stack, "drain", "worker-1").returncode == 0
-    model = model_of(stack)
-    served = {
-        client(stack).completions.with_raw_response.create(model=model, prompt=f"{n}", max_tokens=1).headers["x-headway-worker"]
-        for n in range(6)
-    }
-    assert "worker-1" not in served
-    assert headway(stack, "drain", "worker-1", "--undo").returncode == 0
+    try:
+        model = model_of(stack)
+        served = {
+            client(stack)
+            .completions.with_raw_response.create(model=model, prompt=f"{n}", max_tokens=1)
+            .headers["x-headway-worker"]
+            for n in range(6)
+        }
+        assert "worker-1" not in served
+    finally:
+        assert headway(stack, "drain", "worker-1", "--undo").returncode == 0
     assert headway(stack, "drain", "worker-99").returncode == 2
 
 

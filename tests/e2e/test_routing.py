@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_prefix_aware_policies_find_more_in_the_caches_than_turns_do(stack: Runn
         "24",
         "--policy",
         "round_robin,prefix,weighted,lmetric",
+        "--salt",
+        secrets.token_hex(4),  # the stack is shared, and a second try must not find the caches of the first
     )
     cached = {round["policy"]: round["cached_share"] for round in rounds}
     assert all(round["failed"] == 0 for round in rounds), rounds
