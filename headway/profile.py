@@ -27,12 +27,13 @@ from headway.control_client import add_control_argument
 from headway.errors import UsageError
 from headway.profile_sim import SimulatedFleet
 from headway.replay import KEY_VARIABLE
-from loadgen import profile, sweep
+from loadgen import profile, profile_columns, sweep
 from loadgen.client import Client, Target, served_model
 from loadgen.errors import LoadError
 from loadgen.profile import Fleet, Interrupted
 from loadgen.profile_fleet import LiveFleet
 from loadgen.profile_progress import SweepView
+from loadgen.profile_rows import late_steps
 from loadgen.profile_run import Plan, RunDirectory
 from loadgen.sweep import Grid
 from loadgen.sweep_rows import Source
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="play the steps of the profile in DIR, with its prompts, on this fleet: no search for saturation, rows to compare",
     )
+    parser.add_argument("--columns", action="store_true", help="print what each column of the data set says, and end")
     _add_sweep(parser.add_argument_group("sweep"))
     profile_workload.add_arguments(parser.add_argument_group("prompts"))
     live = parser.add_argument_group("a running fleet (default)")
@@ -111,6 +113,9 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """0: all rows are there; 1: some requests failed; 130: interrupted. UsageError: it could not begin, or go on."""
+    if args.columns:
+        print(profile_columns.markdown())
+        return 0
     directory = RunDirectory(args.run_dir or runfile.directory() / "profile")
     try:
         plan = directory.plan() if args.resume else None
@@ -191,6 +196,8 @@ async def _sweep(
     counts = [int((zones.of(rows["ttft_s"].to_numpy()) == place).sum()) for place in range(len(zones.ZONES))]
     by_zone = ", ".join(f"{count} {name}" for name, count in zip(zones.ZONES, counts, strict=True))
     print(f"{len(rows)} rows ({by_zone}) of {plan.requests} requests in {len(plan.steps)} steps, {failed} failed")
+    if late := late_steps(rows):
+        print(f"{late} steps arrived more slowly than planned (see arrived_rps): this machine could not send faster")
     print(f"{directory.data}\n{directory.csv}")
     return 1 if failed else 0
 

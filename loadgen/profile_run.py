@@ -24,7 +24,8 @@ from contract.features import VERSION
 from loadgen.errors import LoadError
 from loadgen.sweep import Grid, Step
 
-LAYOUT = 1
+LAYOUT = 2
+"""2: arrived_rps."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from prediction import zones
 from trainer.analysis.findings import Findings
-from trainer.analysis.knee import FROM_S, TO_S
+from trainer.analysis.knee import FROM_S, TO_S, Knee
 from trainer.analysis.signals import UNITS
 from trainer.analysis.states import CLUSTERS, States
 
@@ -21,6 +21,9 @@ MARKERS = ("o", "s", "^", "D")
 GREY = "#6b6b6b"
 DPI = 130
 BOXES = ("ttft_s", "input_tokens", "uncached_tokens", "active", "prefill_tokens", "context_tokens", "running", "kv_usage")
+Side = Literal["outside lower left", "outside lower right"]
+LEFT: Side = "outside lower left"
+RIGHT: Side = "outside lower right"
 SHOWN_MAX = 12
 """Signals in a bar chart."""
 
@@ -58,6 +61,10 @@ def _plain(axes: Any) -> Any:
     return axes
 
 
+def _legend_below(figure: Figure, axes: Any, side: Side) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc=side, ncols=4, frameon=False, fontsize=9, markerscale=2.2)
+
+
 def _label(name: str) -> str:
     unit = UNITS.get(name, "")
     return f"{name} ({unit})" if unit else name
@@ -72,6 +79,7 @@ def optimal_k(findings: Findings) -> Figure:
     left.axvline(states.elbow_k, color=COLOURS[5], linestyle="--", label=f"elbow: K = {states.elbow_k}")
     left.set(xlabel="K (clusters)", ylabel="inertia (squared distance to the centres)", title="Elbow")
     left.set_ylim(bottom=0)
+    left.yaxis.set_major_formatter("{x:,.0f}")
     right.plot(
         list(states.silhouette_by_k), list(states.silhouette_by_k.values()), color=COLOURS[0], marker="o", label="silhouette"
     )
@@ -80,8 +88,9 @@ def optimal_k(findings: Findings) -> Figure:
     for axes in (left, right):
         if CLUSTERS in ks:
             axes.axvline(CLUSTERS, color=GREY, linestyle=":", label=f"used: K = {CLUSTERS}")
-        axes.set_xticks(ks)
         axes.legend(frameon=False)
+    left.set_xticks(ks)
+    right.set_xticks(list(states.silhouette_by_k))
     return figure
 
 
@@ -98,7 +107,6 @@ def _clusters(axes: Any, points: Any, cluster: Any, states: States) -> None:
             marker=MARKERS[number % len(MARKERS)],
             label=f"cluster {number} ({share:.0%})",
         )
-    axes.legend(frameon=False, markerscale=2.2, fontsize=9)
 
 
 def _zones(axes: Any, points: Any, zone: Any) -> None:
@@ -107,7 +115,6 @@ def _zones(axes: Any, points: Any, zone: Any) -> None:
         inside = zone == place
         if inside.any():
             axes.scatter(*points[inside].T, s=9, alpha=0.55, linewidths=0, color=colour, marker=marker, label=words[place])
-    axes.legend(frameon=False, markerscale=2.2, fontsize=9, title="TTFT")
 
 
 def cluster_tsne(findings: Findings) -> Figure:
@@ -116,8 +123,9 @@ def cluster_tsne(findings: Findings) -> Figure:
     left, right = (_plain(axes) for axes in figure.subplots(1, 2))
     _clusters(left, states.tsne, states.cluster[states.tsne_rows], states)
     _zones(right, states.tsne, findings.signals.zone[states.tsne_rows])
-    for axes, what in ((left, "by cluster"), (right, "by zone of TTFT")):
+    for axes, what, side in ((left, "by cluster", LEFT), (right, "by zone of TTFT", RIGHT)):
         axes.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", title=f"{len(states.tsne)} states, {what}")
+        _legend_below(figure, axes, side)
     return figure
 
 
@@ -125,18 +133,20 @@ def cluster_pca(findings: Findings) -> Figure:
     states = findings.states
     figure = _figure(10, 4.6)
     left, right = (_plain(axes) for axes in figure.subplots(1, 2))
-    _clusters(left, states.pca, states.cluster, states)
+    some = states.tsne_rows
+    _clusters(left, states.pca[some], states.cluster[some], states)
     left.set(
         xlabel=f"component 1 ({states.explained[0]:.0%} of the variance)",
         ylabel=f"component 2 ({states.explained[1]:.0%})",
-        title="Principal components",
+        title=f"Principal components, {len(some)} states",
     )
     places = np.arange(len(states.names))
     right.barh(places - 0.2, states.loadings[0], height=0.4, color=COLOURS[0], label="component 1")
     right.barh(places + 0.2, states.loadings[1], height=0.4, color=COLOURS[1], label="component 2")
     right.set_yticks(places, states.names)
     right.set(xlabel="loading (-1 to 1)", title="What they are made of")
-    right.legend(frameon=False)
+    _legend_below(figure, right, RIGHT)
+    _legend_below(figure, left, LEFT)
     return figure
 
 
@@ -189,7 +199,7 @@ def correlation(findings: Findings) -> Figure:
         image = axes.imshow(values, cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
         for row, column in np.ndindex(values.shape):
             value = values[row, column]
-            text = "–" if np.isnan(value) else f"{value:.2f}"
+            text = "–" if np.isnan(value) else f"{value + 0.0:.2f}".replace("-0.00", "0.00")
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=8.5, color="white" if abs(value) > 0.65 else "black"
             )
@@ -202,7 +212,7 @@ def correlation(findings: Findings) -> Figure:
 
 def knee(findings: Findings) -> Figure:
     count = len(findings.knees)
-    figure = _figure(4.4 * count, 3.8)
+    figure = _figure(4.3 * count, 3.8)
     for axes, found in zip(np.atleast_1d(figure.subplots(1, count)), findings.knees, strict=True):
         _plain(axes).plot(found.load, found.median_s, "o", color=COLOURS[0], markersize=4, alpha=0.7, label="median of a bin")
         axes.plot(found.load, found.smooth_s, color=COLOURS[5], label="non-decreasing fit")
@@ -210,14 +220,20 @@ def knee(findings: Findings) -> Figure:
             axes.axhline(bound, color=GREY, linestyle=":", linewidth=0.9)
             if np.isfinite(at):
                 axes.axvline(at, color=GREY, linestyle="--", linewidth=0.9)
-                axes.annotate(
-                    f"{bound:g} s at {at:,.0f}" if at >= 100 else f"{bound:g} s at {at:.3g}",
-                    (at, bound),
-                    xytext=(4, -12),
-                    textcoords="offset points",
-                    fontsize=9,
-                )
+        if found.signal.endswith("_tokens"):
+            axes.set_xscale("symlog", linthresh=100)
+            axes.set_xlim(left=0)
         axes.set_yscale("log")
-        axes.set(xlabel=_label(found.signal), ylabel="median TTFT (s)")
+        axes.set(xlabel=_label(found.signal), ylabel="median TTFT (s)", title=_turn(found))
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
+
+
+def _turn(found: Knee) -> str:
+    """Where each bound is crossed, as a title."""
+    crossed = [
+        f"{bound:g} s at {at:,.0f}" if at >= 100 else f"{bound:g} s at {at:.3g}"
+        for bound, at in ((FROM_S, found.at_from), (TO_S, found.at_to))
+        if np.isfinite(at)
+    ]
+    return ", ".join(crossed) or f"{FROM_S:g} to {TO_S:g} s is not crossed"

@@ -18,8 +18,10 @@ FROM_S = 0.5
 TO_S = 2.0
 BINS_MAX = 40
 ROWS_A_BIN_MIN = 25
-AGAINST = ("active", "prefill_tokens", "level", "rate_rps")
+AGAINST = ("active", "prefill_tokens", "level")
 """Loads to look at, where they vary."""
+INSTEAD = "rate_rps"
+"""Where no level is known. Beside levels it says nothing: one rate is idle for short prompts and overload for long ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,9 @@ class Knee:
 
 
 def find(signals: Signals) -> list[Knee]:
-    return [knee for name in AGAINST if name in signals.columns and (knee := _of(signals, name)) is not None]
+    found = [knee for name in (*AGAINST, INSTEAD) if name in signals.columns and (knee := _of(signals, name)) is not None]
+    levels = any(knee.signal == "level" for knee in found)
+    return [knee for knee in found if not (levels and knee.signal == INSTEAD)]
 
 
 def _of(signals: Signals, name: str) -> Knee | None:

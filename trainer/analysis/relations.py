@@ -58,6 +58,12 @@ def _correlation(values: Floats, ttft_s: Floats, mask: npt.NDArray[np.bool_]) ->
     return Correlation(float(stats.pearsonr(x, y).statistic), float(stats.spearmanr(x, y).statistic))
 
 
+def best(found: dict[str, dict[str, Correlation]], zone: str) -> list[str]:
+    """Signals by how well they rank TTFT in a zone, best first; those of which nothing is known there are left out."""
+    known = [name for name in found if math.isfinite(found[name][zone].spearman)]
+    return sorted(known, key=lambda name: -abs(found[name][zone].spearman))
+
+
 def importance(signals: Signals, *, seed: int) -> Importance:
     """Rows are held out in runs of neighbours in time, since neighbours saw the same queue."""
     names = signals.varying

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from prediction import zones
-from trainer.analysis import figures
+from trainer.analysis import figures, relations
 from trainer.analysis.findings import Findings
 from trainer.analysis.knee import FROM_S, TO_S, Knee
 from trainer.analysis.signals import UNITS
@@ -20,6 +20,8 @@ from trainer.analysis.states import CLUSTERS
 
 MARKDOWN = "report.md"
 HTML = "report.html"
+RANKED = 3
+"""Signals named for each zone."""
 WORDS = {"low": "< 1 s", "medium": "1 to 10 s", "high": "≥ 10 s"}
 
 
@@ -128,9 +130,16 @@ def _correlations(findings: Findings) -> list[Part]:
     return [
         Heading("Which signal goes with TTFT"),
         "Pearson / Spearman, in each zone apart. A dash: the signal does not vary there, or there are fewer than 30 rows.",
+        Table(("zone", "ranks TTFT best (Spearman)", "second", "third"), [_ranks(findings, zone) for zone in columns]),
         Drawing("correlation.png", "Correlation of each signal with TTFT, by zone"),
         Table(("signal", *columns), rows),
     ]
+
+
+def _ranks(findings: Findings, zone: str) -> tuple[str, ...]:
+    found = findings.correlations
+    names = [f"{name} ({_share(found[name][zone].spearman)})" for name in relations.best(found, zone)[:RANKED]]
+    return (zone, *names, *["–"] * (RANKED - len(names)))
 
 
 def _importance(findings: Findings) -> list[Part]:

@@ -24,7 +24,8 @@ EXTRA: Mapping[str, str] = {
 }
 """Columns that the profiler adds, with their units."""
 LOAD = ("level", "rate_rps")
-"""How much was offered, where the data set says so."""
+"""How much arrived, where the data set says so: as planned, times the share of the planned rate that did arrive."""
+ARRIVED = "arrived_rps"
 UNITS: Mapping[str, str] = {
     **{name: "tokens" for name in FEATURES if name.endswith("_tokens")},
     **{name: "s" for name in FEATURES if name.endswith("_s")},
@@ -75,6 +76,12 @@ def of(samples: Dataset) -> Signals:
         if name in present:
             values = samples.table.column(name).cast(pa.float64()).to_numpy().astype(np.float64)
             columns[name] = np.where(values < 0, np.nan, values)
+    if ARRIVED in present and "rate_rps" in present:
+        arrived = samples.table.column(ARRIVED).cast(pa.float64()).to_numpy().astype(np.float64)
+        share = np.where(np.isfinite(arrived), arrived / columns["rate_rps"], 1.0)
+        for name in LOAD:
+            if name in columns:
+                columns[name] = columns[name] * share
     return Signals(columns, samples.ttft_s, zones.of(samples.ttft_s))
 
 
