@@ -268,6 +268,13 @@ class History(RuleBasedStateMachine):
     def the_engine_stores(self, number: int, length: int, heard: bool, then: str) -> None:
         self.happen(self.engine.store(number, length), heard, then)
 
+    @rule(number=st.integers(0, PROMPTS - 1), length=st.integers(1, PROMPT_BLOCKS), times=st.integers(2, 4), then=FOLLOWS)
+    def the_engine_computes_a_block_again_and_again(self, number: int, length: int, times: int, then: str) -> None:
+        """As for as many requests at once: each has a copy of its own."""
+        for _ in range(times):
+            self.the_engine_stores(number, length, True, "")
+        self.happen(self.engine.store(number, length), True, then)
+
     @precondition(lambda self: self.engine.held())
     @rule(pick=st.integers(0, 1000), heard=MOSTLY, then=FOLLOWS)
     def the_engine_evicts(self, pick: int, heard: bool, then: str) -> None:
@@ -291,7 +298,21 @@ class History(RuleBasedStateMachine):
     @rule(reported=st.booleans(), waited_s=st.sampled_from([0.0, 0.02, LOST_S_MAX, RETRY_S_MAX]))
     def the_control_plane_reads(self, reported: bool, waited_s: float) -> None:
         self.now += waited_s
+        follower = self.reader.follower
+        unread = self.bus.after(follower.read_from) if follower.phase is Phase.FOLLOWING else []
+        another_run = any(keyspace.decode_delta(data).epoch != follower.epoch for _, data in unread)
         self.reader.read(self.agent.report() if reported else None, self.now)
+        if another_run and self.reader.follower is follower:
+            assert self.reader.credited() == set(), "blocks of a run that it has read the end of"
+
+    @rule(prompts=st.lists(st.integers(0, PROMPTS - 1), min_size=1, max_size=4), length=st.integers(1, PROMPT_BLOCKS))
+    def another_run_fills_its_cache_before_it_is_known(self, prompts: list[int], length: int) -> None:
+        """Its deltas are read before any report of it, with numbers that the run before may have had, too, or not yet."""
+        self.the_engine_forgets("restarts")
+        self.the_agent_publishes(False)
+        for number in prompts:
+            self.the_engine_stores(number, length, True, "published")
+        self.the_control_plane_reads(False, 0.02)
 
     @rule()
     def the_control_plane_restarts(self) -> None:

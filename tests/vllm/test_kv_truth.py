@@ -1,7 +1,13 @@
 """The router's view of two real vLLM caches, against what the engines themselves say was cached.
 
 Multi-turn chats with and without tools go through the proxy; every response carries the engine's `cached_tokens`. The match
-that the control plane predicted (x-headway-matched-tokens) must equal it, to the block.
+that the control plane predicted (x-headway-matched-tokens) must equal it, to the block. The next turn follows its answer at
+once: no caller leaves the engine's events less time.
+
+The tiny model has random weights, and what these write seldom reads back as the tokens it was written in: bytes that are no
+text, words cut where no tokenizer cuts them. Four in ten answers so return as other blocks than the engine's, which no trained
+model does to its callers. The judged run therefore has the engine choose among whole words (`allowed_token_ids`); what it
+writes else is asked for, too, with a pause, and there nothing may be promised that is not held.
 """
 
 from __future__ import annotations
@@ -9,21 +15,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import aiohttp
 import pytest
+from tokenizers import Tokenizer
 
 from tests.e2e.stack import RunningStack, running_stack, wait_until
 from tests.vllm.engines import TOKENIZER, Engine, some_engines
 
 REQUESTS = 500
 CONVERSATIONS_AT_ONCE = 4
-THINK_S = 0.05
-"""Between an answer and the next turn. The view's freshness target is 50 ms from an engine's event to the index; a turn that
-follows at once races with the last block of its own predecessor, and what that costs is printed, not judged."""
+EQUAL_MIN = 0.99
+BABBLE_REQUESTS = 150
+BABBLE_THINK_S = 0.05
+BABBLE_OVER_MAX = 0.02
 TOOLS = [
     {
         "type": "function",
@@ -52,11 +62,24 @@ def stack(engines: list[Engine], tmp_path_factory: pytest.TempPathFactory) -> It
         yield running
 
 
-class Chat:
-    """One conversation that grows by what the engine answered."""
+@cache
+def whole_words() -> list[int]:
+    """Tokens that read back as themselves whatever stands before and after them: a space and letters. And the end."""
+    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    words = []
+    for number in range(tokenizer.get_vocab_size()):
+        text = tokenizer.decode([number])
+        if re.fullmatch(" [a-z]{2,}", text) and tokenizer.encode(text, add_special_tokens=False).ids == [number]:
+            words.append(number)
+    return [*words, tokenizer.token_to_id("<|im_end|>")]
 
-    def __init__(self, number: int, rng: random.Random) -> None:
+
+class Chat:
+    """One conversation that grows by what the engine answered. babbles: it may write whatever its weights say."""
+
+    def __init__(self, number: int, rng: random.Random, *, babbles: bool) -> None:
         self._rng = rng
+        self._babbles = babbles
         self._tools = TOOLS if number % 3 == 0 else None
         subject = rng.choice(["rivers", "bridges", "ferries", "night trains"])
         self.messages: list[dict[str, Any]] = [
@@ -70,6 +93,8 @@ class Chat:
         body: dict[str, Any] = {"model": model, "messages": self.messages, "max_tokens": self._rng.randrange(4, 24)}
         if self._tools:
             body["tools"] = self._tools
+        if not self._babbles:
+            body["allowed_token_ids"] = whole_words()
         return body
 
     def answered(self, message: dict[str, Any]) -> None:
@@ -77,7 +102,7 @@ class Chat:
 
 
 async def converse(
-    stack: RunningStack, requests: int, seed: int, at_once: int, think_s: float = THINK_S
+    stack: RunningStack, requests: int, seed: int, at_once: int, *, think_s: float = 0.0, babbles: bool = False
 ) -> list[tuple[int, int, str]]:
     """(predicted, cached, worker) of each request."""
     rng = random.Random(seed)
@@ -91,7 +116,7 @@ async def converse(
             conversation = 0
             while len(results) < requests:
                 conversation += 1
-                chat = Chat(number * 1000 + conversation, rng)
+                chat = Chat(number * 1000 + conversation, rng, babbles=babbles)
                 for _ in range(chat.turns):
                     async with session.post(stack.url + "/v1/chat/completions", json=chat.body(model)) as reply:
                         answer = await reply.json()
@@ -105,25 +130,32 @@ async def converse(
     return results
 
 
-def mismatches(results: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    return [result for result in results if result[0] != result[1]]
+def told(results: list[tuple[int, int, str]]) -> str:
+    """How many were predicted to the block, and the first that were not."""
+    over = sum(predicted > cached for predicted, cached, _ in results)
+    wrong = [result for result in results if result[0] != result[1]]
+    cached = sum(cached for _, cached, _ in results)
+    return (
+        f"{len(results)} requests, {1 - len(wrong) / len(results):.2%} predicted to the block, {len(wrong) - over} below, "
+        f"{over} above, {cached:,} tokens cached, {dict(Counter(worker for *_, worker in results))}; "
+        f"(predicted, cached, worker): {wrong[:20]}"
+    )
 
 
 async def test_predicted_match_is_what_the_engine_found(stack: RunningStack) -> None:
-    hasty = await converse(stack, REQUESTS // 4, seed=7, at_once=CONVERSATIONS_AT_ONCE, think_s=0.0)
-    print(
-        f"\nwithout a pause between turns: {1 - len(mismatches(hasty)) / len(hasty):.2%} of {len(hasty)} predicted to the block"
-    )
     results = await converse(stack, REQUESTS, seed=1, at_once=CONVERSATIONS_AT_ONCE)
-    wrong = mismatches(results)
-    cached = sum(actual for _, actual, _ in results)
-    print(
-        f"\n{len(results)} requests, {len(results) - len(wrong)} predicted to the block "
-        f"({1 - len(wrong) / len(results):.2%}), {cached:,} tokens cached, workers {Counter(w for *_, w in results)}"
+    print("\nno pause between turns:", told(results))
+    assert sum(cached for _, cached, _ in results) > 20 * len(results), "hardly anything was shared: this run proves nothing"
+    equal = sum(predicted == cached for predicted, cached, _ in results)
+    assert equal >= EQUAL_MIN * len(results)
+
+
+async def test_what_does_not_read_back_as_it_was_written_is_not_promised(stack: RunningStack) -> None:
+    results = await converse(
+        stack, BABBLE_REQUESTS, seed=7, at_once=CONVERSATIONS_AT_ONCE, think_s=BABBLE_THINK_S, babbles=True
     )
-    print("mismatches (predicted, cached, worker):", wrong[:20])
-    assert cached > 20 * len(results), "the conversations hardly shared anything: this run proves nothing"
-    assert len(wrong) <= 0.01 * len(results)
+    print(f"\nwhatever random weights write, {BABBLE_THINK_S * 1e3:.0f} ms between turns:", told(results))
+    assert sum(predicted > cached for predicted, cached, _ in results) <= BABBLE_OVER_MAX * len(results)
 
 
 async def test_no_stale_block_is_credited_after_an_engine_was_killed(stack: RunningStack, engines: list[Engine]) -> None:
