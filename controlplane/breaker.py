@@ -86,7 +86,18 @@ class BreakerBounds:
 class Breaker:
     """Of one endpoint. Times are monotonic seconds and never run backwards."""
 
-    __slots__ = ("_bounds", "_buckets", "_consecutive", "_open_until", "_opened", "_probe", "_probe_until", "_state", "reason")
+    __slots__ = (
+        "_bounds",
+        "_buckets",
+        "_consecutive",
+        "_open_until",
+        "_opened",
+        "_probe",
+        "_probe_until",
+        "_state",
+        "reason",
+        "suspected",
+    )
 
     def __init__(self, bounds: BreakerBounds) -> None:
         self._bounds = bounds
@@ -99,6 +110,8 @@ class Breaker:
         self._probe_until = 0.0
         self.reason = ""
         """Why it opened last, for operators; empty while CLOSED."""
+        self.suspected = False
+        """It opened for a gray failure, and no request has come through since."""
 
     def view(self, now: float) -> BreakerState:
         if self._state == BreakerState.OPEN and now >= self._open_until:
@@ -146,6 +159,7 @@ class Breaker:
         """A gray failure was seen from outside: open, whatever the ends say. While OPEN it changes nothing."""
         if self.view(now) != BreakerState.OPEN:
             self._open(now, reason)
+            self.suspected = True
 
     def reset(self) -> None:
         """Another run of the engine: what was held against the one before is forgotten."""
@@ -206,6 +220,7 @@ class Breaker:
     def _close(self) -> None:
         self._state = BreakerState.CLOSED
         self._probe = None
+        self.suspected = False
         self._forget_counts()
         self.reason = ""
 

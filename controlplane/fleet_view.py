@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from contract.keyspace import ModelCard
+from contract.keyspace import EngineState, ModelCard
 from controlplane.breaker import BreakerState
 from controlplane.director import Director
 from controlplane.endpoint import Endpoint
@@ -66,7 +66,13 @@ def _endpoint(endpoint: Endpoint, now: float) -> pb.EndpointView:
         available=endpoint.serving and endpoint.breaker.view(now) != BreakerState.OPEN,
         active=endpoint.load.active,
         block_size=endpoint.record.block_size,
+        stuck=_is_stuck(endpoint),
     )
+
+
+def _is_stuck(endpoint: Endpoint) -> bool:
+    """It hangs, or its agent says that nothing answers there. What an agent that is gone said last does not count."""
+    return endpoint.alive and (endpoint.state == EngineState.UNREACHABLE or endpoint.breaker.suspected)
 
 
 def _model(name: str, served: list[tuple[ModelCard, Endpoint]]) -> pb.ModelView:

@@ -406,6 +406,9 @@ class Exchange(Served):
             return
         elif self._state is _WAITING and now - attempt.sent_at > settings.first_byte_timeout_s:
             self._broke(End.TIMED_OUT, f"no first token within {settings.first_byte_timeout_s:g} s")
+        elif self._state is _WAITING:
+            if self._gateway.fleet.stuck and now - attempt.sent_at > settings.stuck_after_s:
+                self._leave_stuck(attempt)
         elif self._state is _RELAYING:
             stalled_since = self._client.stalled_since
             if not stalled_since and now - attempt.last_at > settings.idle_timeout_s:
@@ -413,6 +416,15 @@ class Exchange(Served):
             elif stalled_since and now - stalled_since > settings.client_stall_s:
                 self.client_gone()
                 self._client.cut()
+
+    def _leave_stuck(self, attempt: Attempt) -> None:
+        """Nothing moves where it waits: elsewhere, if there is somewhere. Else waiting on is the better of two bad chances."""
+        gateway, target = self._gateway, attempt.target
+        if target.url not in gateway.fleet.stuck or not gateway.control.connected:
+            return
+        if gateway.fleet.has_other(self._ask.model, self._tried) and self._may_retry():
+            failure = errors.gateway_timeout(f"Worker {target.worker} failed: it hangs.")
+            self._failed(End.TIMED_OUT, failure, spare=None, retry=True)
 
     def _out_of_time(self) -> None:
         message = f"The request took longer than {self._gateway.settings.total_timeout_s:g} s."

@@ -22,6 +22,7 @@ class Fleet:
         self.view: pb.FleetView | None = None
         self.models: dict[str, pb.ModelView] = {}
         self.warm = False  # the control plane that is connected now knows its fleet
+        self.stuck: frozenset[str] = frozenset()  # URLs where nothing moves, as the last view says
         self.active: defaultdict[str, int] = defaultdict(int)
         self._by_model: dict[str, list[pb.EndpointView]] = {}
         self._failed_at: dict[str, float] = {}
@@ -39,6 +40,7 @@ class Fleet:
             for name in endpoint.models:
                 by_model.setdefault(name, []).append(endpoint)
         self._by_model = by_model
+        self.stuck = frozenset([endpoint.url for endpoint in view.endpoints if endpoint.stuck])
         urls = {endpoint.url for endpoint in view.endpoints}
         self._failed_at = {url: at for url, at in self._failed_at.items() if url in urls}
         return True
@@ -56,6 +58,10 @@ class Fleet:
     @property
     def endpoints_available(self) -> int:
         return sum(endpoint.available for endpoint in self.view.endpoints) if self.view is not None else 0
+
+    def has_other(self, model: str, tried: Collection[str]) -> bool:
+        """An endpoint is available that was not tried."""
+        return any(endpoint.available and endpoint.url not in tried for endpoint in self._by_model.get(model, ()))
 
     def began(self, url: str) -> None:
         self.active[url] += 1

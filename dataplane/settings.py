@@ -47,6 +47,7 @@ class Settings:
     keep_alive_s: float = setting(75.0, "idle client connections are closed after this time")
     connect_timeout_s: float = setting(3.0, "connecting to an engine")
     first_byte_timeout_s: float = setting(600.0, "from sending a request to an engine to its first token")
+    stuck_after_s: float = setting(10.0, "waiting for a first token where nothing moves, before the request goes elsewhere")
     idle_timeout_s: float = setting(60.0, "silence of an engine amid a response")
     total_timeout_s: float = setting(0.0, "a whole request; 0: no bound")
     client_stall_s: float = setting(300.0, "a client that does not read is cut off after this time")
@@ -82,6 +83,7 @@ class Settings:
             attempts_max=self.attempts_max,
             connect_timeout_s=self.connect_timeout_s,
             first_byte_timeout_s=self.first_byte_timeout_s,
+            stuck_after_s=self.stuck_after_s,
             idle_timeout_s=self.idle_timeout_s,
             upstream_idle_s=self.upstream_idle_s,
         )

@@ -709,6 +709,7 @@ class EndpointView(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    STUCK_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.int
     worker: _builtins.str
     url: _builtins.str
@@ -717,6 +718,8 @@ class EndpointView(_message.Message):
     active: _builtins.int
     """requests the router counts there, over all data planes"""
     block_size: _builtins.int
+    stuck: _builtins.bool
+    """nothing moves there: requests that wait for a first token had better go elsewhere"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -729,10 +732,11 @@ class EndpointView(_message.Message):
         available: _builtins.bool = ...,
         active: _builtins.int = ...,
         block_size: _builtins.int = ...,
+        stuck: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "available", b"available", "block_size", b"block_size", "endpoint", b"endpoint", "models", b"models", "url", b"url", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "available", b"available", "block_size", b"block_size", "endpoint", b"endpoint", "models", b"models", "stuck", b"stuck", "url", b"url", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

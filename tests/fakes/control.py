@@ -73,6 +73,10 @@ class Control(rpc.RoutingServicer):
             view.endpoints.add(
                 endpoint=number, worker=f"w{number}", url=url, models=[model], available=True, block_size=block_size
             )
+        self.show(view)
+
+    def show(self, view: pb.FleetView) -> None:
+        """What data planes see from now on. view: of another version than the last one."""
         self.view = view
         self._notify_soon()
 
