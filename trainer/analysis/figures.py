@@ -62,7 +62,7 @@ def _plain(axes: Any) -> Any:
 
 
 def _legend_below(figure: Figure, axes: Any, side: Side) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc=side, ncols=4, frameon=False, fontsize=9, markerscale=2.2)
+    figure.legend(*axes.get_legend_handles_labels(), loc=side, ncols=2, frameon=False, fontsize=9, markerscale=2.2)
 
 
 def _label(name: str) -> str:
@@ -188,6 +188,11 @@ def importance(findings: Findings) -> Figure:
     return figure
 
 
+def _two_digits(value: float) -> str:
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
+
+
 def correlation(findings: Findings) -> Figure:
     columns = ("all", *zones.ZONES)
     found = findings.correlations
@@ -199,7 +204,7 @@ def correlation(findings: Findings) -> Figure:
         image = axes.imshow(values, cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
         for row, column in np.ndindex(values.shape):
             value = values[row, column]
-            text = "–" if np.isnan(value) else f"{value + 0.0:.2f}".replace("-0.00", "0.00")
+            text = "–" if np.isnan(value) else _two_digits(float(value))
             axes.text(
                 column, row, text, ha="center", va="center", fontsize=8.5, color="white" if abs(value) > 0.65 else "black"
             )

@@ -66,7 +66,7 @@ def best(found: dict[str, dict[str, Correlation]], zone: str) -> list[str]:
 
 def importance(signals: Signals, *, seed: int) -> Importance:
     """Rows are held out in runs of neighbours in time, since neighbours saw the same queue."""
-    names = signals.varying
+    names = signals.plain
     rows, target = signals.matrix(names), np.log(signals.ttft_s)
     held_out = (np.arange(len(target)) // SLICE) % HELD_OUT == 0
     model = lightgbm.LGBMRegressor(

@@ -29,6 +29,11 @@ _ABOUT = (
     "Signals are what the router knew when it decided; TTFT counts from sending the request to its endpoint. "
     "Times are in the fleet's own time."
 )
+_ABOUT_CORRELATIONS = (
+    "Pearson / Spearman, in each zone apart. A dash: the signal does not vary there, or there are fewer than 30 rows. "
+    "Two are made of others: work_tokens is the prefill work queued at the worker and the request's own, work_s the time it "
+    "takes at the speed that the router learned of the worker."
+)
 _ABOUT_IMPORTANCE = (
     "Permutation: how much that falls when one signal is shuffled. Signals that say the same share the loss, and the gain, "
     "between them."
@@ -129,7 +134,7 @@ def _correlations(findings: Findings) -> list[Part]:
     ]
     return [
         Heading("Which signal goes with TTFT"),
-        "Pearson / Spearman, in each zone apart. A dash: the signal does not vary there, or there are fewer than 30 rows.",
+        _ABOUT_CORRELATIONS,
         Table(("zone", "ranks TTFT best (Spearman)", "second", "third"), [_ranks(findings, zone) for zone in columns]),
         Drawing("correlation.png", "Correlation of each signal with TTFT, by zone"),
         Table(("signal", *columns), rows),
@@ -209,7 +214,7 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 # --------------------------------------------------------------------------------------------------------------------- forms

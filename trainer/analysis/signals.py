@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from contract.features import FEATURES
+from contract.features import FEATURES, PAIRS_A_TOKEN
 from prediction import zones
 from prediction.dataset import Dataset
 from prediction.errors import DatasetError
@@ -23,6 +23,9 @@ EXTRA: Mapping[str, str] = {
     "engine_kv_usage": "share",
 }
 """Columns that the profiler adds, with their units."""
+DERIVED: Mapping[str, str] = {"work_tokens": "tokens", "work_s": "s"}
+"""Made of features, as a router can at a decision: prefill work queued at the worker and this request's own, attention counted
+as tokens; and the time that takes at the speed which the router learned of the worker."""
 LOAD = ("level", "rate_rps")
 """How much arrived, where the data set says so: as planned, times the share of the planned rate that did arrive."""
 ARRIVED = "arrived_rps"
@@ -40,6 +43,7 @@ UNITS: Mapping[str, str] = {
     "rate_rps": "requests/s",
     "ttft_s": "s",
     **EXTRA,
+    **DERIVED,
 }
 SAMPLES_MIN = 50
 """Fewer say nothing."""
@@ -61,6 +65,11 @@ class Signals:
         """Names of signals (not of the load) that are known and not the same everywhere."""
         return [name for name, values in self.columns.items() if name not in LOAD and _varies(values)]
 
+    @property
+    def plain(self) -> list[str]:
+        """Those of them that are not made of others."""
+        return [name for name in self.varying if name not in DERIVED]
+
     def matrix(self, names: list[str]) -> Floats:
         """(n, len(names)); nan becomes 0."""
         return np.nan_to_num(np.column_stack([self.columns[name] for name in names]))
@@ -71,6 +80,7 @@ def of(samples: Dataset) -> Signals:
     if len(samples) < SAMPLES_MIN:
         raise DatasetError(f"{len(samples)} samples, an analysis needs {SAMPLES_MIN}")
     columns = {name: samples.rows[:, place] for place, name in enumerate(FEATURES)}
+    columns |= _derived(columns)
     present = set(samples.table.column_names)
     for name in (*EXTRA, *LOAD):
         if name in present:
@@ -83,6 +93,14 @@ def of(samples: Dataset) -> Signals:
             if name in columns:
                 columns[name] = columns[name] * share
     return Signals(columns, samples.ttft_s, zones.of(samples.ttft_s))
+
+
+def _derived(columns: Mapping[str, Floats]) -> dict[str, Floats]:
+    uncached, speed = columns["uncached_tokens"], columns["prefill_tokens_per_s"]
+    own_pairs = uncached * (columns["input_tokens"] - uncached / 2)
+    tokens = columns["prefill_tokens"] + uncached
+    work = tokens + (columns["prefill_pairs"] + own_pairs) / PAIRS_A_TOKEN
+    return {"work_tokens": work, "work_s": work / np.where(speed > 0, speed, np.nan)}
 
 
 def _varies(values: Floats) -> bool:
