@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 SILENT_S = 1.5
 """An agent speaks ten times a second; one that is silent this long has something to explain."""
 STALLED_S = 10.0
+FIGURES_OLD_S = 3.0
+"""A scrape takes milliseconds, of a saturated server a second or two."""
 
 _NUMBERS = re.compile(r"[\d.]+")
 
@@ -35,6 +37,9 @@ def alarm(endpoint: Endpoint, *, index_state: IndexState, mismatch: str, silent_
     still_s = stalled_s(endpoint, now)
     if still_s > STALLED_S:
         return f"engine may hang: {endpoint.load.active} requests there, no progress for {still_s:.0f} s"
+    figures_s = now - endpoint.reported_at
+    if figures_s > FIGURES_OLD_S:
+        return f"its engine has not answered its agent for {figures_s:.0f} s"
     if mismatch:
         return mismatch
     return "its index is known to be wrong: no prefix credit is given" if index_state == IndexState.DEGRADED else ""
