@@ -90,6 +90,22 @@ def test_each_claim_that_does_not_come_true_makes_trust_dearer() -> None:
     assert needed == [3, 6, 12, 24, 48, 64, 64]
 
 
+def test_trust_that_is_kept_makes_up_for_what_was_broken() -> None:
+    trust = answers.Trust()
+    for _ in range(6):
+        for _ in range(answers.TRUST_AFTER_MAX):
+            trust.judge(came_true=True)
+        assert trust.given
+        trust.judge(came_true=False)
+    for _ in range(1_000):
+        trust.judge(came_true=True)
+    trust.judge(came_true=False)
+    for _ in range(2 * answers.TRUST_AFTER):
+        assert not trust.given
+        trust.judge(came_true=True)
+    assert trust.given
+
+
 def test_claims_are_of_the_last_question_only() -> None:
     index = an_index(10)
     index.answered(0, PROMPT[-1], 10, 12, now=0.0)
