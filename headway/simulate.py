@@ -21,6 +21,7 @@ from rich.table import Table
 
 from controlplane.profiles import DEFAULT, NAMES
 from emulator.presets import PRESETS
+from headway import simulate_experiments
 from headway.errors import UsageError
 from loadgen import arrivals, generators, traces
 from loadgen.errors import LoadError
@@ -31,6 +32,7 @@ from runtime import rng
 from simulation import faults
 from simulation.checks import Violation
 from simulation.figure import ttft_cdf
+from simulation.fleets import LEARN
 from simulation.learning import Learning
 from simulation.parallel import ChildDied, play
 from simulation.summary import Figures, figures
@@ -38,8 +40,7 @@ from simulation.workload import jobs
 from simulation.world import Report, Setup
 
 SAMPLES = {"sample": "sample_mooncake.jsonl.gz", "sample-conversations": "sample_conversations.jsonl.gz"}
-LEARN = ("predictive",)
-"""Policies for which the run trains models on its own outcomes."""
+POLICIES = "round_robin,least_load,weighted,lmetric"
 RATE_DEFAULT = "4"
 """Requests a second, where a workload does not know its own times."""
 WORKERS_MAX = 4_096
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fleet(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--policies", default="round_robin,least_load,weighted,lmetric", metavar="A,B,...", help="or: all")
+    group.add_argument("--policies", default="", metavar="A,B,...", help=f"or: all (default: {POLICIES})")
     group.add_argument("--workers", type=_count, default=4, help="default %(default)s")
     group.add_argument("--preset", choices=PRESETS, default="llama3-8b-h100", help="default %(default)s")
     group.add_argument("--latency", choices=("batching", "formula"), default="batching", help="default %(default)s")
@@ -96,6 +97,13 @@ def _add_content(group: argparse._ArgumentGroup) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
+    group.add_argument(
+        "--experiment",
+        choices=simulate_experiments.NAMES,
+        help="fixed fleets and workloads instead of TRACE; options that count: --policies (fleets), --seed, --seeds, --jobs, --json "
+        "and --plot (slowdown)",
+    )
+    group.add_argument("--seeds", type=_count, default=simulate_experiments.SEEDS_DEFAULT, help="of an experiment (default 4)")
     group.add_argument("--faults", type=int, default=0, metavar="N", help="so many of all kinds, drawn from the seed")
     group.add_argument(
         "--train-every-s", type=_positive, default=60.0, metavar="S", help="virtual seconds from model to model (default 60)"
@@ -122,6 +130,8 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """0: done; 1: an invariant does not hold. UsageError: it could not begin."""
+    if args.experiment:
+        return simulate_experiments.run(args, _policies(args.policies or ",".join(simulate_experiments.POLICIES)))
     console = Console(stderr=True)
     try:
         trace = _read_trace(args)
@@ -187,7 +197,8 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
     )
     learning = Learning(every_s=args.train_every_s)
     return [
-        replace(common, policy=policy, learning=learning if policy in LEARN else None) for policy in _policies(args.policies)
+        replace(common, policy=policy, learning=learning if policy in LEARN else None)
+        for policy in _policies(args.policies or POLICIES)
     ], unfit
 
 
