@@ -29,7 +29,8 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         default=MADE_UP,
         metavar="W",
         help=f"{MADE_UP} (default); {WILDCHAT} or {WILDCHAT}:SOURCE (a name on the hub or a directory; default "
-        f"{wildchat.DATASET}); or a file: a processed workload, conversations, or any trace of `headway replay`",
+        f"{wildchat.DATASET}); or a file: a processed workload, conversations, or any trace of `headway replay`. "
+        "With --simulate four bytes of a text are a token",
     )
     group.add_argument("--tokens-max", type=_count, default=0, help="of a prompt (default: what the model takes, up to 8192)")
     group.add_argument("--tokenizer", default=tokens.BUILTIN, help="of the model: prompts are measured with it")
@@ -73,7 +74,7 @@ def tokenizer(spec: str) -> PromptTokenizer:
     try:
         return tokens.load(spec)
     except tokens.TokenizerUnavailable as error:
-        raise LoadError(f"--tokenizer: {error}") from None
+        raise LoadError(f"--tokenizer: {str(error).splitlines()[0]}") from None
 
 
 def _prepare(args: argparse.Namespace, source_name: str, path: Path, most: int) -> None:
