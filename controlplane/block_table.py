@@ -7,12 +7,13 @@ memory per block, all of them in flight at the same time, and a second one for e
 the same hash takes it up again, anything else does not, and the next move drops it. Lanes above 64 have their bits in
 further arrays. Buckets of four cost the same time and spill ten times as much.
 
-At six sixteenths load the next generation is allocated, and its pages touched a few at a time (memory that the system has
-yet to hand out costs a fault a page, and a thousand faults are a pause). At seven it takes over, and the old one moves in
-slices, a piece with every change and every sweep; until it has, a question asks both. A lane retires by name: its bits stay,
-the caller masks them out of every answer, and sweeps take them away in slices. So nothing here takes longer than the slice it
-was given, whatever the size of the table. (The 65th lane, and each 64th after it, adds an array of words; the system hands
-its memory out as it is touched.)
+Shortly before a generation is full, at 14 of 32 parts, the next one is allocated and its pages touched a few at a time (memory
+that the system has yet to hand out costs a fault a page, and a thousand faults are a pause). At 15 it takes over, and the old
+one moves in slices, a piece with every change and every sweep, and gives its memory back behind them; until it has, a question
+asks both. That moment is when a block costs most, 34 bytes in the old and 68 in the new, and less with every block since. A
+lane retires by name: its bits stay, the caller masks them out of every answer, and sweeps take them away in slices. So nothing
+here takes longer than the slice it was given, whatever the size of the table. (The 65th lane, and each 64th after it, adds an
+array of words; the system hands its memory out as it is touched.)
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ LANE_BITS = 64
 """Lanes a word."""
 WORD = (1 << LANE_BITS) - 1
 PLACES_MIN = 1_024
-LOAD_MAX = 7
-"""Sixteenths of its places that a generation fills, tombstones included, before the next takes over."""
+LOAD_MAX = 15
+"""Thirty-seconds of its places that a generation fills, tombstones included, before the next takes over."""
 MOVE_PLACES_MIN = 1_024
 """Places of the old generation that any change moves at least; a larger one moves as many a block as the move needs to end
 when the new generation has filled half of its room."""
@@ -47,7 +48,9 @@ SPILL_ENTRY_BYTES = 150
 
 PAGE_WORDS = 512
 TOUCH_PLACES_MIN = 4_096
-"""Places of the next generation that any change touches at least; a change of n blocks touches 40 n."""
+"""Places of the next generation that any change touches at least; a larger one touches"""
+TOUCH_PLACES = 68
+"""for every block of it: just enough to be done when it takes over, since both are in memory from then on."""
 
 RELEASE_PLACES = 131_072
 """Places of a left generation whose memory goes back in one step: 2 MiB."""
@@ -75,6 +78,20 @@ def _as_words(lanes: int, words: int) -> list[int]:
     return [lanes >> (LANE_BITS * word) & WORD for word in range(words)]
 
 
+def _memory(size: int) -> mmap.mmap:
+    """That many bytes of zeros, which the system hands out page by page as they are touched.
+
+    Not numpy's own memory: it asks for huge pages, and each of those is half a millisecond when first touched. And not memory
+    that could be shared with other processes, Python's default: given back, it stays until it is unmapped, at once.
+    """
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
+
+
 def _until_now(held: list[Words], masks: list[np.uint64]) -> list[Words]:
     """Which lanes hold every block up to and with each position."""
     return [np.bitwise_and.accumulate(bits & mask) for bits, mask in zip(held, masks, strict=True)]
@@ -91,6 +108,7 @@ class _Generation:
         "cells",
         "flat",
         "keys",
+        "left",
         "places",
         "spill",
         "touched",
@@ -101,7 +119,7 @@ class _Generation:
     def __init__(self, places: int, words: int) -> None:
         """places: a power of two, at least 16; words: of lane bits a key."""
         self.places = places
-        memory = mmap.mmap(-1, 16 * places)
+        memory = _memory(16 * places)
         self._memories = [(memory, 16)]  # with the bytes of a place
         self.cells = memoryview(memory).cast("Q")  # for one at a time: four times as quick as numpy
         self.flat: Words = np.frombuffer(memory, np.uint64)
@@ -113,6 +131,7 @@ class _Generation:
         self.spill: dict[int, int] = {}
         self.used = 0  # keys in places, tombstones included
         self.touched = 0  # places whose memory the system has handed out
+        self.left = 0  # places before this one have moved, and their memory went back
         # An empty place has key 0, so hash 0 would be found in any of them. Its bucket, the first, is therefore full from
         # the start with a key that belongs elsewhere: what falls there lives in the spill.
         self.keys[:KEYS] = KEYS
@@ -120,14 +139,13 @@ class _Generation:
 
     def widen(self, words: int) -> None:
         while len(self.words) < words:
-            # Not numpy's own memory: it asks for huge pages, and each of those is half a millisecond when first touched.
-            memory = mmap.mmap(-1, 8 * self.places)
+            memory = _memory(8 * self.places)
             self._memories.append((memory, 8))
             self.words.append(np.frombuffer(memory, np.uint64))
 
     def load(self, more: int = 0) -> float:
-        """Sixteenths of the places that are in use."""
-        return 16 * (self.used + more) / self.places
+        """Thirty-seconds of the places that are in use."""
+        return 32 * (self.used + more) / self.places
 
     def touch(self, places: int) -> None:
         """Have the system hand out the memory of the next `places` places."""
@@ -138,13 +156,23 @@ class _Generation:
                 word[self.touched : end : PAGE_WORDS] |= _ZERO
             self.touched = end
 
+    def leave(self, end: int) -> None:
+        """Nobody holds a place before `end` any more: give its memory back, in pieces of RELEASE_PLACES."""
+        end = end // RELEASE_PLACES * RELEASE_PLACES
+        # The first bucket stays, for hash 0 (see `__init__`), and with it its page.
+        self._give_back(max(self.left, PAGE_WORDS), end)
+        self.left = max(self.left, end)
+
     def release(self, places: int) -> bool:
         """Give the memory of that many places back, last ones first: all of it at once is a pause. True: nothing is left."""
-        start = max(0, self.touched - places)
-        for memory, size in self._memories if self.touched > start and hasattr(mmap.mmap, "madvise") else ():
-            memory.madvise(mmap.MADV_DONTNEED, size * start, size * (self.touched - start))
+        start = max(self.left, self.touched - places)
+        self._give_back(start, self.touched)
         self.touched = start
-        return start == 0
+        return start == self.left
+
+    def _give_back(self, start: int, end: int) -> None:
+        for memory, size in self._memories if end > start and hasattr(mmap.mmap, "madvise") else ():
+            memory.madvise(mmap.MADV_DONTNEED, size * start, size * (end - start))
 
     def home(self, blocks: Words) -> Positions:
         return (blocks & self._mask).view(np.int64)
@@ -233,7 +261,7 @@ class _Generation:
         return held
 
     def nbytes(self) -> int:
-        return self.touched * 8 * (1 + len(self.words)) + len(self.spill) * SPILL_ENTRY_BYTES
+        return (self.touched - self.left) * 8 * (1 + len(self.words)) + len(self.spill) * SPILL_ENTRY_BYTES
 
 
 class BlockTable:
@@ -242,7 +270,7 @@ class BlockTable:
     def __init__(self, *, blocks_hint: int = 0) -> None:
         """blocks_hint: distinct blocks to have room for from the start."""
         places = PLACES_MIN
-        while places * LOAD_MAX < blocks_hint * 16:
+        while places * LOAD_MAX < blocks_hint * 32:
             places *= 2
         self._words = 1
         self._new = _Generation(places, 1)
@@ -487,15 +515,15 @@ class BlockTable:
         elif self._new.load() > LOAD_MAX - 1:
             if self._next is None:
                 self._next = self._make_next(len(blocks))
-            self._next.touch(max(TOUCH_PLACES_MIN, 40 * len(blocks)))
+            self._next.touch(max(TOUCH_PLACES_MIN, TOUCH_PLACES * len(blocks)))
 
     def _begin_move(self, blocks: int) -> None:
         following = self._next
-        if following is None or 16 * (self._blocks + blocks) > (LOAD_MAX - 2) * following.places:
+        if following is None or 32 * (self._blocks + blocks) > (LOAD_MAX - 4) * following.places:
             following = self._make_next(blocks)
         following.touch(following.places)
         self._old, self._new, self._next, self._moved = self._new, following, None, 0
-        room = following.places * LOAD_MAX // 16 - self._blocks
+        room = following.places * LOAD_MAX // 32 - self._blocks
         self._pace = 1 + 2 * self._old.places // max(1, room)
         self._sweeping = 0  # begins again once everything has moved
         self._spill_keys = []
@@ -519,6 +547,7 @@ class BlockTable:
         start = max(self._moved, KEYS)  # the first bucket holds nothing
         self._move(old, start + old.keys[start:end].nonzero()[0])
         self._moved = end
+        old.leave(end)
         if old.spill:
             self._move_spilled([block for block, _ in zip(old.spill, range(places // 64), strict=False)])
         if end == old.places and not old.spill:

@@ -79,7 +79,7 @@ def test_a_full_bucket_spills_and_what_spilled_is_found_removed_and_moved() -> N
 
 def test_memory_per_block_is_within_the_bound_at_any_size_of_table() -> None:
     table = BlockTable()
-    for start in range(0, 300_000, 4_096):
-        table.add(0, array("Q", ((number * 0x9E3779B97F4A7C15) % 2**64 for number in range(start, start + 4_096))))
+    for start in range(0, 300_000, 512):
+        table.add(0, array("Q", ((number * 0x9E3779B97F4A7C15) % 2**64 for number in range(start, start + 512))))
         if len(table) > 20_000:
             assert table.memory_bytes() / len(table) <= 110
