@@ -33,11 +33,14 @@ QUICK = {
 
 
 @contextlib.contextmanager
-def running(directory: Path, redis_url: str, **settings: object) -> Iterator[subprocess.Popen[str]]:
-    """Ended by SIGTERM, if it has not ended by itself; its log is in `directory`/log."""
+def running(
+    directory: Path, redis_url: str, *, module: tuple[str, ...] = ("trainer",), **settings: object
+) -> Iterator[subprocess.Popen[str]]:
+    """Ended by SIGTERM, if it has not ended by itself; its log is in `directory`/log. module: what is run, with what comes
+    before the flags."""
     flags = {"metrics_port": 0, **QUICK, **settings}
     command = [
-        *(sys.executable, "-m", "trainer", "--listen", target(directory), "--redis-url", redis_url),
+        *(sys.executable, "-m", *module, "--listen", target(directory), "--redis-url", redis_url),
         *("--data-dir", str(directory / "data")),
         *(part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))),
     ]

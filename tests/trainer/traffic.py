@@ -37,6 +37,8 @@ def rows(count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     put("prefill_wait_s", np.where(queued > 0, rng.uniform(0.0, 0.2, count), 0.0))
     put("decode_itl_s", rng.uniform(0.01, 0.03, count))
     put("cache_tokens", np.full(count, 435_000.0))
+    put("seats", np.full(count, 256.0))
+    put("hold_s", rng.uniform(1.0, 4.0, count))
     put("report_age_s", rng.uniform(0.0, 0.1, count))
     assert np.all(uncached >= 0)
     return made
