@@ -44,6 +44,10 @@ HUNG_AFTER_S = 20.0
 REPORT_FRESH_S = 2.0
 """Older reports (an agent or a Redis that stands still) say nothing about the engine's progress."""
 
+TOGETHER_MAX = 24
+"""Workers of a model, up to which several decisions of one moment are predicted together."""
+TOGETHER_ROWS_MAX = 512
+
 SAMPLES_MAX = 256
 """First tokens between two ticks that the ranker of the policy in use learns from: the latest."""
 SAMPLES_IDLE_MAX = 16
@@ -165,6 +169,32 @@ class Director:
         else:
             result = self._attempt(question, now, owner, question_id, reserve=True)
         return self._refused(question, result, now) if isinstance(result, Shed) else result
+
+    def ask_all(
+        self, questions: Sequence[tuple[int, Question]], now: float, *, owner: str
+    ) -> list[tuple[int, Decision | Shed | None]]:
+        """(question_id, question) of one moment, in their order: as `ask` for each, and each sees those before it. What a
+        model has to predict for them it is asked in one call."""
+        together = len(questions) > 1 and self._foresee(questions, now)
+        answers = [
+            (question_id, self.ask(question, now, owner=owner, question_id=question_id)) for question_id, question in questions
+        ]
+        if together and self._predicted is not None:
+            self._predicted.forecaster.foresee(())
+        return answers
+
+    def _foresee(self, questions: Sequence[tuple[int, Question]], now: float) -> bool:
+        """Whether anything was predicted. Fleets above TOGETHER_MAX gain nothing: looking twice costs what a call costs."""
+        predicted = self._predicted
+        if predicted is None or self._profile.ranker is not predicted or not predicted.forecaster.serving:
+            return False
+        rows: list[Candidate] = []
+        for _, question in questions:
+            lane = self._snapshot.lane(question.request.model)
+            if lane is not None and len(lane.serving) <= TOGETHER_MAX and len(rows) < TOGETHER_ROWS_MAX:
+                rows += _candidates(lane, question.request, self._matches(lane, question), now)
+        predicted.forecaster.foresee(rows)
+        return bool(rows)
 
     def decide(self, question: Question, now: float, *, reserve: bool = False) -> Decision | Shed:
         """At once, without an owner. reserve False: a dry run that leaves no trace."""

@@ -1,8 +1,10 @@
 """Predicted TTFT of every candidate of a decision: the feature rows, the model, and what its workers taught us since.
 
 One matrix is made once and filled row by row, the model scores all rows in one call, and each worker's correction is applied to
-its own. What comes back is a `Forecast`, in the order of the candidates. The truth comes a few times a second, in one batch
-over all requests that got their first token (`learn`). Pure; one thread.
+its own. What comes back is a `Forecast`, in the order of the candidates. Several decisions of one moment are scored in one call
+ahead of the first (`foresee`): most of what a call costs, it costs for any number of rows. A decision changes the row of the
+worker it chose, and that row is scored again, so that every forecast is what it would have been alone. The truth comes a few
+times a second, in one batch over all requests that got their first token (`learn`). Pure; one thread.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ class Forecaster:
         self._corrections = Corrections()
         self._known: dict[Endpoint, tuple[WorkerRecord, Correction]] = {}
         self._rows = Rows()
+        self._foreseen: dict[bytes, tuple[float, float]] = {}
         self._recent: deque[Sample] = deque(maxlen=RECENT_MAX)
 
     @property
@@ -107,14 +110,33 @@ class Forecaster:
         predictor = self._predictor
         if predictor is None:
             return None
-        p50, p90 = predictor.predict(self._rows.of(candidates))
+        p50, p90 = self._foretold(predictor, candidates) if self._foreseen else _lists(predictor, self._rows.of(candidates))
         corrections = [self._of(candidate.endpoint) for candidate in candidates]
         factors = [one.factor for one in corrections]
-        p50_s = [seconds * factor for seconds, factor in zip(p50.tolist(), factors, strict=True)]
-        p90_s = [seconds * factor for seconds, factor in zip(p90.tolist(), factors, strict=True)]
+        p50_s = [seconds * factor for seconds, factor in zip(p50, factors, strict=True)]
+        p90_s = [seconds * factor for seconds, factor in zip(p90, factors, strict=True)]
         if not math.isfinite(sum(p50_s)) or not math.isfinite(sum(p90_s)) or min(p50_s) <= 0.0:
             return None
         return Forecast(self.model_id, p50_s, p90_s, corrections, factors)
+
+    def foresee(self, candidates: Sequence[Candidate]) -> None:
+        """Scores the rows of several decisions in one call. Forecasts of equal rows take what was found, until the next call
+        of this, with nobody to end it; rows that are not among them are scored as ever."""
+        self._foreseen = {}
+        if self._predictor is None or not candidates:
+            return
+        rows = list(dict.fromkeys([_PACK.pack(*_row(candidate)) for candidate in candidates]))
+        p50, p90 = _lists(self._predictor, _matrix(rows))
+        self._foreseen = dict(zip(rows, zip(p50, p90, strict=True), strict=True))
+
+    def _foretold(self, predictor: Predictor, candidates: Sequence[Candidate]) -> tuple[Sequence[float], Sequence[float]]:
+        rows = [_PACK.pack(*_row(candidate)) for candidate in candidates]
+        known = self._foreseen
+        if missing := [row for row in rows if row not in known]:
+            p50, p90 = _lists(predictor, _matrix(missing))
+            known.update(zip(missing, zip(p50, p90, strict=True), strict=True))
+        found = [known[row] for row in rows]
+        return [p50 for p50, _ in found], [p90 for _, p90 in found]
 
     def _of(self, endpoint: Endpoint) -> Correction:
         known = self._known.get(endpoint)
@@ -152,6 +174,7 @@ class Forecaster:
         the corrections of the model before are dropped, and learned anew from these."""
         self._predictor = predictor
         self.model_id = model_id
+        self._foreseen = {}
         self._corrections.clear()
         self._known.clear()
         self._correct(replay)
@@ -170,6 +193,16 @@ class Forecaster:
     def corrections(self) -> dict[str, Correction]:
         """By worker, of those that were forecast."""
         return {endpoint.worker: correction for endpoint, (_, correction) in self._known.items()}
+
+
+def _lists(predictor: Predictor, rows: Floats) -> tuple[list[float], list[float]]:
+    p50, p90 = predictor.predict(rows)
+    return p50.tolist(), p90.tolist()
+
+
+def _matrix(rows: Sequence[bytes]) -> Floats:
+    """Packed rows to (n, len(FEATURES)), read-only."""
+    return np.frombuffer(b"".join(rows)).reshape(len(rows), len(FEATURES))
 
 
 def residuals(predictor: Predictor, samples: Sequence[Sample]) -> list[tuple[Sample, float]]:

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from contract.routing import VERSION as PACKED_VERSION
-from contract.routing import Answer, Said, pack
+from contract.routing import Answer, Asked, Said, pack
 from controlplane import wire
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
@@ -128,18 +128,13 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
             director.cancel(owner, question_id, now)
         if said.outcomes or said.cancels:
             self.answer_waiting(now)
-        results: list[Result] = []
-        for asked in said.questions:
-            try:
-                question = wire.question(asked)
-            except ValueError:  # a chain that cannot be read matches nothing; the request itself may be served
-                question = Question(asked.request)
-            result = director.ask(question, now, owner=owner, question_id=asked.question_id)
-            if result is not None or stream.queue_notices:
-                results.append((asked.question_id, result))
-        if said.questions:
-            for question_id in said.cancels:  # once more: it may belong to a question of this very message
-                director.cancel(owner, question_id, now)
+        if not said.questions:
+            return []
+        questions = [(asked.question_id, _readable(asked)) for asked in said.questions]
+        answers = director.ask_all(questions, now, owner=owner)
+        results = [answer for answer in answers if answer[1] is not None or stream.queue_notices]
+        for question_id in said.cancels:  # once more: it may belong to a question of this very message
+            director.cancel(owner, question_id, now)
         return results
 
     def answer_waiting(self, now: float) -> None:
@@ -190,6 +185,14 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         while True:
             yield self._watch.view(self._clock.now())
             await self._watch.change()
+
+
+def _readable(asked: Asked) -> Question:
+    """A chain that cannot be read matches nothing; the request itself may be served."""
+    try:
+        return wire.question(asked)
+    except ValueError:
+        return Question(asked.request)
 
 
 async def _send_quietly(stream: _Stream, results: Sequence[Result], policy: str) -> None:

@@ -1,0 +1,99 @@
+"""Several decisions of one moment, scored in one call: the same decisions as one by one, with fewer calls of the model."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from controlplane import director, profiles
+from controlplane.predictor import Floats, Forecaster
+from controlplane.question import Decision, Question
+from controlplane.rankers import LeastPredicted
+from prediction import predictor
+from tests.controlplane.models import linear
+from tests.controlplane.parts import Plant, candidate, hashes, question, report
+
+
+class Counting:
+    """A predictor that notes how many rows it was asked for, call by call."""
+
+    def __init__(self, per: str = "uncached_tokens") -> None:
+        self._predictor = predictor.load(linear(per=per))
+        self.calls: list[int] = []
+
+    def predict(self, rows: Floats) -> tuple[Floats, Floats]:
+        self.calls.append(len(rows))
+        return self._predictor.predict(np.ascontiguousarray(rows))
+
+
+def planted(model: Counting, workers: int) -> Plant:
+    ranker = LeastPredicted(Forecaster(model, "m-1"))
+    plant = Plant(workers, policy="predictive", profiles=profiles.build(predicted=ranker), predicted=ranker)
+    rng = Random(workers)
+    for number in range(workers):
+        plant.snapshot.worker_reported(report(f"w{number}", running=rng.randrange(5)), plant.now)
+        plant.index.store(number, hashes(*range(1, 1 + rng.randrange(8))))
+    return plant
+
+
+def asked(count: int, seed: int = 1) -> list[tuple[int, Question]]:
+    rng = Random(seed)
+    return [(number, question(*range(1, 2 + rng.randrange(9)), max_tokens=rng.randrange(100))) for number in range(count)]
+
+
+@pytest.mark.parametrize("per", ["uncached_tokens", "active", "prefill_tokens", "running"])
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_together_or_one_by_one_the_decisions_are_the_same(per: str, workers: int) -> None:
+    together, alone = (planted(Counting(per), workers) for _ in range(2))
+    for seed in range(4):
+        first = together.director.ask_all(asked(12, seed), together.now, owner="dp")
+        second = [(number, alone.ask(one, question_id=number)) for number, one in asked(12, seed)]
+        for (_, one), (_, other) in zip(first, second, strict=True):
+            assert isinstance(one, Decision)
+            assert isinstance(other, Decision)
+            assert one.candidate.endpoint.worker == other.candidate.endpoint.worker
+            assert (one.predicted_ttft_s, one.predicted_p90_s) == (other.predicted_ttft_s, other.predicted_p90_s)
+
+
+def test_the_model_is_asked_once_and_then_for_the_workers_that_were_chosen() -> None:
+    model = Counting("active")
+    plant = planted(model, 8)
+    plant.director.ask_all(asked(6), plant.now, owner="dp")
+    assert model.calls[0] > 8
+    assert all(rows < 8 for rows in model.calls[1:]), model.calls
+    assert sum(model.calls) <= 6 * 8 + 15
+
+
+def test_one_question_is_asked_for_by_itself() -> None:
+    model = Counting()
+    plant = planted(model, 8)
+    plant.director.ask_all(asked(1), plant.now, owner="dp")
+    assert model.calls == [8]
+
+
+def test_of_a_large_fleet_every_decision_is_scored_by_itself() -> None:
+    model = Counting()
+    plant = planted(model, director.TOGETHER_MAX + 1)
+    plant.director.ask_all(asked(3), plant.now, owner="dp")
+    assert model.calls == [director.TOGETHER_MAX + 1] * 3
+
+
+def test_nothing_is_kept_for_later_decisions() -> None:
+    model = Counting()
+    plant = planted(model, 3)
+    plant.director.ask_all(asked(4), plant.now, owner="dp")
+    before = len(model.calls)
+    plant.place(asked(1)[0][1], question_id=99)
+    assert model.calls[before:] == [3]
+
+
+def test_another_model_does_not_answer_with_what_the_one_before_foresaw() -> None:
+    forecaster = Forecaster(Counting(), "m-1")
+    rows = [candidate(slot) for slot in range(3)]
+    forecaster.foresee(rows)
+    forecaster.swap(predictor.load(linear(median_s=7.0, power=0.0)), "m-2")
+    forecast = forecaster.forecast(rows)
+    assert forecast is not None
+    assert forecast.p50_s == pytest.approx([7.0] * 3)
