@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from contract.features import FEATURES, INDEX, PAIRS_A_TOKEN, prefill_work
 from prediction import dataset, zones
@@ -157,7 +158,8 @@ def test_the_number_of_clusters_that_were_made_is_found() -> None:
     points = np.vstack([middle + rng.normal(0, 0.1, (100, 2)) for middle in middles])
     columns = {name: np.expm1(points[:, place] + 1) for place, name in enumerate(("active", "input_tokens"))}
     ttft_s = np.repeat([0.1, 2.0, 0.5], 100)
-    made = states.find(Signals(columns, ttft_s, zones.of(ttft_s)), seed=0)
+    with threadpool_limits(findings.THREADS):
+        made = states.find(Signals(columns, ttft_s, zones.of(ttft_s)), seed=0)
     assert made.silhouette_k == 3
     assert made.elbow_k == 3
 
@@ -204,6 +206,7 @@ def test_a_reports_zones_add_up(found: Findings, tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_states(samples: Dataset) -> None:
     few = signals.of(samples.take(np.arange(150)))
-    one, two = (states.find(few, seed=3) for _ in range(2))
+    with threadpool_limits(findings.THREADS):
+        one, two = (states.find(few, seed=3) for _ in range(2))
     assert np.array_equal(one.cluster, two.cluster)
     assert np.array_equal(one.tsne, two.tsne)
