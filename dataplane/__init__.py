@@ -17,7 +17,7 @@ openai      paths, and the few fields of a body that routing needs
 prompts     body -> token ids -> block hashes; tokenizers in the background
 control     RouteStream and WatchFleet: questions of a tick in one message, deadlines, outcomes
 fallback    the last fleet view, and decisions without the control plane
-access      who may call: keys, limits (keys, limits: pure)
+access      who may call: keys, limits (keys, limits: pure; shared_limits: one state for several processes)
 credentials what engines are shown in place of the caller's key
 admission   local bounds: concurrency, retry budget
 upstream    pooled connections to engines

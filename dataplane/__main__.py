@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from dataplane.app import App
 from dataplane.keys import KeysError
-from dataplane.processes import NUMBER_VARIABLE, PORT_VARIABLE, probe, reserve, supervise
+from dataplane.processes import LIMITS_VARIABLE, NUMBER_VARIABLE, PORT_VARIABLE, probe, reserve, supervise
 from dataplane.settings import Settings
+from dataplane.shared_limits import SharedTable, make_file
 from runtime import log
 from runtime.clock import SystemClock
 from runtime.service import Life, run
@@ -29,6 +30,7 @@ SWITCH_INTERVAL_S = 0.0005
 def main() -> None:
     number = os.environ.pop(NUMBER_VARIABLE, None)  # set by a parent; not a setting
     port = os.environ.pop(f"{PORT_VARIABLE}_SHARED", None)
+    limits = os.environ.pop(LIMITS_VARIABLE, None)
     settings = read(Settings, "dataplane")
     log.configure(
         "dataplane" if number is None else f"dataplane/{number}", level=settings.log_level, format=settings.log_format
@@ -36,7 +38,7 @@ def main() -> None:
     if number is None and settings.processes > 1:
         run(lambda life: _parent(life, settings), "dataplane")
     else:
-        run(lambda life: _serve(life, settings, number, port), "dataplane")
+        run(lambda life: _serve(life, settings, number, port, limits), "dataplane")
 
 
 def _tune_gc() -> None:
@@ -46,12 +48,14 @@ def _tune_gc() -> None:
     gc.set_threshold(GC_OBJECTS, 20, 100)
 
 
-async def _serve(life: Life, settings: Settings, number: str | None, shared_port: str | None) -> None:
+async def _serve(life: Life, settings: Settings, number: str | None, shared_port: str | None, limits: str | None) -> None:
+    """number: of this child, None for a process alone; limits: the file that holds what keys have used in all children."""
     if shared_port is not None:
         settings = _with_port(settings, int(shared_port))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        app = App(settings, SystemClock())
+        table = None if limits is None else SharedTable(int(limits), number=int(number or 0), processes=settings.processes)
+        app = App(settings, SystemClock(), table)
     except (ValueError, OSError) as error:
         fail("dataplane", _why(error, settings))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
@@ -70,7 +74,12 @@ async def _parent(life: Life, settings: Settings) -> None:
         if not settings.share_port:  # else whoever answers may be the predecessor: each process says so for itself
             life.spawn(_say_ready(life, settings, port), name="ready")
         environ = {**os.environ, f"{PORT_VARIABLE}_SHARED": str(port)}
-        await supervise(life, settings.processes, sys.argv[1:], environ, end_timeout_s=settings.drain_timeout_s + END_EXTRA_S)
+        limits = make_file(settings.processes) if settings.keys_file else None
+        files = () if limits is None else (limits,)
+        if limits is not None:
+            environ[LIMITS_VARIABLE] = str(limits)
+        end_s = settings.drain_timeout_s + END_EXTRA_S
+        await supervise(life, settings.processes, sys.argv[1:], environ, end_timeout_s=end_s, files=files)
 
 
 async def _say_ready(life: Life, settings: Settings, port: int) -> None:

@@ -13,6 +13,7 @@ from dataplane.errors import ApiError
 from dataplane.http1 import Request
 from dataplane.keys import Key, KeyRing, KeysError, parse
 from dataplane.limits import Account, Permit
+from dataplane.shared_limits import SharedAccount, SharedTable
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,14 @@ _INVALID = ApiError(401, "Incorrect API key provided.", code="invalid_api_key") 
 
 
 class Access:
-    """path: of the keys file; share: how many processes divide a key's limits. KeysError, OSError: it cannot be used."""
+    """path: of the keys file; table: where processes keep together what keys have used; share: without one, how many processes
+    divide a key's limits. KeysError, OSError: it cannot be used."""
 
-    def __init__(self, path: str, *, share: int, now: float) -> None:
+    def __init__(self, path: str, *, share: int, now: float, table: SharedTable | None = None) -> None:
         self._path = Path(path)
         self._share = share
+        self._table = table
+        self._counted: set[str] = set()  # ids whose requests in flight this process has counted in the table
         self._accounts: dict[str, Account] = {}
         self._stamp = self._read_stamp()
         self._ring = KeyRing(())
@@ -81,13 +85,26 @@ class Access:
     def _adopt(self, keys: list[Key], now: float) -> None:
         for key in keys:
             account = self._accounts.get(key.id)
-            if account is None:
-                self._accounts[key.id] = Account(key, share=self._share, now=now)
+            if account is None or (self._shares(key) and not isinstance(account, SharedAccount)):
+                self._accounts[key.id] = self._open(key, now)
             else:
                 account.adapt(key, share=self._share, now=now)
         kept = {key.id for key in keys}
         self._accounts = {id: account for id, account in self._accounts.items() if id in kept}
         self._ring = KeyRing(keys)
+
+    def _shares(self, key: Key) -> bool:
+        """There is something for the processes to keep together."""
+        return self._table is not None and bool(key.requests_per_minute or key.tokens_per_minute or key.concurrent_max)
+
+    def _open(self, key: Key, now: float) -> Account:
+        place = self._table.place(key.id) if self._table is not None and self._shares(key) else None
+        if place is None:
+            return Account(key, share=self._share, now=now)
+        if key.id not in self._counted:
+            self._counted.add(key.id)
+            place.write_count(0)  # what the process that had this one's number before left behind
+        return SharedAccount(key, place, now=now)
 
     def _read_stamp(self) -> tuple[int, int, int]:
         try:

@@ -23,6 +23,7 @@ from dataplane.metrics import Metrics
 from dataplane.prompts import Prompts
 from dataplane.server import Server
 from dataplane.settings import Settings, pairs
+from dataplane.shared_limits import SharedTable
 from dataplane.trace import Ids
 from dataplane.upstream import UpstreamPool
 from runtime import tls
@@ -42,7 +43,8 @@ KEYS_CHECK_S = 1.0
 class App:
     """A data plane in this event loop."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, limits: SharedTable | None = None) -> None:
+        """limits: where several processes keep together what keys have used."""
         self.settings = settings
         self._clock = clock
         self._fleet_known = asyncio.Event()
@@ -82,7 +84,7 @@ class App:
             ids=Ids(),
             exchanges=set(),
             extra_headers=_cors(settings.cors_origin),
-            access=Access(settings.keys_file, share=settings.processes, now=clock.now()) if settings.keys_file else None,
+            access=_access(settings, clock.now(), limits),
             credentials=_upstream_keys(settings),
         )
         if settings.hedge:
@@ -184,6 +186,10 @@ def _control_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
     if not settings.control_ca or tls.is_local(settings.control):
         return None
     return tls.grpc_channel_credentials(settings.control_ca, settings.control_cert, settings.control_key)
+
+
+def _access(settings: Settings, now: float, limits: SharedTable | None) -> Access | None:
+    return Access(settings.keys_file, share=settings.processes, now=now, table=limits) if settings.keys_file else None
 
 
 def _upstream_keys(settings: Settings) -> UpstreamKeys | None:

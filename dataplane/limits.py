@@ -1,7 +1,7 @@
 """What a key may use: requests and tokens a minute, requests at once. Pure.
 
-Token buckets that hold one minute's worth. The state is one process's own: of N processes each grants an Nth, so a key whose
-connections all meet one process reaches an Nth of its limit, and no key exceeds it.
+Token buckets that hold one minute's worth. The processes of one data plane share their state (`shared_limits`); where a system
+has no memory to share, each of N processes grants an Nth.
 
 A request takes its prompt and its output limit from the token bucket before it is sent, and gives back what it did not use
 once the engine has said how much that was. A bucket may go below zero then: what was used is paid.
@@ -24,16 +24,16 @@ BODY_BYTES_PER_TOKEN = 4
 class Bucket:
     """per_minute: what flows in, and the most it holds."""
 
-    __slots__ = ("_at", "level", "per_minute")
+    __slots__ = ("at", "level", "per_minute")
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.per_minute = per_minute
         self.level = per_minute
-        self._at = now
+        self.at = now
 
     def refill(self, now: float) -> None:
-        self.level = min(self.per_minute, self.level + (now - self._at) * self.per_minute / MINUTE_S)
-        self._at = now
+        self.level = min(self.per_minute, self.level + (now - self.at) * self.per_minute / MINUTE_S)
+        self.at = now
 
     def wait_s(self, amount: float) -> float:
         """Until that much is there; 0: now. Of a bucket refilled at this moment."""

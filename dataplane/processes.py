@@ -19,6 +19,7 @@ RESTART_S_MAX = 10.0
 STABLE_S = 30.0
 NUMBER_VARIABLE = "HEADWAY_DATAPLANE_PROCESS_NUMBER"
 PORT_VARIABLE = "HEADWAY_DATAPLANE_PORT"
+LIMITS_VARIABLE = "HEADWAY_DATAPLANE_LIMITS_FILE"
 
 
 def probe(host: str, port: int) -> None:
@@ -45,9 +46,15 @@ def reserve(host: str, port: int, *, share: bool = False) -> socket.socket:
 
 
 async def supervise(
-    life: Life, processes: int, argv: Sequence[str], environ: Mapping[str, str], *, end_timeout_s: float
+    life: Life,
+    processes: int,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    end_timeout_s: float,
+    files: Sequence[int] = (),
 ) -> None:
-    """Until `life` ends; each child gets its number. The children end within the bound or are killed.
+    """Until `life` ends; each child gets its number, and inherits `files`. The children end within the bound or are killed.
 
     SIGHUP goes on to them.
     """
@@ -55,7 +62,7 @@ async def supervise(
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _hang_up, children)
     async with asyncio.TaskGroup() as group:
         for number in range(processes):
-            group.create_task(_keep(life, number, argv, environ, end_timeout_s, children))
+            group.create_task(_keep(life, number, argv, environ, end_timeout_s, children, files))
 
 
 def _hang_up(children: Mapping[int, asyncio.subprocess.Process]) -> None:
@@ -71,12 +78,13 @@ async def _keep(
     environ: Mapping[str, str],
     end_timeout_s: float,
     children: dict[int, asyncio.subprocess.Process],
+    files: Sequence[int],
 ) -> None:
     loop, pause_s = asyncio.get_running_loop(), RESTART_S_MIN
     while not life.ending.is_set():
         began = loop.time()
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "dataplane", *argv, env={**environ, NUMBER_VARIABLE: str(number)}
+            sys.executable, "-m", "dataplane", *argv, env={**environ, NUMBER_VARIABLE: str(number)}, pass_fds=files
         )
         children[number] = child
         gone = asyncio.ensure_future(child.wait())
