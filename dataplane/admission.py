@@ -37,7 +37,8 @@ class RetryBudget:
 
     def earn(self) -> None:
         """A request came in."""
-        self.tokens = min(RETRY_TOKENS_MAX, self.tokens + self._ratio)
+        if self.tokens < RETRY_TOKENS_MAX:
+            self.tokens = min(RETRY_TOKENS_MAX, self.tokens + self._ratio)
 
     def take(self, now: float) -> bool:
         """One retry, if the budget has it."""

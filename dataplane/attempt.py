@@ -15,6 +15,7 @@ from proto import routing_pb2 as pb
 
 BLAMES_ENDPOINT = frozenset((End.CONNECT_FAILED, End.RESET, End.TIMED_OUT, End.ENGINE_ERROR, End.ENGINE_ABORTED))
 END_NAMES = {end: end.name.lower() for end in End}
+_END_LABELS = {end: (name,) for end, name in END_NAMES.items()}
 
 
 class Attempt:
@@ -47,7 +48,7 @@ class Attempt:
         gateway.fleet.ended(target.url)
         if end in BLAMES_ENDPOINT:
             gateway.fleet.failed(target.url, now)
-        gateway.metrics.attempts.add(END_NAMES[end])
+        gateway.metrics.attempts.values[_END_LABELS[end]] += 1
         gateway.control.report(
             outcome(
                 decision_id=target.decision_id,

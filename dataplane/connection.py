@@ -165,7 +165,7 @@ class ClientConnection(asyncio.Protocol):
         settings = self._server.settings
         patience_s = settings.head_timeout_s if self._in_message else settings.keep_alive_s
         self._deadline = self._server.clock.now() + patience_s
-        if not self._pumping:
+        if not self._pumping and (self._queue or self._pending or self._refusal is not None):
             self._pump()
 
     def cut(self) -> None:

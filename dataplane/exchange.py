@@ -43,7 +43,8 @@ class State(IntEnum):
 
 _PREPARING, _ASKING, _CONNECTING, _WAITING, _RELAYING, _DONE = State
 _ENDED = Phase.ENDED
-_COMPLETE = End.COMPLETE
+_COMPLETE, _CLIENT_GONE = End.COMPLETE, End.CLIENT_GONE
+_BY_CONTROL = ("control",)
 
 
 class Exchange(Served):
@@ -76,7 +77,7 @@ class Exchange(Served):
     def _prepared(self, prompt: Prompt) -> None:
         if self._state is not _PREPARING:
             return
-        self._gateway.metrics.chains.add(prompt.kind)
+        self._gateway.metrics.chains.values[(prompt.kind,)] += 1
         self._prompt = prompt
         if self._permit is not None:
             denied = preparing.reserve(self._gateway, self._request, self._ask, prompt, self._permit)
@@ -108,7 +109,7 @@ class Exchange(Served):
             self._gateway.control.release(answer)
             self._fall_back()
         else:
-            self._gateway.metrics.decisions.add("control")
+            self._gateway.metrics.decisions.values[_BY_CONTROL] += 1
             self._go(answer)
 
     def _shed(self, refusal: Refusal) -> None:
@@ -185,7 +186,7 @@ class Exchange(Served):
         assert relay is not None
         assert attempt is not None
         attempt.last_at = self._now()
-        if relay.passes(data):
+        if self._state is _RELAYING and relay.passes(data):
             self._client.write(data)
             return
         try:
@@ -280,7 +281,7 @@ class Exchange(Served):
             self._client.write(headers.error_event(cut, relay, request.path, http10=request.http10))
         self._count(relay.head.status)
         self._close_attempt(relay.final())
-        self._finish(close=self._closes or self._must_close(relay))
+        self._finish(close=self._closes or (relay.cut_short and self._must_close(relay)))
 
     # --- failure ---
 
@@ -454,7 +455,10 @@ class Exchange(Served):
         attempt.settle(
             self._gateway,
             end,
-            reusable=relay is not None and end is not End.CLIENT_GONE and relay.reusable and self._sent_whole(),
+            reusable=relay is not None
+            and end is not _CLIENT_GONE
+            and relay.reusable
+            and (self._request.stream is None or self._sent_whole()),
             resume=self._client.stalled_since > 0,
             request_id=self._request_name,
             model=self._ask.model,

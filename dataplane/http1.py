@@ -212,14 +212,13 @@ class ChunkedReader:
 
         The usual read of a stream. `collect` must be off. False: nothing was done, `feed` says what it is.
         """
-        if self._need or self._line or self._in_trailer:
+        size = len(data)
+        if self._need or self._line or self._in_trailer or size >= _USUAL_BYTES_MAX:
             return False
-        end = data.find(b"\r\n", 0, 12)
-        size = _SIZES.get(data[:end])
-        if size is None or len(data) != end + size + 4 or data[-2:] != b"\r\n":
+        if not (data.startswith(_OPENINGS[size]) and data.endswith(b"\r\n")):
             return False
         self.chunks += 1
-        self.boundary = len(data)
+        self.boundary = size
         return True
 
     def feed(self, data: bytes) -> int:
@@ -276,8 +275,20 @@ class ChunkedReader:
         return stop
 
 
-_SIZES = {form % size: size for size in range(1, 4096) for form in (b"%x", b"%X")}
-"""Sizes of usual events as they are written."""
+_USUAL_BYTES_MAX = 4096
+
+
+def _openings() -> list[bytes]:
+    """Of a chunk by its length, framing included: its size line. Where no chunk has that length, what no chunk begins with."""
+    found = [b"\n"] * _USUAL_BYTES_MAX
+    for size in range(1, _USUAL_BYTES_MAX):
+        line = b"%x\r\n" % size
+        if len(line) + size + 2 < _USUAL_BYTES_MAX:
+            found[len(line) + size + 2] = line
+    return found
+
+
+_OPENINGS = _openings()
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 

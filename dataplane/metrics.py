@@ -17,6 +17,7 @@ class Counter:
     def __init__(self, name: str, help: str, *labels: str) -> None:
         self.name, self.help, self.labels = name, help, labels
         self.values: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        """By labels. What every request adds to is added to here: a call of `add` costs as much as the rest of it."""
 
     def add(self, *labels: str, by: float = 1) -> None:
         self.values[labels] += by

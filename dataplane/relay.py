@@ -38,7 +38,7 @@ class Phase(IntEnum):
 
 
 _HEAD, _HELD, _PASSING, _ENDED = Phase
-_NOTHING, _ABORT, _ERROR = Says.NOTHING, Says.ABORT, Says.ERROR
+_NOTHING, _CONTENT, _ABORT, _ERROR = Says.NOTHING, Says.CONTENT, Says.ABORT, Says.ERROR
 # Module names: on the hot path the members are not looked up in their class each time.
 
 
@@ -72,6 +72,7 @@ class Relay:
     # What most responses never set: as class attributes these cost a response nothing.
     phase = _HEAD
     head: ResponseHead | None = None
+    is_stream = False
     ready = False  # HELD long enough: ask `verdict`, then `release`
     first = _NOTHING
     trailing = False  # bytes after the message: the connection must not be used again
@@ -99,10 +100,6 @@ class Relay:
     def begun(self) -> bool:
         """The engine has answered something."""
         return self.phase > _HEAD or bool(self._buffer)
-
-    @property
-    def is_stream(self) -> bool:
-        return self._events is not None
 
     @property
     def at_boundary(self) -> bool:
@@ -149,7 +146,10 @@ class Relay:
         chunks = self.chunks
         if chunks is None or not chunks.is_next(data):
             return False
-        self._keep(data)
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        if self._tail_bytes > TAIL_BYTES_MAX:
+            self._cut_tail()
         return True
 
     def closed(self) -> None:
@@ -162,16 +162,18 @@ class Relay:
 
     def verdict(self) -> Verdict:
         """Of a response that is `ready`."""
-        assert self.head is not None
-        found = _verdict_of_status(self.head.status)
-        if found is not _GOOD:
-            return found
-        if self.first is _ABORT:
+        head, first = self.head, self.first
+        assert head is not None
+        if head.status >= 400:
+            return _verdict_of_status(head.status)
+        if first is _CONTENT:
+            return _GOOD
+        if first is _ABORT:
             return Verdict(End.ENGINE_ABORTED, True)
-        if self.first is _ERROR:
+        if first is _ERROR:
             code = error_code(self.error_event)
             return _verdict_of_status(code) if 400 <= code <= 599 else Verdict(End.ENGINE_ERROR, True)
-        if self.first is _NOTHING and self.cut_short:
+        if first is _NOTHING and self.cut_short:
             return Verdict(End.ENGINE_ERROR, True)
         return _GOOD
 
@@ -244,6 +246,7 @@ class Relay:
             self.chunks = ChunkedReader(collect=True)
         if head.content_type.startswith(b"text/event-stream") and not head.encoded and head.status == 200:
             self._events = EventReader()
+            self.is_stream = True
         return buffer
 
     # --- HELD ---
@@ -391,12 +394,15 @@ class Relay:
         self._tail.append(data)
         self._tail_bytes += len(data)
         if self._tail_bytes > TAIL_BYTES_MAX:
-            tail = b"".join(self._tail)
-            if self._must_end_with_done:
-                self._torn = last_beginning(tail, len(tail) - TAIL_BYTES_KEPT, self._torn)
-            kept = tail[-TAIL_BYTES_KEPT:]
-            self._tail = [kept]
-            self._tail_bytes = len(kept)
+            self._cut_tail()
+
+    def _cut_tail(self) -> None:
+        tail = b"".join(self._tail)
+        if self._must_end_with_done:
+            self._torn = last_beginning(tail, len(tail) - TAIL_BYTES_KEPT, self._torn)
+        kept = tail[-TAIL_BYTES_KEPT:]
+        self._tail = [kept]
+        self._tail_bytes = len(kept)
 
 
 def _boundary(held: bytes) -> int:

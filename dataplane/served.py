@@ -81,7 +81,7 @@ class Served:
             request_id=self._request_id,
             traceparent=self._traceparent,
             rank=target.rank,
-            credential=self._credential(target),
+            credential=None if self._permit is None and self._gateway.credentials is None else self._credential(target),
         )
         body = request.body
         if request.stream is not None:
@@ -128,13 +128,14 @@ class Served:
 
     def _response_head(self, relay: Relay) -> bytes:
         # Said now or not at all: a connection that closes unannounced fails the request that its client sends next.
-        self._closes = self._gateway.draining or self._must_close(relay)
+        gateway = self._gateway
+        self._closes = gateway.draining or self._must_close(relay)
         return headers.passed_on(
             relay,
             self._request_id,
             headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING),
             self._traceparent,
-            self._our_lines(),
+            gateway.extra_headers if self._permit is None else self._our_lines(),
             http10=self._request.http10,
             close=self._closes,
         )
@@ -164,8 +165,8 @@ class Served:
 
     def _count(self, status: int) -> None:
         metrics = self._gateway.metrics
-        metrics.requests.add(path_label(self._request.path), str(status))
-        metrics.e2e.observe(self._gateway.clock.now() - self._started_at)
+        metrics.requests.values[path_label(self._request.path), str(status)] += 1
+        metrics.e2e.observe(self._now() - self._started_at)
 
     def _used_tokens(self, permit: Permit) -> int:
         """As the engine says it; else by what was seen. 0: no engine worked for it."""
