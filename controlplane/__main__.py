@@ -29,6 +29,7 @@ from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.settings import Settings
 from controlplane.snapshot import FleetSnapshot
+from controlplane.thinning import Thinning
 from controlplane.upkeep import Upkeep
 from runtime import admin, log, service, tls
 from runtime.addresses import AddressError
@@ -74,6 +75,7 @@ async def serve(settings: Settings, life: Life) -> None:
         first_decision_id=unix_ms << 20,  # above every number of an earlier run
         hung_after_s=settings.hung_after_s,
         predicted=predicted,
+        thinning=Thinning(settings.outcomes_per_s_max),
     )
     watch = FleetWatch(snapshot, director, first_version=unix_ms)
     routing = RoutingServicer(director, ring, watch, clock)

@@ -37,6 +37,7 @@ from controlplane.rankers import LeastPredicted, Ranking
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot, Lane
+from controlplane.thinning import Thinning
 
 HUNG_AFTER_S = 20.0
 """Active requests there, reports that say READY, and neither a token nor an end for this long: a hung engine."""
@@ -113,9 +114,10 @@ class Director:
         first_decision_id: int = 1,
         hung_after_s: float = HUNG_AFTER_S,
         predicted: LeastPredicted | None = None,
+        thinning: Thinning | None = None,
     ) -> None:
         """record: takes every outcome; unix_offset_s: Unix time less `now`; predicted: judges TTFT bounds, whatever the
-        policy. UnknownPolicyError."""
+        policy; thinning: which records of complete requests are taken, by default all. UnknownPolicyError."""
         self._snapshot = snapshot
         self._ledger = ledger
         self._index = index
@@ -130,6 +132,7 @@ class Director:
         self._next_id = first_decision_id
         self._hung_after_s = hung_after_s
         self._predicted = predicted
+        self.thinning = thinning or Thinning(0)
         self._rankers = [profile.ranker for profile in profiles.values() if profile.ranker is not None]
         self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self.tally = Tally()
@@ -405,8 +408,9 @@ class Director:
         endpoint = self._snapshot.at_url(reservation.url)
         self._learn(endpoint, reservation.decision, ended, now)
         self._note_answer(endpoint, reservation.decision, ended, now)
-        at = reservation.reserved_at + self._unix_offset_s
-        self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
+        if ended.end != End.COMPLETE or self.thinning.takes(now):
+            at = reservation.reserved_at + self._unix_offset_s
+            self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
         return True
 
     def _learn(self, endpoint: Endpoint | None, decision: Decision | None, ended: Ended, now: float) -> None:

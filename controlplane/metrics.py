@@ -33,6 +33,7 @@ DUPLICATE_OUTCOMES = "headway_duplicate_outcomes"
 BREAKERS_OPENED = "headway_breakers_opened"
 OUTCOMES_WRITTEN = "headway_outcomes_written"
 OUTCOMES_DROPPED = "headway_outcomes_dropped"
+OUTCOMES_THINNED = "headway_outcomes_thinned"
 OUTCOMES_BUFFERED = "headway_outcomes_buffered"
 RESERVATIONS = "headway_reservations"
 WAITING = "headway_waiting_questions"
@@ -114,6 +115,11 @@ class ControlPlaneCollector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         now = self._clock.now()
+        yield CounterMetricFamily(
+            OUTCOMES_THINNED,
+            "records of complete requests left out above the rate",
+            value=self._director.thinning.left_out,
+        )
         yield GaugeMetricFamily(OUTCOMES_BUFFERED, "outcome records not yet written", value=len(self._outcomes))
         yield GaugeMetricFamily(RESERVATIONS, "requests the router counts anywhere", value=len(self._ledger))
         yield GaugeMetricFamily(WAITING, "questions that wait for room", value=len(self._waiting))

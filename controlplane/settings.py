@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlplane import admission, director, filters, ledger, profiles, rankers
+from controlplane import admission, director, filters, ledger, profiles, rankers, thinning
 from runtime import log
 from runtime.addresses import split_address
 from runtime.redis_url import check_redis_url, with_password
@@ -36,6 +36,9 @@ class Settings:
     )
     zone_low_s: float = setting(rankers.ZONE_LOW_S, "hierarchical: where its middle zone begins")
     zone_high_s: float = setting(rankers.ZONE_HIGH_S, "hierarchical: where its middle zone ends")
+    outcomes_per_s_max: int = setting(
+        thinning.PER_S_MAX, "records of complete requests a second; more are thinned, failures never; 0: all are written"
+    )
     seed: int = setting(0, "of the random choices; 0: a new one each start")
     log_level: str = setting("info", "least severity that is logged", choices=log.LEVELS)
     log_format: str = setting("text", "text or json", choices=log.FORMATS)
@@ -53,6 +56,8 @@ class Settings:
         )
         if self.zone_high_s <= self.zone_low_s:
             raise SettingsError(f"--zone-high-s: {self.zone_high_s} is not above --zone-low-s {self.zone_low_s}")
+        if self.outcomes_per_s_max < 0:
+            raise SettingsError(f"--outcomes-per-s-max: {self.outcomes_per_s_max} is below 0")
         if self.waiting_max < 0:
             raise SettingsError(f"--waiting-max: {self.waiting_max} is below 0")
         if not self.listen:
