@@ -18,7 +18,9 @@ HEADS_MAX = 4096
 HEAD_BYTES_MAX = 2048
 """Longer heads are not remembered."""
 
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,9})\r\n")
+LENGTH_DIGITS_MAX = 9
+
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,%d})\r\n" % LENGTH_DIGITS_MAX)
 _OUT_OF_THE_ORDINARY = (HOP_BY_HOP - {b"connection"}) | {
     b"expect",
     b"content-encoding",
@@ -34,25 +36,35 @@ class KnownHeads:
     def __init__(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
         self._known: dict[bytes, Request] = {}
+        self._before, self._behind, self._last = b"", b"", Request()
+        """The head that was read last, around the digits of its length: most often it is the next one's, too."""
 
     def __len__(self) -> int:
         return len(self._known)
 
     def read(self, data: bytes) -> Request | None:
         """data: what one read gave, between two requests. None: not exactly one whole request with a head seen before."""
-        end = data.find(b"\r\n\r\n")
-        found = _LENGTH.search(data, 0, end + 2)
-        if found is None:
-            return None
-        start, stop = found.span(1)
-        known = self._known.get(data[:start] + data[stop:end])
-        if known is None:
-            return None
+        start = len(self._before)
+        stop = data.find(b"\r\n", start, start + LENGTH_DIGITS_MAX + 2)
+        if start and data.startswith(self._before) and data.startswith(self._behind, stop) and data[start:stop].isdigit():
+            known, body_at = self._last, stop + len(self._behind)
+        else:
+            end = data.find(b"\r\n\r\n")
+            found = _LENGTH.search(data, 0, end + 2)
+            if found is None:
+                return None
+            start, stop = found.span(1)
+            before, behind = data[:start], data[stop:end]
+            remembered = self._known.get(before + behind)
+            if remembered is None:
+                return None
+            known, body_at = remembered, end + 4
+            self._before, self._behind, self._last = before, behind + b"\r\n\r\n", known
         length = int(data[start:stop])
-        if len(data) != end + 4 + length or length > self._body_bytes_max:
+        if len(data) != body_at + length or length > self._body_bytes_max:
             return None
         return Request(
-            known.method, known.target, known.path, known.headers, known.fields, data[end + 4 :], forwarded=known.forwarded
+            known.method, known.target, known.path, known.headers, known.fields, data[body_at:], forwarded=known.forwarded
         )
 
     def learn(self, data: bytes, request: Request) -> None:
