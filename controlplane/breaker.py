@@ -69,7 +69,8 @@ def evidence(end: int) -> Evidence:
 
 
 _EVIDENCE = {int(end): Evidence.FAILURE for end in FAILURES} | {int(End.COMPLETE): Evidence.SUCCESS}
-_NOTHING, _SUCCESS, _CLOSED = Evidence.NOTHING, Evidence.SUCCESS, BreakerState.CLOSED
+_NOTHING, _SUCCESS, _COMPLETE = Evidence.NOTHING, Evidence.SUCCESS, End.COMPLETE
+_OPEN = BreakerState.OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Breaker:
         "_probe",
         "_probe_until",
         "_state",
+        "closed",
         "reason",
         "suspected",
     )
@@ -102,6 +104,8 @@ class Breaker:
     def __init__(self, bounds: BreakerBounds) -> None:
         self._bounds = bounds
         self._state = BreakerState.CLOSED
+        self.closed = True
+        """Nearly always, and then it admits whatever the time is."""
         self._consecutive = 0
         self._buckets: deque[list[int]] = deque(maxlen=bounds.window_s)  # [second, successes, failures]
         self._opened = 0  # times since the last complete response: the exponent of the hold-off
@@ -120,7 +124,7 @@ class Breaker:
 
     def admits(self, now: float) -> bool:
         """Whether a request may be sent there now."""
-        if self._state is _CLOSED:
+        if self.closed:
             return True
         if self._state == BreakerState.OPEN:
             return now >= self._open_until
@@ -135,10 +139,10 @@ class Breaker:
 
     def began(self, now: float, decision_id: int) -> None:
         """A request was sent there. While half open it becomes the probe."""
-        if self._state is _CLOSED:
+        if self.closed:
             return
         assert self.admits(now), f"request {decision_id} sent through a breaker that admits none ({self.view(now).name})"
-        self._state = BreakerState.HALF_OPEN
+        self._state, self.closed = BreakerState.HALF_OPEN, False
         self._probe = decision_id
         self._probe_until = now + self._bounds.probe_s_max
 
@@ -147,13 +151,19 @@ class Breaker:
         if self._is_probe(decision_id):
             self._close()
 
-    def ended(self, now: float, decision_id: int, end: int) -> None:
-        """A request ended. decision_id 0 is one that was sent without asking (fallback)."""
-        verdict = evidence(end)
-        if self._state is _CLOSED:
-            self._count(now, verdict, end)
+    def ended(self, now: float, decision_id: int, end: int) -> bool:
+        """A request ended. decision_id 0 is one that was sent without asking (fallback). Returns whether it opens by it."""
+        if self.closed:
+            if end == _COMPLETE:
+                self._bucket(now)[_SUCCESS] += 1
+                self._consecutive = self._opened = 0
+                return False
+            self._count(now, evidence(end), end)
         elif self._is_probe(decision_id):
-            self._judge_probe(now, verdict, END_NAMES[end])
+            self._judge_probe(now, evidence(end), END_NAMES[end])
+        else:
+            return False
+        return self._state is _OPEN
 
     def suspect(self, now: float, reason: str) -> None:
         """A gray failure was seen from outside: open, whatever the ends say. While OPEN it changes nothing."""
@@ -179,14 +189,10 @@ class Breaker:
             self._probe = None
 
     def _count(self, now: float, verdict: Evidence, end: int) -> None:
+        """No success."""
         if verdict is _NOTHING:
             return
-        bucket = self._bucket(now)
-        bucket[verdict] += 1
-        if verdict is _SUCCESS:
-            self._consecutive = 0
-            self._opened = 0
-            return
+        self._bucket(now)[verdict] += 1
         self._consecutive += 1
         if self._consecutive >= self._bounds.failures_max:
             self._open(now, f"{self._consecutive} failures in a row, the last {END_NAMES[end]}")
@@ -210,7 +216,7 @@ class Breaker:
 
     def _open(self, now: float, reason: str) -> None:
         hold_off_s = min(self._bounds.open_s * 2.0 ** min(self._opened, 30), self._bounds.open_s_max)
-        self._state = BreakerState.OPEN
+        self._state, self.closed = BreakerState.OPEN, False
         self._open_until = now + hold_off_s
         self._opened += 1
         self._probe = None
@@ -218,7 +224,7 @@ class Breaker:
         self.reason = reason
 
     def _close(self) -> None:
-        self._state = BreakerState.CLOSED
+        self._state, self.closed = BreakerState.CLOSED, True
         self._probe = None
         self.suspected = False
         self._forget_counts()

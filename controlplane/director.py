@@ -23,7 +23,7 @@ from contract.features import prefill_work
 from contract.outcome import END_NAMES, End, Outcome
 from controlplane import admission
 from controlplane.admission import Waiting, WaitingRoom
-from controlplane.breaker import BreakerState, Evidence, evidence
+from controlplane.breaker import FAILURES
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.explain import DecisionRing, Trace
 from controlplane.filters import Filter
@@ -122,6 +122,7 @@ class Director:
         self._ledger = ledger
         self._index = index
         self._waiting = waiting
+        self._may_wait = waiting.enabled
         self._ring = ring
         self._self_check = self_check
         self._profiles = profiles
@@ -163,7 +164,7 @@ class Director:
 
     def ask(self, question: Question, now: float, *, owner: str, question_id: int) -> Decision | Shed | None:
         """As `decide` with a reservation; None: it waits for room, and `answers` or `cancel` will have it."""
-        if self._waiting.enabled:
+        if self._may_wait:
             if self._waiting.waits_for(question.request.model):
                 return self._queue(question, now, owner, question_id)
             result = self._attempt(question, now, owner, question_id, reserve=True)
@@ -229,12 +230,12 @@ class Director:
             decided_at=now + self._unix_offset_s,
             request=request,
             candidate=chosen,
-            expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, request),
+            expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, request) if matches else 0,
             checkable=request.exact_tokens,
             policy=profile.name,
             candidates=choice.kept,
             claimed_tokens=_usable(self._claims.get(chosen.slot, 0), chosen.endpoint, request) if self._claims else 0,
-            last_block=_last_block(question, chosen.endpoint),
+            last_block=_last_block(question, chosen.endpoint) if question.chains else 0,
             predicted_ttft_s=0.0 if forecast is None else forecast.p50_s[at],
             predicted_p90_s=0.0 if forecast is None else forecast.p90_s[at],
             model_id="" if forecast is None else forecast.model_id,
@@ -253,6 +254,8 @@ class Director:
         """Slot -> matched blocks, for every block size in use."""
         matches: dict[int, int] = {}
         self._claims = {}
+        if not question.chains:
+            return matches
         for size, mask in lane.masks.items():
             hashes = question.chains.get(size)
             if hashes:
@@ -407,7 +410,8 @@ class Director:
         self._ring.ended(ended)
         endpoint = self._snapshot.at_url(reservation.url)
         self._learn(endpoint, reservation.decision, ended, now)
-        self._note_answer(endpoint, reservation.decision, ended, now)
+        if reservation.decision is not None and reservation.decision.last_block:
+            self._note_answer(endpoint, reservation.decision, ended, now)
         if ended.end != End.COMPLETE or self.thinning.takes(now):
             at = reservation.reserved_at + self._unix_offset_s
             self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
@@ -416,8 +420,9 @@ class Director:
     def _learn(self, endpoint: Endpoint | None, decision: Decision | None, ended: Ended, now: float) -> None:
         if endpoint is None:
             return
-        self._end_breaker(endpoint.url, ended.decision_id, ended.end, now)
-        endpoint.failures += evidence(ended.end) == Evidence.FAILURE
+        self.tally.breakers_opened += endpoint.breaker.ended(now, ended.decision_id, ended.end)
+        if ended.end in FAILURES:
+            endpoint.failures += 1
         self._count_end(endpoint.worker, ended.end)
         endpoint.rates.gap(ended.itl_s)
         if decision is None or not decision.checkable or ended.end != End.COMPLETE or ended.cached_tokens < 0:
@@ -428,9 +433,9 @@ class Director:
             endpoint.worker, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
         )
 
-    def _note_answer(self, endpoint: Endpoint | None, decision: Decision | None, ended: Ended, now: float) -> None:
+    def _note_answer(self, endpoint: Endpoint | None, decision: Decision, ended: Ended, now: float) -> None:
         """What the engine now holds of the answer, before it says so: all but the last token, which it never computed."""
-        if endpoint is None or decision is None or not decision.last_block or ended.end != End.COMPLETE:
+        if endpoint is None or ended.end != End.COMPLETE:
             return
         prompt, size = decision.request.input_tokens, endpoint.record.block_size
         if ended.prompt_tokens in (-1, prompt):
@@ -458,9 +463,7 @@ class Director:
         endpoint = self._snapshot.at_url(url)
         if endpoint is None:
             return
-        before = endpoint.breaker.view(now)
-        endpoint.breaker.ended(now, decision_id, end)
-        self.tally.breakers_opened += before != BreakerState.OPEN and endpoint.breaker.view(now) == BreakerState.OPEN
+        self.tally.breakers_opened += endpoint.breaker.ended(now, decision_id, end)
 
     def _count_end(self, worker: str, end: int) -> None:
         key = (worker, END_NAMES[end])
@@ -557,7 +560,7 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
                 rates.ttft_ewma_s,
                 endpoint.cache_tokens,
                 active if active > reported else reported,
-                endpoint.breaker.admits(now),
+                endpoint.breaker.closed or endpoint.breaker.admits(now),
             )
         )
     return rows

@@ -38,7 +38,10 @@ def _admits(candidate: Candidate, request: Request) -> bool:
 
 
 def _sift_admitting(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
-    return [candidate for candidate in candidates if candidate.admits]
+    for candidate in candidates:
+        if not candidate.admits:
+            return [candidate for candidate in candidates if candidate.admits]
+    return candidates  # nearly always, and then there is no list to make
 
 
 NOT_TRIED = Filter("tried", _not_tried, _sift_tried, ShedReason.EXCLUDED)
@@ -52,6 +55,9 @@ def below_guard(active_max: int) -> Filter:
         return candidate.active <= active_max
 
     def sift(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
-        return [candidate for candidate in candidates if candidate.active <= active_max]
+        for candidate in candidates:
+            if candidate.active > active_max:
+                return [candidate for candidate in candidates if candidate.active <= active_max]
+        return candidates
 
     return Filter("guard", keeps, sift, ShedReason.ALL_SATURATED)

@@ -37,8 +37,9 @@ Picker = Callable[[Sequence[Candidate], Sequence[float], str, Turn], int]
 def highest(candidates: Sequence[Candidate], totals: Sequence[float], model: str, turn: Turn) -> int:
     """The best total; among equals the fewest requests; among those, chance."""
     best = max(totals)
-    tied = [position for position, total in enumerate(totals) if total == best]
-    return tied[0] if len(tied) == 1 else _least_loaded(candidates, tied, turn)
+    if totals.count(best) == 1:
+        return totals.index(best)
+    return _least_loaded(candidates, [position for position, total in enumerate(totals) if total == best], turn)
 
 
 def uniform(candidates: Sequence[Candidate], totals: Sequence[float], model: str, turn: Turn) -> int:
@@ -57,11 +58,16 @@ def power_of_two(candidates: Sequence[Candidate], totals: Sequence[float], model
 def round_robin(candidates: Sequence[Candidate], totals: Sequence[float], model: str, turn: Turn) -> int:
     """The next slot after the last one that had a turn for this model."""
     last = turn.after(model)
-    slots = [candidate.slot for candidate in candidates]
-    later = [slot for slot in slots if slot > last]
-    slot = min(later or slots)
-    turn.took(model, slot)
-    return slots.index(slot)
+    first = following = -1  # positions
+    for position, candidate in enumerate(candidates):
+        slot = candidate.slot
+        if first < 0 or slot < candidates[first].slot:
+            first = position
+        if slot > last and (following < 0 or slot < candidates[following].slot):
+            following = position
+    chosen = first if following < 0 else following
+    turn.took(model, candidates[chosen].slot)
+    return chosen
 
 
 def _by_slot(candidates: Sequence[Candidate], positions: Sequence[int]) -> list[int]:
