@@ -103,11 +103,11 @@ class Load:
 
 def read_requests(path: Path) -> list[bytes]:
     """Decimal length, newline, request; again and again."""
-    data, requests = path.read_bytes(), []
-    while data:
-        length, _, data = data.partition(b"\n")
-        requests.append(data[: int(length)])
-        data = data[int(length) :]
+    data, requests, at = path.read_bytes(), [], 0
+    while at < len(data):
+        start = data.index(b"\n", at) + 1
+        at = start + int(data[at : start - 1])
+        requests.append(data[start:at])
     return requests
 
 
