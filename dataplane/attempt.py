@@ -19,7 +19,8 @@ _END_LABELS = {end: (name,) for end, name in END_NAMES.items()}
 
 
 class Attempt:
-    """target: the decided endpoint, decision_id 0 where the fallback chose it. Times are seconds of one clock, 0: not yet."""
+    """target: the decided endpoint, decision_id 0 where the fallback chose it. Times are seconds of one clock, 0: not yet;
+    first_at: of the first event with content."""
 
     __slots__ = ("connection", "first_at", "last_at", "relay", "sent_at", "target")
 
@@ -32,7 +33,7 @@ class Attempt:
         self.relay: Relay | None = None
 
     def settle(
-        self, gateway: Gateway, end: End, *, reusable: bool, resume: bool, request_id: str, model: str, input_tokens: int
+        self, gateway: Gateway, end: End, reusable: bool, resume: bool, request_id: str, model: str, input_tokens: int
     ) -> None:
         """reusable: the connection has nothing left of this request; resume: it was told not to read."""
         now = gateway.clock.now()
@@ -49,22 +50,8 @@ class Attempt:
         if end in BLAMES_ENDPOINT:
             gateway.fleet.failed(target.url, now)
         gateway.metrics.attempts.values[_END_LABELS[end]] += 1
-        gateway.control.report(
-            outcome(
-                decision_id=target.decision_id,
-                end=end,
-                relay=self.relay,
-                sent_at=self.sent_at,
-                first_at=self.first_at,
-                last_at=self.last_at,
-                now=now,
-                request_id=request_id,
-                model=model,
-                url=target.url,
-                input_tokens=input_tokens,
-                connected=gateway.control.connected,
-            )
-        )
+        control = gateway.control
+        control.report(outcome(self, end, now, request_id, model, input_tokens, control.connected))
 
     def reservation(self, input_tokens: int) -> pb.Held | None:
         """What the control plane holds for it; None: it was not asked."""

@@ -452,17 +452,15 @@ class Exchange(Served):
     def settle(self, attempt: Attempt, end: End) -> None:
         """Connection, counts and outcome of one attempt."""
         relay = attempt.relay
+        reusable = relay is not None and end is not _CLIENT_GONE and relay.reusable
         attempt.settle(
             self._gateway,
             end,
-            reusable=relay is not None
-            and end is not _CLIENT_GONE
-            and relay.reusable
-            and (self._request.stream is None or self._sent_whole()),
-            resume=self._client.stalled_since > 0,
-            request_id=self._request_name,
-            model=self._ask.model,
-            input_tokens=self._prompt.input_tokens,
+            reusable and (self._request.stream is None or self._sent_whole()),
+            self._client.stalled_since > 0,
+            self._request_name,
+            self._ask.model,
+            self._prompt.input_tokens,
         )
 
     def _leave(self) -> None:

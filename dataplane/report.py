@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from contract.outcome import End
 from contract.routing import Ended
-from dataplane.relay import Relay
+
+if TYPE_CHECKING:
+    from dataplane.attempt import Attempt
 
 
-def outcome(
-    *,
-    decision_id: int,
-    end: End,
-    relay: Relay | None,
-    sent_at: float,
-    first_at: float,
-    last_at: float,
-    now: float,
-    request_id: str,
-    model: str,
-    url: str,
-    input_tokens: int,
-    connected: bool = True,
-) -> Ended:
-    """Times are seconds of one clock; first_at: 0 where no event with content came.
-
-    model, url and input_tokens go along only where the decision was made without the control plane, or where it is away and
-    may come back without remembering: connected False.
-    """
-    if decision_id and connected:
+def outcome(attempt: Attempt, end: End, now: float, request_id: str, model: str, input_tokens: int, connected: bool) -> Ended:
+    """connected: to the control plane. model, input_tokens and the attempt's URL go along only where it did not decide, or is
+    away and may come back without remembering."""
+    target, relay, sent_at, first_at = attempt.target, attempt.relay, attempt.sent_at, attempt.first_at
+    url = target.url
+    if target.decision_id and connected:
         model, url, input_tokens = "", "", 0
     if relay is None or relay.head is None:
         return Ended(
-            decision_id=decision_id,
+            decision_id=target.decision_id,
             end=end,
             e2e_s=now - sent_at,
             request_id=request_id,
@@ -46,9 +35,9 @@ def outcome(
     if streamed and first_at:
         ttft_s = first_at - sent_at
         if output_tokens > 1:
-            itl_s = (last_at - first_at) / (output_tokens - 1)
+            itl_s = (attempt.last_at - first_at) / (output_tokens - 1)
     return Ended(
-        decision_id=decision_id,
+        decision_id=target.decision_id,
         end=end,
         http_status=relay.head.status,
         ttft_s=ttft_s,

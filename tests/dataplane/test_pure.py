@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.outcome import End
-from contract.routing import Refusal
+from contract.routing import Answer, Refusal
 from dataplane.admission import Concurrency, RetryBudget
+from dataplane.attempt import Attempt
 from dataplane.errors import ApiError, from_refusal
 from dataplane.fallback import FAILED_SKIP_S, Fleet, static_view
 from dataplane.http1 import Request
@@ -215,19 +216,9 @@ def test_concurrency_is_bounded() -> None:
 def test_an_outcome_says_what_the_engine_said() -> None:
     relay = Relay(hold_bytes_max=100_000)
     relay.feed(STREAM_HEAD + stream_bytes(stream_events(["a", "b"], usage_of=usage(30, 2, 16))))
-    found = outcome(
-        decision_id=5,
-        end=End.COMPLETE,
-        relay=relay,
-        sent_at=1.0,
-        first_at=1.5,
-        last_at=2.5,
-        now=3.0,
-        request_id="r",
-        model="m",
-        url="u",
-        input_tokens=30,
-    )
+    attempt = Attempt(Answer(0, decision_id=5, url="u"), 1.0)
+    attempt.relay, attempt.first_at, attempt.last_at = relay, 1.5, 2.5
+    found = outcome(attempt, End.COMPLETE, 3.0, "r", "m", 30, True)
     assert (found.decision_id, found.end, found.http_status, found.streamed) == (5, pb.COMPLETE, 200, True)
     assert (found.prompt_tokens, found.cached_tokens, found.output_tokens) == (30, 16, 2)
     assert (found.ttft_s, found.e2e_s) == (0.5, 2.0)
@@ -236,19 +227,7 @@ def test_an_outcome_says_what_the_engine_said() -> None:
 
 
 def test_an_outcome_without_a_response_carries_no_times_of_tokens() -> None:
-    found = outcome(
-        decision_id=0,
-        end=End.CONNECT_FAILED,
-        relay=None,
-        sent_at=1.0,
-        first_at=0.0,
-        last_at=0.0,
-        now=2.0,
-        request_id="r",
-        model="m",
-        url="u",
-        input_tokens=3,
-    )
+    found = outcome(Attempt(Answer(0, url="u"), 1.0), End.CONNECT_FAILED, 2.0, "r", "m", 3, True)
     assert found.ttft_s < 0
     assert (found.model, found.url, found.input_tokens, found.http_status) == ("m", "u", 3, 0)
 
