@@ -7,7 +7,7 @@ order or units raises VERSION: a model trained on another version is refused.
 
 from __future__ import annotations
 
-VERSION = 3
+VERSION = 4
 
 FEATURES: tuple[str, ...] = (
     "input_tokens",  # prompt length
@@ -29,6 +29,10 @@ FEATURES: tuple[str, ...] = (
     "decode_itl_s",  # learned mean gap between tokens at this endpoint, 0 until known
     "ttft_ewma_s",  # recent first tokens at this endpoint, 0 until known
     "cache_tokens",  # KV capacity of the endpoint
+    "seats",  # requests it computes at once at most, as its agent says, or as was seen while others waited; 0 until known
+    "hold_s",  # from first token to end, lately: how long a request keeps its seat; 0 until known
+    "step_s",  # of one decode step now, by the engine's count of tokens; 0 until known
+    "seat_due_s",  # until so many answers have ended, by their bounds, that this request has a seat; 0 where one is free
 )
 
 PAIRS_A_TOKEN = 40_000.0

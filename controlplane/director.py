@@ -394,7 +394,11 @@ class Director:
                 work=prefill_work(reservation.uncached_tokens, pairs),
                 service_s=reservation.service_s,
                 tokens_ahead=row.uncached_tokens + row.prefill_tokens,
+                queued_for_a_seat=0 < row.seats <= row.active,
             )
+            tokens = endpoint.rates.expected_tokens(row.max_tokens)
+            if tokens and endpoint.clock.step_s:
+                self._ledger.seated(reservation, endpoint.clock.at(now) + tokens)
             if self._rankers:
                 self._samples.append(Sample(row, ttft_s, endpoint.record))
 
@@ -425,6 +429,9 @@ class Director:
             endpoint.failures += 1
         self._count_end(endpoint.worker, ended.end)
         endpoint.rates.gap(ended.itl_s)
+        if ended.ttft_s > 0 and ended.end == End.COMPLETE:
+            bound = 0 if decision is None else decision.candidate.max_tokens
+            endpoint.rates.held(ended.e2e_s - ended.ttft_s, tokens=ended.output_tokens, max_tokens=bound)
         if decision is None or not decision.checkable or ended.end != End.COMPLETE or ended.cached_tokens < 0:
             return
         if decision.claimed_tokens:
@@ -524,6 +531,15 @@ def _last_block(question: Question, endpoint: Endpoint) -> int:
     return hashes[-1] if hashes and request.exact_tokens and len(hashes) == request.input_tokens // size else 0
 
 
+def _seat_due_s(endpoint: Endpoint, now: float) -> float:
+    """Where all seats are taken: until the end that frees the one for the next request, as far as ends are foreseen."""
+    load, seats, clock = endpoint.load, endpoint.seats, endpoint.clock
+    if not seats or not load.ends:
+        return 0.0
+    end = load.ends[min(load.active - seats, len(load.ends) - 1)]
+    return max(0.0, end - clock.at(now)) * clock.step_s
+
+
 def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: float) -> list[Candidate]:
     """One row per serving endpoint. The hot loop: everything it reads is an attribute, everything it makes is one struct."""
     input_tokens, max_tokens = request.input_tokens, request.max_tokens
@@ -559,6 +575,10 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
                 rates.decode_itl_s,
                 rates.ttft_ewma_s,
                 endpoint.cache_tokens,
+                endpoint.seats,
+                rates.hold_s,
+                endpoint.clock.step_s,
+                _seat_due_s(endpoint, now) if active >= endpoint.seats else 0.0,
                 active if active > reported else reported,
                 endpoint.breaker.closed or endpoint.breaker.admits(now),
             )

@@ -7,7 +7,7 @@ for one question; filters, scorers and pickers are plain functions over such row
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 import msgspec
@@ -16,7 +16,7 @@ from contract.features import FEATURES
 from contract.keyspace import EngineState, WorkerRecord
 from controlplane.breaker import Breaker
 from controlplane.ledger import Load
-from controlplane.rates import Rates
+from controlplane.rates import Rates, StepClock
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +29,7 @@ class Endpoint:
     breaker: Breaker
     rates: Rates
     last_seen: float
+    clock: StepClock = field(default_factory=StepClock)
     alive: bool = True
     draining: bool = False
     state: EngineState = EngineState.READY
@@ -43,6 +44,7 @@ class Endpoint:
     failures: int = 0
     models: tuple[str, ...] = ()
     cache_tokens: int = 0
+    seats: int = 0  # requests computed at once at most: as its record says, or the most seen while others waited
 
     @property
     def worker(self) -> str:
@@ -91,6 +93,10 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     decode_itl_s: float
     ttft_ewma_s: float
     cache_tokens: int
+    seats: int
+    hold_s: float
+    step_s: float
+    seat_due_s: float
     batch: int  # requests there: the larger of the router's own count and the report's, which includes it one scrape late
     admits: bool  # the breaker lets a request through
 

@@ -10,6 +10,7 @@ that was restarted rebuilds them from claims before it has read who serves under
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ class Load:
         default_factory=dict
     )  # decision -> uncached tokens, of those without a first byte, oldest first
     context_tokens: int = 0
+    ends: list[float] = field(default_factory=list)  # of answers that have begun: the decode step each is to end at, ascending
     moved_at: float = 0.0  # when the first of the active ones came, or the last sign of life of any of them
 
 
@@ -55,6 +57,7 @@ class Reservation:
     reserved_at: float
     decision: Decision | None  # None where it was rebuilt from a claim
     first_byte_seen: bool = False
+    ends_at: float = 0.0  # the decode step its answer is expected to end at; 0: not known
     service_s: float = 0.0  # of the time to its first byte, what did not pass behind others' first bytes
 
 
@@ -151,6 +154,12 @@ class Ledger:
         load.moved_at = load.prefill_since = now
         return reservation
 
+    def seated(self, reservation: Reservation, ends_at: float) -> None:
+        """Its answer has begun, and is expected to end at that decode step of its endpoint."""
+        if reservation.decision_id in self._reservations and not reservation.ends_at:
+            reservation.ends_at = ends_at
+            insort(self.load(reservation.url).ends, ends_at)
+
     def release(self, decision_id: int, now: float) -> Reservation | None:
         """Ends a reservation. None: there is none (it was released before, or never made)."""
         reservation = self._reservations.pop(decision_id, None)
@@ -160,6 +169,8 @@ class Ledger:
         load = self.load(reservation.url)
         load.active -= 1
         load.context_tokens -= reservation.input_tokens
+        if reservation.ends_at:
+            del load.ends[bisect_left(load.ends, reservation.ends_at)]
         load.moved_at = now
         assert load.active >= 0, f"{reservation.url}: {load.active} active after a release"
         owner = self._owners.get(reservation.owner)

@@ -17,7 +17,7 @@ from contract.keyspace import EngineReport, EngineState, ModelCard, WorkerRecord
 from controlplane.breaker import Breaker, BreakerBounds
 from controlplane.endpoint import Endpoint
 from controlplane.ledger import Ledger
-from controlplane.rates import Rates
+from controlplane.rates import Rates, StepClock
 
 FORGET_AFTER_S = 600.0
 """A worker gone this long loses its endpoint number and its place in `headway workers`."""
@@ -76,6 +76,9 @@ class FleetSnapshot:
         endpoint.last_seen = now
         endpoint.running, endpoint.waiting, endpoint.kv_usage = report.running, report.waiting, report.kv_usage
         endpoint.reported_at = now - report.scrape_age_s
+        endpoint.clock.reported(report.generation_tokens, report.running, endpoint.reported_at)
+        if report.waiting and report.running > endpoint.seats and not endpoint.record.max_num_seqs:
+            endpoint.seats = report.running
         progress = report.generation_tokens + report.prompt_tokens
         if progress != endpoint.progress:
             endpoint.progress = progress
@@ -198,6 +201,8 @@ class FleetSnapshot:
         if record.epoch != endpoint.record.epoch:
             endpoint.breaker.reset()
             endpoint.running, endpoint.waiting, endpoint.kv_usage = 0, 0, 0.0
+            endpoint.seats = 0
+            endpoint.clock = StepClock()
             endpoint.reported_at = endpoint.progressed_at = now
             endpoint.state = EngineState.READY
             endpoint.credit = True
@@ -207,6 +212,7 @@ class FleetSnapshot:
         endpoint.record = record
         endpoint.models = tuple(card.name for card in record.models)
         endpoint.cache_tokens = record.cache_blocks * record.block_size
+        endpoint.seats = record.max_num_seqs or endpoint.seats
         self._by_url[record.url] = endpoint
         for model in endpoint.models:
             self._models_seen[model] = None

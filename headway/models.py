@@ -1,14 +1,15 @@
-"""`headway models`: the models of TTFT that the trainer keeps; promote one, or go back to the one before."""
+"""`headway models`: the models of TTFT that the trainer keeps; promote one, go back to the one before, judge one anew."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from rich.console import Console
 
 from headway.model_tables import LEGEND, model_table, scores_of, zone_table
-from headway.trainer_client import CALL_TIMEOUT_S, add_trainer_argument, call
+from headway.trainer_client import CALL_TIMEOUT_S, EVALUATE_TIMEOUT_S, add_trainer_argument, call
 from proto import trainer_pb2, trainer_pb2_grpc
 
 WIDTH = 140
@@ -24,6 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     promote.add_argument("model")
     promote.add_argument("--force", action="store_true", help="even if it did not pass the gate")
     actions.add_parser("rollback", help="back to the model that served before")
+    evaluate = actions.add_parser("evaluate", help="one model's figures by zone, on other samples than those it was judged by")
+    evaluate.add_argument("model")
+    evaluate.add_argument(
+        "--from",
+        dest="source",
+        default="",
+        metavar="PATH",
+        help="of the trainer's host; default: its outcome log, of which a part taught it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     console.width = max(console.width, WIDTH)
     if args.action == "show":
         return _show(args, console)
+    if args.action == "evaluate":
+        return _evaluate(args, console)
     if args.action == "promote":
         ask = trainer_pb2.PromoteRequest(model_id=args.model, force=args.force)
         model = call(args, lambda channel: trainer_pb2_grpc.TrainerStub(channel).Promote(ask, timeout=CALL_TIMEOUT_S))
@@ -70,5 +82,14 @@ def _show(args: argparse.Namespace, console: Console) -> int:
     )
     print(f"features version {model.feature_version}, sha256 {model.sha256}")
     console.print(zone_table([(model.kind, scores_of(model.evaluation))]), highlight=False)
+    console.print(LEGEND, style="dim", highlight=False)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, console: Console) -> int:
+    dataset = str(Path(args.source).absolute()) if args.source else ""
+    request = trainer_pb2.EvaluateRequest(model_id=args.model, dataset=dataset)
+    said = call(args, lambda channel: trainer_pb2_grpc.TrainerStub(channel).Evaluate(request, timeout=EVALUATE_TIMEOUT_S))
+    console.print(zone_table([(args.model, scores_of(said))]), highlight=False)
     console.print(LEGEND, style="dim", highlight=False)
     return 0

@@ -17,6 +17,8 @@ from runtime import tls
 T = TypeVar("T")
 
 CALL_TIMEOUT_S = 10.0
+EVALUATE_TIMEOUT_S = 120.0
+"""The trainer may have to read a large data set."""
 _VARIABLE = "HEADWAY_TRAINER_"
 
 

@@ -115,17 +115,15 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
             return await self._found(model_id, context)
 
     async def Evaluate(self, request: trainer_pb2.EvaluateRequest, context: Any) -> trainer_pb2.Evaluation:  # noqa: N802
-        async with self._lock:
-            await self._found(request.model_id, context)
-            try:
-                if request.dataset:
-                    samples = await asyncio.to_thread(dataset.read, request.dataset)
-                else:
-                    samples = await asyncio.to_thread(self._samples.dataset, self._samples_max)
+        await self._found(request.model_id, context)
+        try:
+            read = await asyncio.to_thread(dataset.read, request.dataset) if request.dataset else None
+            async with self._lock:
+                samples = read if read is not None else await asyncio.to_thread(self._samples.dataset, self._samples_max)
                 scores = await asyncio.to_thread(self._lifecycle.evaluate, request.model_id, samples)
-            except (DatasetError, RefusedError, RegistryError) as error:
-                await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            return wire.evaluation(scores)
+        except (DatasetError, RefusedError, RegistryError) as error:
+            await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return wire.evaluation(scores)
 
     # ------------------------------------------------------------------------------------------------------------- inside
 

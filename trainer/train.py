@@ -16,7 +16,7 @@ from prediction.scores import Scores
 from trainer.evaluate import evaluate
 from trainer.split import Split, split
 from trainer.zoo import KINDS, fit_of
-from trainer.zoo.kind import THREADS, Fit, Training
+from trainer.zoo.kind import THREADS, Fit, Training, TrainingStopped
 
 SAMPLES_MIN = 200
 """Below this a model would be chance."""
@@ -63,8 +63,17 @@ def train(
     tell("fit", 0.0, f"{kind} on {len(divided.fit)} of {len(samples)} samples")
     training = Training(divided.fit.rows, divided.fit.ttft_s, divided.fit.decided_at, divided.fit.worker)
     with threadpool_limits(THREADS):  # the threads of BLAS, too
-        files = (fit or fit_of(kind))(training, seed, lambda done: tell("fit", done, ""))
+        files = _fitted(fit or fit_of(kind), training, kind, seed, tell)
     return _finished(files, divided, kind, model_id, seed, now_unix, tell, note)
+
+
+def _fitted(fit: Fit, training: Training, kind: str, seed: int, tell: Tell) -> dict[str, bytes]:
+    try:
+        return fit(training, seed, lambda done: tell("fit", done, ""))
+    except TrainingStopped:
+        raise
+    except Exception as error:  # whatever a library of learning may throw: a training that failed, and no more
+        raise TrainError(f"{kind} cannot be fitted to these samples: {type(error).__name__}: {error}") from error
 
 
 def _finished(

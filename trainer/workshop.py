@@ -84,7 +84,7 @@ class Workshop:
                 loop.call_soon_threadsafe(tell, stage, done, message)
 
             async with self._lock:
-                source = None if order.dataset else self._samples.dataset(order.samples_max or self._samples_max)
+                source = None if order.dataset else await asyncio.to_thread(self._samples.dataset, self._limit(order))
             trained = await loop.run_in_executor(self._thread, self._train, order, source, pass_on)
             async with self._lock:
                 verdict = await asyncio.to_thread(self._lifecycle.submit, trained, now_unix=self._clock.unix())
@@ -101,6 +101,9 @@ class Workshop:
             extra={"f": {"model": manifest.model_id, "samples": manifest.samples, "passed": verdict.good, "why": verdict.why}},
         )
         return Result(trained, verdict)
+
+    def _limit(self, order: Order) -> int:
+        return order.samples_max or self._samples_max
 
     def _train(self, order: Order, source: Dataset | None, tell: Callable[[str, float, str], None]) -> Trained:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # of this thread, and of those that LightGBM starts

@@ -79,6 +79,10 @@ def candidate(
         "decode_itl_s": 0.0,
         "ttft_ewma_s": 0.0,
         "cache_tokens": 16_000,
+        "seats": 0,
+        "hold_s": 0.0,
+        "step_s": 0.0,
+        "seat_due_s": 0.0,
         "batch": active,
         "admits": True,
     }
