@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("headway.explain", "why a request went where it went"),
     "replay": ("headway.replay", "send a recorded workload through the proxy, open loop"),
     "train": ("headway.train", "train a model of TTFT, from a file or from the running stack's traffic"),
-    "models": ("headway.models", "the models of TTFT: list, show, promote, rollback"),
+    "models": ("headway.models", "the models of TTFT: list, show, promote, rollback, evaluate"),
     "simulate": ("headway.simulate", "compare policies on a trace in virtual time"),
     "profile": ("headway.profile", "sweep a fleet from idle to overload: a data set to learn TTFT from"),
     "analyze": ("headway.analyze", "a profile's states, zones and knee, as figures and a report"),
