@@ -42,25 +42,27 @@ from worker_agent.settings import Settings
 
 PAGES = Path(__file__).parents[1] / "fixtures" / "vllm" / "metrics"
 BLOCKS, BLOCK_SIZE, PAYLOADS, REPEATS = 64, 16, 1_000, 5
+CACHE_PAYLOADS = 300
+"""After so many an engine's cache is full, where it is one that evicts."""
+PREFILL, DECODING, TURNOVER = "many blocks an event", "one block an event", "many, each for an evicted one"
 TICK_PAYLOADS = 16
 ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
 
 
 def run() -> None:
+    print(f"CPU time of this process, the least of {REPEATS} runs, collector frozen. {PAYLOADS:,} payloads as vLLM 0.32 packs")
     print(
-        f"CPU time of this process, the least of {REPEATS} runs. {PAYLOADS:,} payloads of new prompts as vLLM 0.32 packs them,"
+        f"them, {BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below 128,000. The engine is another process. A tick has a price"
     )
-    print(
-        f"{BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below 128,000; then their removals, {BLOCKS} a payload. The engine"
-    )
-    print("is another process. A tick has a price of its own (two sockets, cold caches), whatever it carries.")
+    print("of its own (two sockets, cold caches), whatever it carries. A block evicted for a new one is two block events.")
     gc.collect()
     gc.freeze()
-    stored, removed = _payloads()
-    _stages(stored)
-    for name, payloads in (("stored", stored), ("removed", removed)):
-        print(f"  {name:>8}: payload -> BlockDelta bytes        {_in_process(payloads, stored):6.3f} us a block")
-    _end_to_end(stored)
+    kinds = _payloads()
+    _decoding(kinds[PREFILL])
+    for name, payloads in kinds.items():
+        events = BLOCKS * (2 if name == TURNOVER else 1)
+        print(f"  {name:<44}{_in_process(payloads) / events:6.3f} us a block event, payload -> BlockDelta bytes")
+    _end_to_end(kinds)
     for page in ("load_waiting_lora", "dp2_load"):
         body = (PAGES / f"{page}.txt").read_bytes()
         print(
@@ -68,28 +70,41 @@ def run() -> None:
         )
 
 
-def _payloads() -> tuple[list[bytes], list[bytes]]:
+def _payloads() -> dict[str, list[bytes]]:
+    """What an engine step sends: one event of many blocks (prefill), many of one (decoding), the same with evictions."""
     chance = random.Random(1)
-    stored, removed = [], []
+    kinds: dict[str, list[bytes]] = {PREFILL: [], DECODING: [], TURNOVER: []}
+    held: list[list[int]] = []
     for _ in range(PAYLOADS):
         names = [chance.getrandbits(64) for _ in range(BLOCKS)]
-        store = {
-            "type": "BlockStored",
-            "block_hashes": names,
-            "parent_block_hash": None,
-            "token_ids": [chance.randrange(128_000) for _ in range(BLOCKS * BLOCK_SIZE)],
-            "block_size": BLOCK_SIZE,
-            "lora_id": None,
-            "medium": "GPU",
-            "lora_name": None,
-            "extra_keys": [None] * BLOCKS,
-            "group_idx": 0,
-            "kv_cache_spec_kind": "full_attention",
-        }
-        stored.append(msgspec.msgpack.encode([time.time(), [store], 0]))
-        gone = [{"type": "BlockRemoved", "block_hashes": [name], "medium": "GPU", "group_idx": 0} for name in names]
-        removed.append(msgspec.msgpack.encode([time.time(), gone, 0]))
-    return stored, removed
+        tokens = [chance.randrange(128_000) for _ in range(BLOCKS * BLOCK_SIZE)]
+        held.append(names)
+        gone = [{"type": "BlockRemoved", "block_hashes": [name], "medium": "GPU", "group_idx": 0} for name in held[0]]
+        if len(held) > CACHE_PAYLOADS:
+            del held[0]
+        else:
+            gone = []
+        whole = [_stored(names, tokens)]
+        singles = [_stored([name], tokens[BLOCK_SIZE * at : BLOCK_SIZE * (at + 1)]) for at, name in enumerate(names)]
+        for kind, events in ((PREFILL, whole), (DECODING, singles), (TURNOVER, gone + whole)):
+            kinds[kind].append(msgspec.msgpack.encode([time.time(), events, 0]))
+    return kinds
+
+
+def _stored(names: list[int], tokens: list[int]) -> dict[str, Any]:
+    return {
+        "type": "BlockStored",
+        "block_hashes": names,
+        "parent_block_hash": None,
+        "token_ids": tokens,
+        "block_size": BLOCK_SIZE,
+        "lora_id": None,
+        "medium": "GPU",
+        "lora_name": None,
+        "extra_keys": [None] * len(names),
+        "group_idx": 0,
+        "kv_cache_spec_kind": "full_attention",
+    }
 
 
 def _cpu(work: Callable[[], Any], times: int) -> float:
@@ -103,41 +118,42 @@ def _cpu(work: Callable[[], Any], times: int) -> float:
     return min(figures)
 
 
-def _stages(stored: list[bytes]) -> None:
+def _decoding(payloads: list[bytes]) -> None:
     decoder = Decoder()
-    seconds = _cpu(lambda: [decoder.decode(payload) for payload in stored[:200]], 1)
-    print(f"  of which decoding                            {seconds / 200 / BLOCKS * 1e6:6.3f} us a block")
+
+    def decode() -> None:
+        for payload in payloads:
+            decoder.decode(payload)
+
+    print(f"  of which decoding, many blocks an event     {_cpu(decode, 1) / PAYLOADS / BLOCKS * 1e6:6.3f} us a block")
 
 
-def _in_process(payloads: list[bytes], stored: list[bytes]) -> float:
-    """us a block through decoder, block set (a take every 16 payloads) and delta encoding."""
+def _in_process(payloads: list[bytes]) -> float:
+    """us a payload through decoder, block set (a take every 16 payloads) and delta encoding."""
     figures = []
     for _ in range(REPEATS):
         decoder, block_set, deltas = Decoder(), BlockSet("m", BLOCK_SIZE), DeltaLog()
         block_set.begin(0, 0.0)
-        if payloads is not stored:
-            for payload in stored:
-                block_set.apply(0, decoder.decode(payload))
-            block_set.take()
         before = time.process_time()
         for start in range(0, len(payloads), TICK_PAYLOADS):
             for payload in payloads[start : start + TICK_PAYLOADS]:
                 block_set.apply(0, decoder.decode(payload))
             deltas.append(block_set.take())
             deltas.acknowledge(deltas.sequence)
-        figures.append((time.process_time() - before) / len(payloads) / BLOCKS * 1e6)
+        figures.append((time.process_time() - before) / len(payloads) * 1e6)
     return min(figures)
 
 
-def _end_to_end(stored: list[bytes]) -> None:
+def _end_to_end(kinds: dict[str, list[bytes]]) -> None:
     directory = Path(tempfile.mkdtemp(prefix="hw-"))
     server = RedisServer(directory)
     server.start()
     try:
-        for per_tick in (1, 4, 8, TICK_PAYLOADS):
-            figure = min(uvloop.run(_through_sockets(stored, server.url, per_tick)) for _ in range(3))
-            deltas = f"a tick of {per_tick * BLOCKS} blocks"
-            print(f"  ZeroMQ frame -> XADD answered, {deltas:<22}{figure:6.3f} us a block")
+        for name, payloads in kinds.items():
+            for per_tick in (1, 4, TICK_PAYLOADS) if name == PREFILL else (TICK_PAYLOADS,):
+                events = per_tick * BLOCKS * (2 if name == TURNOVER else 1)
+                figure = min(uvloop.run(_through_sockets(payloads, server.url, per_tick)) for _ in range(3)) / events
+                print(f"  ZeroMQ frame -> XADD answered, {name:<32}{figure:6.3f} us a block event, {events:,} a tick")
         uvloop.run(_whole_path(server.url))
     finally:
         server.stop()
@@ -162,7 +178,7 @@ def _engine(stored: list[bytes], orders: Connection) -> None:
 
 
 async def _through_sockets(stored: list[bytes], url: str, per_tick: int) -> float:
-    """us of CPU of this process a block, its ZeroMQ thread included; the engine is another process."""
+    """us of CPU of this process a tick, its ZeroMQ thread included; the engine is another process."""
     orders, theirs = multiprocessing.Pipe()
     engine = multiprocessing.get_context("spawn").Process(target=_engine, args=(stored, theirs), daemon=True)
     engine.start()
@@ -188,7 +204,7 @@ async def _through_sockets(stored: list[bytes], url: str, per_tick: int) -> floa
     engine.join()
     follower.close()
     await publisher.close()
-    return spent / (PAYLOADS // per_tick * per_tick) / BLOCKS * 1e6
+    return spent / (PAYLOADS // per_tick) * 1e6
 
 
 def _engines(orders: Connection) -> None:
