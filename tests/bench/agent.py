@@ -51,10 +51,10 @@ ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
 
 def run() -> None:
     print(f"CPU time of this process, the least of {REPEATS} runs, collector frozen. {PAYLOADS:,} payloads as vLLM 0.32 packs")
+    print(f"them, {BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below 128,000. The engine is another process. A tick has a")
     print(
-        f"them, {BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below 128,000. The engine is another process. A tick has a price"
+        "price of its own (two sockets, cold caches), whatever it carries. A block evicted for a new one is two block events."
     )
-    print("of its own (two sockets, cold caches), whatever it carries. A block evicted for a new one is two block events.")
     gc.collect()
     gc.freeze()
     kinds = _payloads()
