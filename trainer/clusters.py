@@ -40,7 +40,8 @@ def connect(address: str) -> Fit:
         raise ClusterError(f"no cluster with workers answers at {address}: {str(error).splitlines()[0]}") from error
 
     def fit(training: Training, seed: int, progress: Progress) -> dict[str, bytes]:
-        return _fit(client, training, seed, progress)
+        with client.as_current():  # LightGBM asks for it in places where it cannot be given
+            return _fit(client, training, seed, progress)
 
     return fit
 
