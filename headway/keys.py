@@ -6,9 +6,12 @@ A key is shown once, when it is made; the file holds its SHA-256. A running data
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from dataplane.keys import Key, KeysError, hash_of, line_of, new_token, parse
@@ -41,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"no keys file: --keys-file or {FILE_VARIABLE}")
     path = Path(args.keys_file)
     try:
-        if args.action == "new":
-            return _new(path, args)
-        return _list(path) if args.action == "list" else _revoke(path, args.id)
+        if args.action == "list":
+            return _list(path)
+        with _alone(path.parent):
+            return _new(path, args) if args.action == "new" else _revoke(path, args.id)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
 
@@ -114,13 +118,31 @@ def _numbers(key: Key) -> list[tuple[str, int]]:
     ]
 
 
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One change at a time: of two that read the same file, the second would undo the first."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _write(path: Path, text: bytes) -> None:
-    """In one step: a data plane never reads half a file."""
+    """In one step: a data plane never reads half a file, and can read the new one if it could read the old one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(text)
-        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else OWNER_ONLY)
+        if path.exists():
+            before = path.stat()
+            os.chmod(name, before.st_mode & 0o777)
+            if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                with contextlib.suppress(PermissionError):
+                    os.chown(name, before.st_uid, before.st_gid)
+        else:
+            os.chmod(name, OWNER_ONLY)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
