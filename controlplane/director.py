@@ -49,6 +49,9 @@ TOGETHER_MAX = 24
 """Workers of a model, up to which several decisions of one moment are predicted together."""
 TOGETHER_ROWS_MAX = 512
 
+TOO_SHORT = "context too short"
+"""Why an endpoint that serves was no candidate."""
+
 SAMPLES_MAX = 256
 """First tokens between two ticks that the ranker of the policy in use learns from: the latest."""
 SAMPLES_IDLE_MAX = 16
@@ -213,6 +216,8 @@ class Director:
         if lane is None or not lane.serving:
             absent = () if lane is None else lane.absent
             return admission.refuse_absent(model, absent, seen=snapshot.model_seen(model), warm=self.warm)
+        if request.input_tokens + request.max_tokens > lane.taken_by_all:
+            lane = lane.for_tokens(request.input_tokens + request.max_tokens)
         matches = self._matches(lane, question)
         candidates = _candidates(lane, request, matches, now)
         profile = self._profile
@@ -310,7 +315,7 @@ class Director:
         ranking: Ranking | None = None,
     ) -> None:
         missing = () if lane is None else lane.absent
-        absent = tuple([(endpoint, endpoint.absence) for endpoint in missing]) if missing else ()
+        absent = tuple([(endpoint, endpoint.absence or TOO_SHORT) for endpoint in missing]) if missing else ()
         self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result, None, ranking))
 
     def _refused(self, question: Question, shed: Shed, now: float) -> Shed:

@@ -11,7 +11,7 @@ once per change of the fleet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contract.keyspace import EngineReport, EngineState, ModelCard, WorkerRecord
 from controlplane.breaker import Breaker, BreakerBounds
@@ -26,14 +26,28 @@ MODELS_REMEMBERED_MAX = 10_000
 PAUSE_S_MAX = 1.0
 """A gap between two ticks above this was a pause of this process, not silence of the workers."""
 
+UNBOUNDED = 1 << 62
+
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The endpoints of one model, by slot. masks: block size -> bit set of the serving slots that use it."""
+    """The endpoints of one model, by slot. masks: block size -> bit set of the serving slots that use it; lengths: tokens of
+    prompt and answer that each serving one takes, 0 where it does not say; taken_by_all: the least of them."""
 
     serving: tuple[Endpoint, ...]
     absent: tuple[Endpoint, ...]
     masks: dict[int, int]
+    lengths: tuple[int, ...]
+    taken_by_all: int
+
+    def for_tokens(self, tokens: int) -> Lane:
+        """Without those that would refuse a request of so many, prompt and answer together; itself where all would or none."""
+        pairs = zip(self.serving, self.lengths, strict=True)
+        taking = tuple(endpoint for endpoint, length in pairs if not 0 < length < tokens)
+        if not taking or len(taking) == len(self.serving):
+            return self
+        short = tuple(endpoint for endpoint in self.serving if endpoint not in taking)
+        return replace(self, serving=taking, absent=self.absent + short, lengths=(), taken_by_all=UNBOUNDED)
 
 
 class FleetSnapshot:
@@ -242,7 +256,13 @@ class FleetSnapshot:
         for endpoint in serving:
             size = endpoint.record.block_size
             masks[size] = masks.get(size, 0) | 1 << endpoint.slot
-        return Lane(serving, tuple(endpoint for endpoint in known if not endpoint.serving), masks)
+        lengths = tuple(_model_len(endpoint, model) for endpoint in serving)
+        least = min((length for length in lengths if length > 0), default=UNBOUNDED)
+        return Lane(serving, tuple(endpoint for endpoint in known if not endpoint.serving), masks, lengths, least)
+
+
+def _model_len(endpoint: Endpoint, model: str) -> int:
+    return next((card.max_model_len for card in endpoint.record.models if card.name == model), 0)
 
 
 def _state(number: int) -> EngineState:
