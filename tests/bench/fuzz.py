@@ -3,9 +3,9 @@
     python -m tests.bench.fuzz --seconds 300
 
 Method: requests that are good, that are smuggling, and that real clients sent, put together, changed, cut, repeated and torn
-by one seed; each is fed in one read, in the reads that it was made of, and byte by byte, and the answers must agree. Responses of
-real and of scripted engines likewise. Whoever takes longer than HANG_S for one input hangs. The test suite does the same, for
-seconds.
+by one seed; each is fed in one read, in the reads that it was made of, and byte by byte, and the answers must agree. Responses
+of real and of scripted engines likewise. Whoever takes longer than HANG_S for one input hangs. The test suite does the same,
+for seconds.
 """
 
 from __future__ import annotations
