@@ -37,7 +37,7 @@ from simulation.learning import Learning
 from simulation.parallel import ChildDied, play
 from simulation.summary import Figures, figures
 from simulation.workload import jobs
-from simulation.world import Report, Setup
+from simulation.world import Report, Setup, with_cache
 
 SAMPLES = {"sample": "sample_mooncake.jsonl.gz", "sample-conversations": "sample_conversations.jsonl.gz"}
 POLICIES = "round_robin,least_load,weighted,lmetric"
@@ -175,10 +175,10 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
     if args.workers > WORKERS_MAX:
         raise UsageError(f"--workers: {args.workers} is above {WORKERS_MAX}")
     shape = Shape(model=PRESETS[args.preset].model, scale=args.scale, output_scale=args.output_scale or args.scale)
-    kept, unfit = jobs(trace.rows, iter(_times(args, trace)), shape, model_len_max=PRESETS[args.preset].max_model_len)
+    cache = dict(_pairs("--cache", args.cache, args.workers))
+    kept, unfit = jobs(trace.rows, iter(_times(args, trace)), shape, model_len_max=_model_len_max(args, cache))
     if not kept:
         raise UsageError(f"none of the {unfit} requests fits {args.preset}; try --scale 0.1")
-    cache = dict(_pairs("--cache", args.cache, args.workers))
     drawn = faults.draw(
         rng.stream(args.seed, "faults"), workers=args.workers, duration_s=kept[-1].at_s, count=max(0, args.faults)
     )
@@ -200,6 +200,12 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
         replace(common, policy=policy, learning=learning if policy in LEARN else None)
         for policy in _policies(args.policies or POLICIES)
     ], unfit
+
+
+def _model_len_max(args: argparse.Namespace, cache: dict[int, float]) -> int:
+    """Tokens that the largest worker takes."""
+    presets = (with_cache(PRESETS[args.preset], cache.get(number, 1.0)) for number in range(args.workers))
+    return max(preset.max_model_len for preset in presets)
 
 
 def _times(args: argparse.Namespace, trace: Trace) -> list[float]:

@@ -85,7 +85,7 @@ class Simulation:
         self._down_until_s = 0.0
         self._interrupted = False
         shares = setup.cache_shares or (1.0,) * len(setup.presets)
-        presets = [_with_cache(_preset(name), share) for name, share in zip(setup.presets, shares, strict=True)]
+        presets = [with_cache(_preset(name), share) for name, share in zip(setup.presets, shares, strict=True)]
         first = presets[0]
         self._workers = [
             SimWorker(f"worker-{number}", self._timeline, _engine_builder(preset, setup, number))
@@ -267,8 +267,12 @@ def _preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _with_cache(preset: Preset, share: float) -> Preset:
-    return preset if share == 1.0 else replace(preset, num_blocks=max(1, round(share * preset.num_blocks)))
+def with_cache(preset: Preset, share: float) -> Preset:
+    """An engine takes no request that its cache cannot hold."""
+    if share == 1.0:
+        return preset
+    blocks = max(1, round(share * preset.num_blocks))
+    return replace(preset, num_blocks=blocks, max_model_len=min(preset.max_model_len, blocks * preset.block_size))
 
 
 def _engine_builder(preset: Preset, setup: Setup, number: int) -> Callable[[int], Engine]:

@@ -16,6 +16,7 @@ from controlplane.prefix_index import tune_gc
 from controlplane.profiles import NAMES
 from controlplane.question import Decision, Ended, Question, Request
 from proto import routing_pb2 as pb
+from tests.bench import _scoring
 from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes
 from tests.controlplane.served import serve
 
@@ -160,6 +161,7 @@ def run() -> None:
     print("RouteStream on a Unix socket, both ends in one process (CPU of both), outcomes riding along, 8 workers, lmetric:")
     for in_flight in (1, 8, 64):
         print(f"  {in_flight:3} questions a message   {asyncio.run(_stream(in_flight))}")
+    _scoring.run()
 
 
 if __name__ == "__main__":
