@@ -7,4 +7,5 @@ knee         where the median TTFT turns from 0.5 to 2 seconds                  
 findings     all of the above, of one data set                                                               pure
 figures      drawings of them
 report       the text beside the drawings, as Markdown and as one HTML file
+page         any Markdown report as a page, docs/report.md among them
 """

@@ -19,7 +19,7 @@ from trainer.analysis.states import CLUSTERS, States
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "D")
 GREY = "#6b6b6b"
-DPI = 130
+DPI = 110
 BOXES = ("ttft_s", "input_tokens", "uncached_tokens", "active", "prefill_tokens", "context_tokens", "running", "kv_usage")
 Side = Literal["outside lower left", "outside lower right"]
 LEFT: Side = "outside lower left"

@@ -29,6 +29,10 @@ _ABOUT = (
     "Signals are what the router knew when it decided; TTFT counts from sending the request to its endpoint. "
     "Times are in the fleet's own time."
 )
+_ABOUT_ZONES = (
+    "Busy, reported idle: of the requests sent to a worker where the router had others (active > 0), the share that found a "
+    "report of the engine with nothing running and nothing waiting."
+)
 _ABOUT_CORRELATIONS = (
     "Pearson / Spearman, in each zone apart. A dash: the signal does not vary there, or there are fewer than 30 rows. "
     "Two are made of others: work_tokens is the prefill work queued at the worker and the request's own, work_s the time it "
@@ -103,7 +107,8 @@ def _zones(findings: Findings) -> list[Part]:
         share = f"{len(ttft_s) / len(signals):.1%}"
         quantiles = [_number(float(value)) for value in np.quantile(ttft_s, (0.1, 0.5, 0.9))] if len(ttft_s) else ["–"] * 3
         medians = [_median(findings, signal, place) for signal in ("active", "prefill_tokens", "running", "waiting")]
-        rows.append((f"{name} ({WORDS[name]})", str(len(ttft_s)), share, *quantiles, *medians))
+        unseen = _unseen(findings, place)
+        rows.append((f"{name} ({WORDS[name]})", str(len(ttft_s)), share, *quantiles, *medians, unseen))
     head = (
         "zone",
         "rows",
@@ -115,8 +120,17 @@ def _zones(findings: Findings) -> list[Part]:
         "prefill_tokens p50",
         "running p50",
         "waiting p50",
+        "busy, reported idle",
     )
-    return [Heading("Zones"), Table(head, rows)]
+    return [Heading("Zones"), Table(head, rows), _ABOUT_ZONES]
+
+
+def _unseen(findings: Findings, place: int) -> str:
+    """Of the requests that were sent to a busy worker: how many found a report by which it was idle."""
+    columns = findings.signals.columns
+    busy = (columns["active"] > 0) & (findings.signals.zone == place)
+    idle = (columns["running"] == 0) & (columns["waiting"] == 0)
+    return f"{float(np.mean(idle[busy])):.1%}" if busy.any() else "–"
 
 
 def _median(findings: Findings, signal: str, place: int) -> str:
@@ -237,12 +251,14 @@ def _markdown(part: Part) -> str:
             return part
 
 
-_STYLE = """
+STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
 h1 { font-size: 1.7rem } h2 { margin-top: 2.4rem; border-bottom: 1px solid #ccc }
 table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
+code { font-size: .88em; background: #f3f3f1; padding: .05em .25em; border-radius: 3px }
+pre { background: #f3f3f1; padding: .7rem 1rem; overflow-x: auto; border-radius: 4px } pre code { padding: 0 }
 figure { margin: 1.2rem 0 } img { max-width: 100% } figcaption { color: #555; font-size: .9rem }
 """
 
@@ -251,7 +267,7 @@ def as_html(parts: Sequence[Part], drawn: Mapping[str, bytes], *, title: str) ->
     body = "\n".join(_html(part, drawn) for part in parts)
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 
