@@ -1,4 +1,4 @@
-# One image for every process: `python -m controlplane`, `dataplane`, `worker_agent`, `emulator`.
+# One image for every process: `python -m controlplane`, `dataplane`, `worker_agent`, `trainer`, `emulator`.
 FROM python:3.11-slim
 
 # LightGBM's wheels want the OpenMP runtime.
@@ -11,6 +11,7 @@ RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.lock
 COPY pyproject.toml README.md ./
 COPY proto ./proto
 COPY contract ./contract
+COPY prediction ./prediction
 COPY runtime ./runtime
 COPY dataplane ./dataplane
 COPY controlplane ./controlplane
@@ -18,8 +19,10 @@ COPY worker_agent ./worker_agent
 COPY trainer ./trainer
 COPY emulator ./emulator
 COPY loadgen ./loadgen
+COPY simulation ./simulation
 COPY headway ./headway
-RUN pip install --no-cache-dir --root-user-action=ignore --no-deps . && python -m compileall -q /app && useradd --system --home /app headway
+RUN pip install --no-cache-dir --root-user-action=ignore --no-deps . && python -m compileall -q /app && useradd --system --home /app headway \
+    && install -d -o headway /var/lib/headway
 
 USER headway
 ENV PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1

@@ -1,4 +1,4 @@
-"""The stack in containers: it comes up, streams, and loses a worker without losing a request."""
+"""The stack in containers: it comes up, streams, learns, and loses a worker without losing a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import grpc
 import openai
 import pytest
 
-from proto import fleet_pb2, fleet_pb2_grpc
+from proto import fleet_pb2, fleet_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 from tests.e2e.stack import free_ports, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,10 +22,12 @@ class Compose:
     """`docker compose` on this checkout, under a project name and ports of its own."""
 
     def __init__(self) -> None:
-        first = free_ports(2)
+        first = free_ports(3)
         self.url = f"http://127.0.0.1:{first}"
         self.control = f"127.0.0.1:{first + 1}"
-        self._environment = {**os.environ, "HEADWAY_PORT": str(first), "HEADWAY_GRPC_PORT": str(first + 1)}
+        self.trainer = f"127.0.0.1:{first + 2}"
+        names = ("HEADWAY_PORT", "HEADWAY_GRPC_PORT", "HEADWAY_TRAINER_PORT")
+        self._environment = {**os.environ, **{name: str(first + place) for place, name in enumerate(names)}}
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -44,6 +46,14 @@ class Compose:
             reply = fleet_pb2_grpc.FleetStub(channel).ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=5)
         return {status.worker for status in reply.workers if status.alive}
 
+    def samples(self) -> int:
+        """What the trainer has; -1 while it does not answer."""
+        with grpc.insecure_channel(self.trainer) as channel:
+            try:
+                return int(trainer_pb2_grpc.TrainerStub(channel).ListModels(trainer_pb2.ListModelsRequest(), timeout=5).samples)
+            except grpc.RpcError:
+                return -1
+
     def kill(self, service: str) -> None:
         """`docker kill` counts as a manual stop: the restart policy does not bring it back."""
         container = self("ps", "-q", service).strip()
@@ -56,7 +66,7 @@ def compose() -> Iterator[Compose]:
     compose("down", "-v", "--remove-orphans", check=False)
     compose("build")
     try:
-        compose("up", "-d", "--wait", "dataplane")
+        compose("up", "-d", "--wait", "dataplane", "trainer")
         yield compose
     except BaseException:
         print(compose("logs", "--tail", "40", check=False))
@@ -82,6 +92,18 @@ def test_four_workers_come_up_and_a_chat_streams(compose: Compose) -> None:
     text, worker = chat(compose, "Hello from a container")
     assert text.count("data: ") > 10
     assert worker in compose.alive()
+
+
+def test_the_trainer_learns_of_every_answer_and_keeps_it_over_a_kill(compose: Compose) -> None:
+    before = compose.samples()
+    assert before >= 0, "healthy, and does not answer"
+    for number in range(5):
+        chat(compose, f"something to learn from, {number}")
+    wait_until(lambda: compose.samples() >= before + 5, seconds_max=20, what="five more samples")
+    known = compose.samples()
+    compose.kill("trainer")
+    compose("up", "-d", "--wait", "trainer")
+    wait_until(lambda: compose.samples() >= known, seconds_max=20, what="the samples are there again")
 
 
 def test_a_killed_engine_leaves_and_requests_go_on(compose: Compose) -> None:

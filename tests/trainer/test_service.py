@@ -22,7 +22,7 @@ from prediction import bundle, dataset, predictor
 from proto import trainer_pb2
 from runtime.settings import SettingsError, parse
 from tests.trainer.process import connected, feed, running, target, until
-from tests.trainer.traffic import outcomes
+from tests.trainer.traffic import RATE, START, outcomes
 from trainer.settings import Settings
 
 NEVER = {"samples_min": 1_000_000}
@@ -171,6 +171,73 @@ async def test_a_bad_model_promoted_by_hand_is_rolled_back_by_live_outcomes(
             assert found.state == trainer_pb2.ROLLED_BACK
             with pytest.raises(grpc.aio.AioRpcError, match="no model to go back to"):
                 await stub.Rollback(trainer_pb2.RollbackRequest())
+
+
+async def test_a_model_promoted_by_itself_that_goes_bad_is_rolled_back_by_itself(short_dir: Path, redis_url: str) -> None:
+    """Nobody asks for anything: outcomes come, and for a while the fleet is twice as slow as before and after."""
+    fed = 0
+
+    def traffic(count_: int, slower: float = 1.0) -> None:
+        nonlocal fed
+        feed(redis_url, outcomes(count_, 1 + fed, first_id=1 + fed, at=START + fed / RATE, slower=slower))
+        fed += count_
+
+    with running(short_dir, redis_url, kind="linear", train_pause_s=0.1, new_samples_min=1_500):  # so many: drift calls once
+        served: list[str] = []
+
+        async def another_serves() -> bool:
+            traffic(100, slower=1.0 if not served else 2.0)
+            found = state(redis_url).serving
+            if found and found not in served:
+                served.append(found)
+                return True
+            return False
+
+        await until("a model of the usual fleet serves", another_serves)
+        await until("a model of the slow fleet serves", another_serves)
+        usual, slow = served[-2:]
+        async with connected(short_dir) as stub:
+
+            async def back() -> bool:
+                traffic(100)
+                found = await stub.GetModel(trainer_pb2.GetModelRequest(model_id=slow))
+                return bool(found.state == trainer_pb2.ROLLED_BACK)
+
+            await until("it is taken out of service when the fleet is as it was", back)
+            listed = await stub.ListModels(trainer_pb2.ListModelsRequest())
+            happened = [(event.what, event.model_id) for event in listed.history]
+            assert ("promoted", usual) in happened
+            assert happened.index(("promoted", slow)) < happened.index(("rolled back", slow))
+
+
+async def test_poison_in_a_stream_that_was_good_promotes_nothing(short_dir: Path, redis_url: str) -> None:
+    with running(short_dir, redis_url, train_every_s=0.5, rollback_factor=1_000.0):
+        feed(redis_url, outcomes(2_000, 1))
+
+        async def shadows() -> bool:
+            return state(redis_url).shadow != ""
+
+        await until("a model is in shadow", shadows)
+        feed(redis_url, outcomes(400, 2, first_id=5_000))
+
+        async def serves() -> bool:
+            return state(redis_url).serving != ""
+
+        await until("it serves", serves)
+        good = state(redis_url).serving
+        async with connected(short_dir) as stub:
+            fed = 10_000
+
+            async def judged() -> bool:
+                nonlocal fed
+                feed(redis_url, outcomes(250, fed, first_id=fed, at=START + fed / RATE, shuffled=True))
+                fed += 250
+                listed = await stub.ListModels(trainer_pb2.ListModelsRequest())
+                return sum(model.trained_at > 0 for model in listed.models) >= 4
+
+            await until("three more models were trained on it", judged)
+            listed = await stub.ListModels(trainer_pb2.ListModelsRequest())
+            assert [event.model_id for event in listed.history if event.what == "promoted"] == [good]
 
 
 async def test_poisoned_outcomes_never_make_a_model_that_serves(short_dir: Path, redis_url: str) -> None:
