@@ -1,9 +1,9 @@
 """`headway train`: a model of TTFT, from a file here and now, or by the trainer from the running stack's traffic.
 
-With --from, samples are read from a Parquet or CSV file (or a directory of them), a model of the kind is fitted, its p90 is
-calibrated, and the table says how it does on the samples that had no part in it; --kind all compares the whole zoo. --out
-keeps the model in a registry directory. Without --from, or with --submit, the trainer trains, judges it against the model
-that serves, and puts it into shadow where it is better.
+With --from, samples are read from a Parquet or CSV file, a directory of them, or a recording as `headway analyze` takes it; a
+model of the kind is fitted, its p90 is calibrated, and the table says how it does on the samples that had no part in it; --kind
+all compares the whole zoo. --out keeps the model in a registry directory. Without --from, or with --submit, the trainer
+trains, judges it against the model that serves, and puts it into shadow where it is better.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from contract.features import INDEX
+from headway import recorded_profile
 from headway.errors import UsageError
 from headway.model_tables import LEGEND, scores_of, zone_table
 from headway.trainer_client import add_trainer_argument, call
 from prediction import dataset
 from prediction.dataset import Dataset
 from prediction.errors import DatasetError
-from prediction.scores import Scores
+from prediction.scores import Scores, score
 from proto import trainer_pb2, trainer_pb2_grpc
 from trainer.registry import Registry, RegistryError
+from trainer.reservoir import thin
+from trainer.split import PARTS, judges
 from trainer.train import Trained, TrainError, train
 from trainer.workshop import model_id
 from trainer.zoo import DEFAULT, KINDS
@@ -37,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", metavar="PATH", help="Parquet or CSV file of samples, or a directory of them")
     parser.add_argument("--kind", default=DEFAULT, help=f"{', '.join(KINDS)}, or all (default %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the model in this registry directory")
+    parser.add_argument(
+        "--cross", action="store_true", help="five models, so that every sample is judged once, by one it did not teach"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     parser.add_argument(
         "--samples-max", type=int, default=0, metavar="N", help="train on N of them, rare states kept (default: all)"
@@ -51,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """0. UsageError: nothing to train on, or nobody who would."""
     if args.kind != ALL and args.kind not in KINDS:
         raise UsageError(f"--kind: no kind {args.kind!r}; there are {', '.join(KINDS)}, {ALL}")
+    if args.cross and (args.out or args.source is None or args.submit):
+        raise UsageError("--cross: makes figures, no model to keep: give --from, without --out and --submit")
     if args.samples_max < 0:
         raise UsageError(f"--samples-max: {args.samples_max} is below 0")
     console = Console(stderr=True)
@@ -69,11 +79,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _train_here(args: argparse.Namespace, console: Console) -> int:
     fit = _cluster_fit(args)
-    samples = _thinned(dataset.read(args.source), args.samples_max, args.seed)
+    samples = _thinned(_read(args.source), args.samples_max, args.seed)
     kinds = list(KINDS) if args.kind == ALL else [args.kind]
     registry = Registry(args.out) if args.out else None
     made: list[tuple[str, Scores]] = []
     for kind in kinds:
+        if args.cross:
+            made.append((kind, _crossed(samples, kind, args.seed, console, fit)))
+            continue
         began = time.perf_counter()
         trained = _one(samples, kind, args.seed, console, fit)
         took_s = time.perf_counter() - began
@@ -87,7 +100,18 @@ def _train_here(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _one(samples: Dataset, kind: str, seed: int, console: Console, fit: Fit | None) -> Trained:
+def _crossed(samples: Dataset, kind: str, seed: int, console: Console, fit: Fit | None) -> Scores:
+    models = [_one(samples, kind, seed, console, fit, turn) for turn in range(PARTS)]
+    p50_s, p90_s = np.zeros(len(samples)), np.zeros(len(samples))
+    for turn, trained in enumerate(models):
+        judged = judges(samples, turn=turn)
+        p50_s[judged], p90_s[judged] = trained.predictor.predict(samples.take(judged).rows)
+    lengths = samples.rows[:, INDEX["input_tokens"]]
+    predict_us = min(trained.scores.predict_us for trained in models)
+    return score(samples.ttft_s, p50_s, p90_s, samples.decided_at, lengths=lengths, seed=seed, predict_us=predict_us)
+
+
+def _one(samples: Dataset, kind: str, seed: int, console: Console, fit: Fit | None, turn: int = 0) -> Trained:
     with _bar(console) as progress:
         task = progress.add_task(f"{kind}: reading", total=1.0)
 
@@ -104,16 +128,21 @@ def _one(samples: Dataset, kind: str, seed: int, console: Console, fit: Fit | No
             tell=tell,
             note="by hand",
             fit=fit,
+            turn=turn,
         )
+
+
+def _read(source: str) -> Dataset:
+    """DatasetError. A client's recording of one vLLM is read as `headway analyze` reads it."""
+    path = Path(source)
+    if recorded_profile.is_recording(path):
+        return dataset.of_table(recorded_profile.read(path), source)
+    return dataset.read(source)
 
 
 def _thinned(samples: Dataset, limit: int, seed: int) -> Dataset:
     if not 0 < limit < len(samples):
         return samples
-    import numpy as np
-
-    from trainer.reservoir import thin
-
     return samples.take(thin(samples.rows, limit, np.random.default_rng(seed)))
 
 

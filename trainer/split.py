@@ -39,9 +39,15 @@ def parts(decided_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return dealt
 
 
-def split(samples: Dataset) -> Split:
-    dealt = parts(samples.decided_at)
+def split(samples: Dataset, *, turn: int = 0) -> Split:
+    """turn: below PARTS; over all of them every sample judges once."""
+    dealt = (parts(samples.decided_at) + turn) % PARTS
     return Split(samples.take(dealt > 1), samples.take(dealt == 1), samples.take(dealt == 0))
+
+
+def judges(samples: Dataset, *, turn: int) -> npt.NDArray[np.intp]:
+    """Places of those that judge in this turn."""
+    return np.flatnonzero((parts(samples.decided_at) + turn) % PARTS == 0)
 
 
 def _mixed(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

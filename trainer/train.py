@@ -53,13 +53,15 @@ def train(
     tell: Tell = nothing,
     note: str = "",
     fit: Fit | None = None,
+    turn: int = 0,
 ) -> Trained:
-    """fit: another way of fitting the kind (on a cluster). TrainError: an unknown kind, or too few samples."""
+    """fit: another way of fitting the kind (on a cluster); turn: of trainer.split. TrainError: an unknown
+    kind, or too few samples."""
     if kind not in KINDS:
         raise TrainError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
     if len(samples) < SAMPLES_MIN:
         raise TrainError(f"{len(samples)} samples, a model needs {SAMPLES_MIN}")
-    divided = split(samples)
+    divided = split(samples, turn=turn)
     tell("fit", 0.0, f"{kind} on {len(divided.fit)} of {len(samples)} samples")
     training = Training(divided.fit.rows, divided.fit.ttft_s, divided.fit.decided_at, divided.fit.worker)
     with threadpool_limits(THREADS):  # the threads of BLAS, too

@@ -74,6 +74,18 @@ def test_all_kinds_are_compared_in_one_table(data: Path, tmp_path: Path, capsys:
     assert said["linear"]["overall"]["mape"] > said["lightgbm"]["overall"]["mape"]
 
 
+def test_in_a_cross_every_sample_is_judged_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = tmp_path / "figures.json"
+    printed(capsys, "train", "--from", str(data), "--kind", "linear", "--cross", "--json", str(figures))
+    crossed = json.loads(figures.read_text())["linear"]
+    assert crossed["overall"]["samples"] == 2_000
+    assert sum(zone["samples"] for zone in crossed["zones"]) == 2_000
+    printed(capsys, "train", "--from", str(data), "--kind", "linear", "--json", str(figures))
+    once = json.loads(figures.read_text())["linear"]
+    assert crossed["overall"]["mape"] == pytest.approx(once["overall"]["mape"], rel=0.2)
+    assert crossed["overall"]["mape"] != once["overall"]["mape"]
+
+
 def test_the_trainer_trains_serves_goes_back_and_judges(data: Path, trainer: str, capsys: pytest.CaptureFixture[str]) -> None:
     at = ("--trainer", trainer)
     assert "no model yet" in printed(capsys, "models", *at)
@@ -108,6 +120,7 @@ def test_the_trainer_trains_serves_goes_back_and_judges(data: Path, trainer: str
         (["train", "--from", "DATA", "--samples-max", "50"], "a model needs"),
         (["train", "--from", "DATA", "--out", "/proc/nothing"], "/proc/nothing"),
         (["train", "--from", "DATA", "--dask", "127.0.0.1:1", "--kind", "tree"], "--dask: fits the kind lightgbm only"),
+        (["train", "--from", "DATA", "--cross", "--out", "x"], "--cross: makes figures"),
         (["train", "--submit"], "--submit needs --from"),
         (["train", "--kind", "all"], "--kind all"),
         (["train", "--trainer", "unix:/nowhere.sock"], "no trainer answers"),
