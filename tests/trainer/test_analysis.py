@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from contract.features import FEATURES, INDEX, PAIRS_A_TOKEN, prefill_work
+from contract.features import FEATURES, INDEX, prefill_work
 from prediction import dataset, zones
 from prediction.dataset import Dataset
 from prediction.errors import DatasetError
 from tests.trainer import traffic
-from trainer.analysis import findings, knee, relations, report, signals, states
+from trainer.analysis import findings, knee, page, relations, report, signals, states
 from trainer.analysis.findings import Findings
 from trainer.analysis.report import HTML, MARKDOWN
 from trainer.analysis.signals import Signals
@@ -52,7 +52,18 @@ def test_derived_signals_are_the_work_that_a_router_can_count(samples: Dataset) 
     queued = prefill_work(row[INDEX["prefill_tokens"]], row[INDEX["prefill_pairs"]])
     assert columns["work_tokens"][0] == pytest.approx(own + queued)
     assert columns["work_s"][0] == pytest.approx((own + queued) / row[INDEX["prefill_tokens_per_s"]])
-    assert PAIRS_A_TOKEN > 0
+    assert columns["foreseen_s"][0] == columns["work_s"][0], "nobody knows of seats"
+
+
+def test_where_all_seats_are_taken_the_ends_that_come_first_are_foreseen(samples: Dataset) -> None:
+    few = samples.take(np.arange(60))
+    for name, value in (("seats", 8.0), ("hold_s", 4.0), ("active", 11.0)):
+        few.rows[:, INDEX[name]] = value
+    columns = signals.of(few).columns
+    assert columns["foreseen_s"] - columns["work_s"] == pytest.approx(4 * 4.0 / 8), "four ends, eight every 4 s"
+    few.rows[:, INDEX["active"]] = 7.0
+    columns = signals.of(few).columns
+    assert columns["foreseen_s"] == pytest.approx(columns["work_s"]), "one seat is free"
 
 
 def test_a_speed_that_is_not_known_makes_no_seconds_of_work(samples: Dataset) -> None:
@@ -130,7 +141,7 @@ def test_the_best_signals_of_a_zone_come_first_and_unknown_ones_not_at_all(found
     names = relations.best(found.correlations, "all")
     ranks = [abs(found.correlations[name]["all"].spearman) for name in names]
     assert ranks == sorted(ranks, reverse=True)
-    assert names[0] == "work_s", "it is nearly the law by which the traffic was made"
+    assert {*names[:2]} == {"work_s", "foreseen_s"}, "nearly the law by which the traffic was made"
     assert "cache_tokens" not in names, "it is the same everywhere"
 
 
@@ -140,7 +151,7 @@ def test_importance_falls_on_what_the_law_is_made_of(found: Findings) -> None:
     assert set(sorted(permuted, key=lambda name: permuted[name])[-3:]) <= law
     assert sum(found.importance.gain.values()) == pytest.approx(1)
     assert found.importance.r2 > 0.8
-    assert not {"work_tokens", "work_s"} & set(permuted), "made of others, they would take their share"
+    assert not {"work_tokens", "work_s", "foreseen_s"} & set(permuted), "made of others, they would take their share"
 
 
 # -------------------------------------------------------------------------------------------------------------------- states
@@ -210,3 +221,12 @@ def test_the_same_seed_gives_the_same_states(samples: Dataset) -> None:
         one, two = (states.find(few, seed=3) for _ in range(2))
     assert np.array_equal(one.cluster, two.cluster)
     assert np.array_equal(one.tsne, two.tsne)
+
+
+def test_a_page_shows_what_its_markdown_says_and_nothing_else_runs_in_it() -> None:
+    text = "# A & B\n\n| a | b |\n|---|---|\n| 1 | `x` |\n\n![about](figures/a.png)\n\n<script>x</script>\n"
+    shown = page.render(text)
+    assert "<title>A &amp; B</title>" in shown
+    assert "<td><code>x</code></td>" in shown
+    assert '<img src="figures/a.png" alt="about"' in shown
+    assert "<script>" not in shown
