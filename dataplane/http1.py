@@ -125,6 +125,8 @@ def parse_response_head(head: bytes) -> ResponseHead:
     readable = found.content_type.startswith(b"application/json") and not found.encoded
     found.is_plain = found.status == 200 and found.length >= 0 and readable
     found.passed_on = b"\r\n".join((found.status_line, *found.lines))
+    if found.status in (429, 503) and b"\nretry-after:" not in found.passed_on.lower():
+        found.passed_on += b"\r\nretry-after: 1"  # engines do not say when to come back, and callers that know come back better
     return found
 
 

@@ -131,9 +131,22 @@ async def test_when_all_refuse_the_last_ones_own_words_are_passed_on(
     assert response.status == 503
     assert response.json["error"]["message"].startswith("full: ")
     assert response.headers["x-engine"] == "1"
+    assert response.headers["retry-after"] == "1"  # engines leave that to us
     assert response.headers["x-headway-attempts"] == "2"
     await control.until(lambda control: len(control.outcomes) == 2)
     assert {outcome.end for outcome in control.outcomes} == {pb.BACK_PRESSURE}
+
+
+@pytest.mark.parametrize(("code", "extra", "after"), [(429, b"", "1"), (503, b"Retry-After: 7\r\n", "7"), (500, b"", None)])
+async def test_when_to_come_back_is_said_once(
+    start_proxy: StartProxy, backend: Backend, code: int, extra: bytes, after: str | None
+) -> None:
+    backend.script(status(code, "no", extra))
+    proxy = await start_proxy(backend, retry_ratio=0.0, retry_per_s=0.0)
+    response = await ask(proxy.port, request(chat()))
+    assert response.status == code
+    assert response.headers.get("retry-after") == after
+    assert response.names.count("retry-after") == (after is not None)
 
 
 async def test_attempts_are_bounded_and_no_endpoint_is_tried_twice(

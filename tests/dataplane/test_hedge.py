@@ -178,6 +178,26 @@ async def test_no_second_attempt(
     client.close()
 
 
+@pytest.mark.parametrize(("ratio", "hedges"), [(0.25, 2), (0.5, 4)])
+async def test_second_attempts_are_a_share_of_the_requests_however_slow_all_are(
+    start_proxy: StartProxy, start_backend: StartBackend, control: Control, ratio: float, hedges: int
+) -> None:
+    async def pause(index: int) -> None:
+        await asyncio.sleep(0.06 if index == 1 else 0)  # an engine that is slow, not a wait for something
+
+    backends = [await start_backend() for _ in range(2)]
+    for each in backends:
+        each.script(chat_stream(["slow"], pause=pause))
+    control.serve("m", *(each.url for each in backends))
+    proxy = await start_proxy(control=control, **HEDGED | {"hedge_ratio": ratio})
+    for _ in range(8):
+        assert (await ask(proxy.port, request(chat(stream=True)))).text == "slow"
+    ended = proxy.app.gateway.metrics.hedges.values
+    assert ended[("no_budget",)] == 8 - hedges
+    assert sum(ended.values()) == 8
+    assert len(backends[0].requests) + len(backends[1].requests) == 8 + hedges
+
+
 async def test_no_other_worker_is_no_failure(start_proxy: StartProxy, backend: Backend, control: Control) -> None:
     go_on = asyncio.Event()
     backend.script(gated(go_on, "slow"))
