@@ -92,11 +92,6 @@ def _memory(size: int) -> mmap.mmap:
     return memory
 
 
-def _until_now(held: list[Words], masks: list[np.uint64]) -> list[Words]:
-    """Which lanes hold every block up to and with each position."""
-    return [np.bitwise_and.accumulate(bits & mask) for bits, mask in zip(held, masks, strict=True)]
-
-
 class _Generation:
     """One fixed-size array of places and its spill."""
 
@@ -340,12 +335,12 @@ class BlockTable:
         held = self._new.lanes(chain, words)
         if self._old is not None:
             held = [new | old for new, old in zip(held, self._old.lanes(chain, words), strict=True)]
-        masks = [np.uint64(alive >> (LANE_BITS * word) & WORD) for word in words]
-        until = _until_now(held, masks)
-        if all(bits[-1] == mask for bits, mask in zip(until, masks, strict=True)):
+        wanted = [alive >> (LANE_BITS * word) & WORD for word in words]
+        if all(int(np.bitwise_and.reduce(bits)) & lanes == lanes for bits, lanes in zip(held, wanted, strict=True)):
             return [(alive, 0)]  # held to the end, so nothing of it can be in a spill
-        if (self._new.spill or (self._old is not None and self._old.spill)) and self._add_spilled_lanes(chain, words, held):
-            until = _until_now(held, masks)
+        if self._new.spill or (self._old is not None and self._old.spill):
+            self._add_spilled_lanes(chain, words, held)
+        until = [np.bitwise_and.accumulate(bits & np.uint64(lanes)) for bits, lanes in zip(held, wanted, strict=True)]
         changes = np.zeros(len(chain) - 1, np.bool_)
         for bits in until:
             changes |= bits[1:] != bits[:-1]
@@ -354,21 +349,18 @@ class BlockTable:
             (sum(int(bits[at]) << (LANE_BITS * word) for word, bits in zip(words, until, strict=True)), at) for at in positions
         ]
 
-    def _add_spilled_lanes(self, chain: Words, words: list[int], held: list[Words]) -> bool:
-        """Of the blocks without a place, up to the first that is nowhere: what follows it is of no matter. False: none."""
+    def _add_spilled_lanes(self, chain: Words, words: list[int], held: list[Words]) -> None:
+        """Of the blocks without a place, up to the first that is nowhere: what follows it is of no matter."""
         absent = held[0] == 0
         for more in held[1:]:
             absent &= more == 0
-        added = False
         for position in absent.nonzero()[0]:
             block = int(chain[position])
             lanes = self._new.spill.get(block, 0) | (0 if self._old is None else self._old.spill.get(block, 0))
             if not lanes:
                 break
-            added = True
             for word, bits in zip(words, held, strict=True):
                 bits[position] = lanes >> (LANE_BITS * word) & WORD
-        return added
 
     def run(self, lane: int, hashes: array[int], start: int) -> int:
         """The first position at or after `start` that the lane does not hold."""
