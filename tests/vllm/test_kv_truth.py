@@ -19,7 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -74,6 +74,14 @@ def whole_words() -> list[int]:
     return [*words, tokenizer.token_to_id("<|im_end|>")]
 
 
+class Result(NamedTuple):
+    predicted: int
+    cached: int
+    worker: str
+    policy: str
+    """The fallback's is its own: it predicts nothing, where the control plane did not answer in time."""
+
+
 class Chat:
     """One conversation that grows by what the engine answered. babbles: it may write whatever its weights say."""
 
@@ -103,10 +111,9 @@ class Chat:
 
 async def converse(
     stack: RunningStack, requests: int, seed: int, at_once: int, *, think_s: float = 0.0, babbles: bool = False
-) -> list[tuple[int, int, str]]:
-    """(predicted, cached, worker) of each request."""
+) -> list[Result]:
     rng = random.Random(seed)
-    results: list[tuple[int, int, str]] = []
+    results: list[Result] = []
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         async with session.get(stack.url + "/v1/models") as reply:
@@ -122,7 +129,8 @@ async def converse(
                         answer = await reply.json()
                         assert reply.status == 200, answer
                     cached = (answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-                    results.append((int(reply.headers["x-headway-matched-tokens"]), cached, reply.headers["x-headway-worker"]))
+                    said = {name: reply.headers[f"x-headway-{name}"] for name in ("matched-tokens", "worker", "policy")}
+                    results.append(Result(int(said["matched-tokens"]), cached, said["worker"], said["policy"]))
                     chat.answered(answer["choices"][0]["message"])
                     await asyncio.sleep(think_s)  # the workload's own pause
 
@@ -130,23 +138,22 @@ async def converse(
     return results
 
 
-def told(results: list[tuple[int, int, str]]) -> str:
+def told(results: list[Result]) -> str:
     """How many were predicted to the block, and the first that were not."""
-    over = sum(predicted > cached for predicted, cached, _ in results)
-    wrong = [result for result in results if result[0] != result[1]]
-    cached = sum(cached for _, cached, _ in results)
+    over = sum(result.predicted > result.cached for result in results)
+    wrong = [result for result in results if result.predicted != result.cached]
     return (
         f"{len(results)} requests, {1 - len(wrong) / len(results):.2%} predicted to the block, {len(wrong) - over} below, "
-        f"{over} above, {cached:,} tokens cached, {dict(Counter(worker for *_, worker in results))}; "
-        f"(predicted, cached, worker): {wrong[:20]}"
+        f"{over} above, {sum(result.cached for result in results):,} tokens cached, "
+        f"{dict(Counter(result.worker for result in results))}; {[tuple(result) for result in wrong[:20]]}"
     )
 
 
 async def test_predicted_match_is_what_the_engine_found(stack: RunningStack) -> None:
     results = await converse(stack, REQUESTS, seed=1, at_once=CONVERSATIONS_AT_ONCE)
     print("\nno pause between turns:", told(results))
-    assert sum(cached for _, cached, _ in results) > 20 * len(results), "hardly anything was shared: this run proves nothing"
-    equal = sum(predicted == cached for predicted, cached, _ in results)
+    assert sum(result.cached for result in results) > 20 * len(results), "hardly anything was shared: this run proves nothing"
+    equal = sum(result.predicted == result.cached for result in results)
     assert equal >= EQUAL_MIN * len(results)
 
 
@@ -155,12 +162,12 @@ async def test_what_does_not_read_back_as_it_was_written_is_not_promised(stack: 
         stack, BABBLE_REQUESTS, seed=7, at_once=CONVERSATIONS_AT_ONCE, think_s=BABBLE_THINK_S, babbles=True
     )
     print(f"\nwhatever random weights write, {BABBLE_THINK_S * 1e3:.0f} ms between turns:", told(results))
-    assert sum(predicted > cached for predicted, cached, _ in results) <= BABBLE_OVER_MAX * len(results)
+    assert sum(result.predicted > result.cached for result in results) <= BABBLE_OVER_MAX * len(results)
 
 
 async def test_no_stale_block_is_credited_after_an_engine_was_killed(stack: RunningStack, engines: list[Engine]) -> None:
     before = await converse(stack, 40, seed=2, at_once=2)
-    assert any(actual for _, actual, _ in before)
+    assert any(result.cached for result in before)
     engines[0].kill()
     await asyncio.to_thread(
         wait_until, lambda: stack.alive_workers() == {"worker-2"}, seconds_max=15, what="worker-1 left the candidates"
@@ -171,8 +178,8 @@ async def test_no_stale_block_is_credited_after_an_engine_was_killed(stack: Runn
     stack.set_policy("weighted")  # reads prompts, and asks the restarted engine, too
     after = await converse(stack, 40, seed=2, at_once=2)
     stack.set_policy("prefix")
-    assert {worker for *_, worker in after} == {"worker-1", "worker-2"}
-    over = [result for result in after if result[0] > result[1]]
+    assert {result.worker for result in after} == {"worker-1", "worker-2"}
+    over = [result for result in after if result.predicted > result.cached]
     print(f"\n{len(after)} requests after the restart, {len(over)} credited more than was there: {json.dumps(over)}")
     assert not over
 
