@@ -174,6 +174,9 @@ _last_decoder = msgspec.json.Decoder(_Last)
 _FRAMING = re.compile(rb"\r\n[0-9a-fA-F]+(?:;[^\r\n]*)?\r\n")
 _FINAL_TYPES = frozenset(("message_stop", "response.completed", "response.incomplete"))
 _ERROR_TYPES = frozenset(("error", "response.failed"))
+READ_BYTES_MAX = 4 * 1024
+"""Of a tail, from the beginning of an event: the last events of sixteen choices."""
+_UNFINISHED = re.compile(rb'"finish_reason": ?null')
 TORN_BYTES_KEPT = 256
 """Of the beginning of an event too long to be kept: enough for its type."""
 _TYPE_AT_END = re.compile(rb'"type": ?"([\w.]+)" ?}\s*\Z')
@@ -186,6 +189,9 @@ def read_ending(tail: bytes, *, chunked: bool, torn: bytes = b"") -> Ending:
 
     JSON text holds no raw CR LF, so a line of hexadecimal digits between two of them is framing.
     """
+    cut = tail.rfind(b"\n\n", 0, max(0, len(tail) - READ_BYTES_MAX))
+    if cut >= 0:
+        tail, torn = tail[cut + 2 :], b""
     if chunked:
         tail, torn = _FRAMING.sub(b"", tail), _FRAMING.sub(b"", torn)
     ending = Ending()
@@ -194,12 +200,27 @@ def read_ending(tail: bytes, *, chunked: bool, torn: bytes = b"") -> Ending:
         _read_torn(torn, first, ending)
         first = b""
     for event in (first, *events):
+        if is_amid(event):
+            continue
         data = event_data(event)
         if data == b"[DONE]":
             ending.done = True
         elif data:
             _read_last(data, ending)
     return ending
+
+
+def is_amid(event: bytes) -> bool:
+    """Whether an event is surely one amid a stream of chat or completion chunks and says nothing of its end: told by its names
+    alone, at a tenth of what reading it costs. A quote within JSON text has a backslash before it, so text holds no such name.
+    """
+    return (
+        event.count(b'"finish_reason"') == 1
+        and _UNFINISHED.search(event) is not None
+        and b'"usage"' not in event
+        and b'"error"' not in event
+        and b'"type"' not in event
+    )
 
 
 def last_beginning(tail: bytes, cut: int, before: bytes) -> bytes:

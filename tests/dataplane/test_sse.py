@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.sse import EventReader, Says, error_code, meaning, read_ending, read_tail, read_whole
+from dataplane.sse import (
+    READ_BYTES_MAX,
+    Ending,
+    EventReader,
+    Says,
+    error_code,
+    is_amid,
+    meaning,
+    read_ending,
+    read_tail,
+    read_whole,
+)
 from tests.fakes.backend import LAST_CHUNK, chunk, delta, event, stream_bytes, stream_events, usage
 
 LINE = st.text(st.characters(exclude_characters="\r\n", exclude_categories=("Cs",)), min_size=1, max_size=20)
@@ -91,6 +102,59 @@ def test_a_dying_engines_error_event_is_seen_behind_its_done() -> None:
     ending = read_ending(event(delta("a")) + event({"error": {"code": 500}}) + event("[DONE]"), chunked=False)
     assert ending.error
     assert ending.done
+
+
+CHOICE = st.fixed_dictionaries(
+    {},
+    optional={
+        "finish_reason": st.sampled_from([None, "stop", "abort"]),
+        "delta": st.fixed_dictionaries({}, optional={"content": st.sampled_from(["a", '"finish_reason": null', "", None])}),
+        "text": LINE,
+    },
+)
+EVENT = st.fixed_dictionaries(
+    {},
+    optional={
+        "choices": st.lists(CHOICE, max_size=2),
+        "usage": st.sampled_from([None, usage(3, 1, 0)]),
+        "error": st.sampled_from([None, {"code": 500}]),
+        "type": st.sampled_from(["error", "message_stop", "ping"]),
+        "response": st.sampled_from([None, {"usage": usage(3, 1, 0)}]),
+    },
+)
+
+
+@given(EVENT, st.sampled_from([(", ", ": "), (",", ":")]))
+def test_an_event_that_is_told_to_be_amid_a_stream_says_nothing_of_its_end(
+    payload: object, separators: tuple[str, str]
+) -> None:
+    data = json.dumps(payload, separators=separators).encode()
+    if is_amid(b"data: " + data):
+        assert read_whole(data)[1] == Ending()
+
+
+def test_usual_events_are_told_and_the_last_ones_are_not() -> None:
+    assert is_amid(event(delta("word")))
+    assert is_amid(event(delta('"finish_reason": "stop"')))
+    assert not is_amid(event(delta("", finish="stop")))
+    assert not is_amid(event(delta("word") | {"usage": usage(3, 1, 0)}))
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("words", [1, 60, 400])
+def test_the_end_of_a_long_tail_is_all_that_is_read(chunked: bool, words: int) -> None:
+    events = stream_events(["word"] * words, usage_of=usage(30, words, 16))
+    tail = b"".join(map(chunk, events)) if chunked else b"".join(events)
+    assert words < 400 or len(tail) > 4 * READ_BYTES_MAX
+    ending = read_ending(tail, chunked=chunked)
+    assert (ending.done, ending.finished, ending.output_tokens) == (True, True, words)
+
+
+def test_a_last_event_longer_than_what_is_read_is_read_whole() -> None:
+    last = event({"type": "response.completed", "response": {"text": "x" * 2 * READ_BYTES_MAX, "usage": usage(3, 1, 0)}})
+    ending = read_ending(event({"type": "response.created"}) + last, chunked=False)
+    assert ending.done
+    assert ending.prompt_tokens == 3
 
 
 def test_usage_of_a_long_body_is_read_from_its_end() -> None:
