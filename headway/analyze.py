@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         samples = _chosen(read(args.data), args)
         if args.dataset is not None:
             dataset.write(samples.table, args.dataset)
+        args.out.mkdir(parents=True, exist_ok=True)
         found = findings.find(samples, name=args.name or args.data.name, seed=args.seed, tell=_tell)
         _tell("figures and report")
         written = report.write(found, args.out)

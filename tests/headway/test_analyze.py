@@ -70,8 +70,14 @@ def test_what_cannot_be_analysed_is_refused_in_one_line(data: Path, tmp_path: Pa
     assert "an analysis needs 50" in refused(data, *out, "--below", "input_tokens=30")
     assert "column of the data set" in refused(data, *out, "--where", "colour=red")
     assert "do not compare" in refused(data, *out, "--below", "worker=3")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_where_nothing_can_be_written_is_found_out_before_anything_is_computed(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "Not a directory" in refused(data, "--out", data / "below")
-    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err == ""
 
 
 # ----------------------------------------------------------------------------------------------------------------- recording
