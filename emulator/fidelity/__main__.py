@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emulator.fidelity import cpu, figures, fleet, gpu, recording
+from emulator.fidelity import compare, cpu, figures, fleet, gpu, recording
 from emulator.fidelity.recording import Recording, RecordingError
 from emulator.fidelity.report import Cpu, render
 from emulator.presets import TINY_CPU
@@ -52,20 +52,9 @@ def _fit(recorded: Recording, profiling: Path) -> None:
 
 def _report(recorded: Recording, profiling: Path, docs: Path) -> None:
     drawn = docs / "figures"
-    odd, quiet = cpu.left_out(recorded), cpu.quiet(recorded)
-    timings, speeds, calibrations = cpu.validate(recorded)
-    shipped = cpu.as_shipped(recorded)
-    about_cpu = Cpu(
-        validated=cpu.compare(recorded, timings, odd),
-        quiet=cpu.compare(recorded, timings, odd & quiet),
-        shipped=cpu.compare(recorded, shipped, quiet),
-        sensitivity=cpu.sensitivity(recorded, TINY_CPU.batching, quiet),
-        calibrations=calibrations,
-        quiet_speeds=speeds[np.unique(recorded.runs[quiet])],
-        cached_equal=float(np.mean(timings.cached_tokens == recorded.cached_tokens)),
-    )
-    figures.levels(drawn / "fidelity_cpu_levels.png", about_cpu.validated, about_cpu.quiet)
-    figures.distributions(drawn / "fidelity_cpu_distributions.png", recorded, timings, quiet, SHOWN)
+    about_cpu = _cpu(recorded)
+    figures.levels(drawn / "fidelity_cpu_levels.png", about_cpu.over_time, about_cpu.by_run)
+    figures.distributions(drawn / "fidelity_cpu_distributions.png", recorded, about_cpu.draws, SHOWN)
     about_gpu = gpu.measure(profiling)
     about_steps = gpu.steps(profiling, about_gpu.factor)
     about_fleet = fleet.measure(profiling)
@@ -74,7 +63,30 @@ def _report(recorded: Recording, profiling: Path, docs: Path) -> None:
     figures.fleet(drawn / "fidelity_fleet.png", about_fleet)
     (docs / "fidelity.md").write_text(render(about_cpu, about_gpu, about_steps, about_fleet), encoding="utf-8")
     print(
-        f"{docs / 'fidelity.md'}: {sum(level.within for level in about_cpu.validated)} of {len(about_cpu.validated)} levels met"
+        f"{docs / 'fidelity.md'}: {sum(level.within for level in about_cpu.over_time)} of {len(about_cpu.over_time)} levels met"
+    )
+
+
+def _cpu(recorded: Recording) -> Cpu:
+    everything = np.ones(len(recorded), dtype=np.bool_)
+    odd, quiet = cpu.left_out(recorded), compare.quiet(recorded)
+    found = cpu.validate(recorded)
+    shipped = [cpu.as_shipped(recorded)]
+    curve = np.mean([one.curve for one in found.calibrations], axis=0)
+    return Cpu(
+        draws=found.over_time,
+        over_time=compare.compare(recorded, found.over_time, everything),
+        by_run=compare.compare(recorded, [found.by_run], odd),
+        by_run_quiet=compare.compare(recorded, [found.by_run], odd & quiet),
+        shipped=compare.compare(recorded, shipped, quiet),
+        repeats=compare.repeats(recorded, everything),
+        repeats_quiet=compare.repeats(recorded, quiet),
+        controls=cpu.controls(recorded, curve),
+        sensitivity=cpu.sensitivity(recorded, TINY_CPU.batching, quiet),
+        calibrations=found.calibrations,
+        quiet_speeds=found.speeds[np.unique(recorded.runs[quiet])],
+        cached_equal=float(np.mean(shipped[0].cached_tokens == recorded.cached_tokens)),
+        errors=compare.errors(recorded, found.over_time),
     )
 
 

@@ -9,17 +9,18 @@ of the comparison.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from emulator.fidelity.compare import Mask, compare, levels, of_levels, quiet
 from emulator.fidelity.fit import Fit, fit
-from emulator.fidelity.machine import KNOTS_CPU, Contention, Machine, contention
+from emulator.fidelity.machine import KNOTS_CPU, Contention, Timeline, contention, rates_of, slowness
+from emulator.fidelity.pace import crossed
 from emulator.fidelity.recording import Floats, Recording
 from emulator.fidelity.replay import Timings, Undisturbed, replay
 from emulator.latency import BatchingLatency
-from emulator.presets import TINY_CPU
+from emulator.presets import TINY_CPU, Preset
 
 CONSTANTS = (
     "step_s_base",
@@ -31,16 +32,12 @@ CONSTANTS = (
     "request_s",
 )
 """The first fields of `BatchingLatency`, in their order."""
-QUIET_CPU_MAX = 0.15
-"""A run is quiet where other processes used less than this of two cores."""
 CURVE_START = (1.2, 1.5, 2.0, 3.0, 5.0)
 _FLOOR_S = 1e-3
 """Recorded gaps are those between socket reads: several tokens in one read are 0 apart."""
 _WEIGHTS = (1.0, 1.0, 0.5, 0.7)
 """Of TTFT, ITL, TPOT and prefill time in the loss."""
 ITERATIONS = 6
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,49 +52,10 @@ class Calibration:
     """Median absolute residual of log TTFT on the fitted levels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
-    """Recorded and emulated quantiles of one level. Times in seconds; ratios are emulated / recorded."""
-
-    name: str
-    requests: int
-    runs: int
-    other_cpu: float
-    recorded: tuple[float, float, float]
-    """TTFT p50, TTFT p90, ITL p50."""
-    emulated: tuple[float, float, float]
-
-    @property
-    def ratios(self) -> tuple[float, float, float]:
-        (a, b, c), (x, y, z) = self.recorded, self.emulated
-        return x / a, y / b, z / c
-
-    @property
-    def within(self) -> bool:
-        """TTFT p50 and p90 within 15 %, ITL p50 within 10 %."""
-        ttft50, ttft90, itl = (abs(ratio - 1) for ratio in self.ratios)
-        return ttft50 <= 0.15 and ttft90 <= 0.15 and itl <= 0.10
-
-
-def levels(recording: Recording) -> list[str]:
-    """In the order of kind, then of load."""
-    return sorted(set(recording.levels), key=lambda name: (name.split("_")[0], float(name.split("_")[1])))
-
-
 def halves(recording: Recording) -> tuple[frozenset[str], frozenset[str]]:
     """Every other level, and the rest."""
     names = levels(recording)
     return frozenset(names[::2]), frozenset(names[1::2])
-
-
-def of_levels(recording: Recording, names: frozenset[str]) -> Mask:
-    return np.array([level in names for level in recording.levels])
-
-
-def quiet(recording: Recording) -> Mask:
-    """Requests of quiet runs."""
-    rows: Mask = (recording.run_cpu() < QUIET_CPU_MAX)[recording.runs]
-    return rows
 
 
 def latency_of(constants: Sequence[float] | Floats) -> BatchingLatency:
@@ -109,20 +67,21 @@ def constants_of(latency: BatchingLatency) -> Floats:
     return np.array([getattr(latency, name) for name in CONSTANTS])
 
 
-def calibrate(recording: Recording, names: frozenset[str], start: BatchingLatency = TINY_CPU.batching) -> Calibration:
-    """On the levels of these names; about a minute of CPU time. The unit of speed is the median of their quiet runs."""
+def calibrate(recording: Recording, names: frozenset[str], *, iterations: int = ITERATIONS) -> Calibration:
+    """On the levels of these names, beginning at the preset; about a minute of CPU time. The unit of speed is the median of
+    their quiet runs."""
     runs = contention(recording)
     rows = of_levels(recording, names)
     count = len(CONSTANTS)
-    first = np.concatenate([constants_of(start), CURVE_START])
-    found = _fit(recording, runs, first, np.ones(recording.num_runs), rows, free=range(len(first)))
+    first = np.concatenate([constants_of(TINY_CPU.batching), CURVE_START])
+    found = _fit(recording, runs, first, np.ones(recording.num_runs), rows, range(len(first)), iterations)
     still = np.unique(recording.runs[rows & quiet(recording)])
     unit = float(np.median(found.factors[still]))
     constants = found.constants.copy()
     constants[:count] *= unit
     curve = constants[count:]
     speeds = run_speeds(recording, latency_of(constants[:count]), curve)
-    timings = replay(recording, TINY_CPU, latency_of(constants[:count]), Machine(runs, speeds, curve))
+    timings = replay(recording, TINY_CPU, latency_of(constants[:count]), _steady(runs, speeds, curve))
     residuals = np.log(timings.ttft_s / recording.ttft_s)[rows]
     return Calibration(latency_of(constants[:count]), curve, speeds, names, float(np.median(np.abs(residuals))))
 
@@ -132,20 +91,30 @@ def run_speeds(recording: Recording, latency: BatchingLatency, curve: Floats) ->
     constants = np.concatenate([constants_of(latency), curve])
     even = np.arange(len(recording)) % 2 == 1
     ones = np.ones(recording.num_runs)
-    return _fit(recording, contention(recording), constants, ones, even, free=()).factors
+    return _fit(recording, contention(recording), constants, ones, even, (), ITERATIONS).factors
 
 
 def _fit(
-    recording: Recording, runs: list[Contention], constants: Floats, speeds: Floats, rows: Mask, free: Sequence[int]
+    recording: Recording,
+    runs: list[Contention],
+    constants: Floats,
+    speeds: Floats,
+    rows: Mask,
+    free: Sequence[int],
+    iterations: int,
 ) -> Fit:
     recorded = _logs(recording)
     count = len(CONSTANTS)
 
     def residuals(x: Floats, v: Floats) -> Floats:
-        timings = replay(recording, TINY_CPU, latency_of(x[:count]), Machine(runs, v, x[count:]))
+        timings = replay(recording, TINY_CPU, latency_of(x[:count]), _steady(runs, v, x[count:]))
         return np.array(_WEIGHTS)[:, None] * np.nan_to_num(_logs(timings) - recorded)
 
-    return fit(residuals, constants, speeds, recording.runs, rows, free=free, iterations=ITERATIONS)
+    return fit(residuals, constants, speeds, recording.runs, rows, free=free, iterations=iterations)
+
+
+def _steady(runs: list[Contention], speeds: Floats, curve: Floats) -> Timeline:
+    return slowness(runs, rates_of(runs, speeds, curve))
 
 
 def _logs(timings: Recording | Timings) -> Floats:
@@ -165,44 +134,70 @@ def left_out(recording: Recording) -> Mask:
     return rows
 
 
-def validate(recording: Recording) -> tuple[Timings, Floats, list[Calibration]]:
-    """Every level as the constants of the other half of the levels say; the runs' speeds; both calibrations."""
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Every level as the constants of the other half of the levels say."""
+
+    over_time: list[Timings]
+    """On a machine whose speed over time the other half of the requests told; several draws."""
+    by_run: Timings
+    """On a machine with contention and one speed a run, from the requests with even numbers."""
+    speeds: Floats
+    calibrations: list[Calibration]
+
+
+def validate(recording: Recording) -> Validation:
+    """A few minutes of CPU time."""
     halves_of = halves(recording)
     found = [calibrate(recording, half) for half in halves_of]
-    pairs = [replay(recording, TINY_CPU, c.latency, Machine(contention(recording), c.speeds, c.curve)) for c in found]
-    # Levels of the first half come from the constants of the second.
-    first = of_levels(recording, halves_of[0])
-    merged = Timings(
-        *(np.where(first, getattr(pairs[1], name), getattr(pairs[0], name)) for name in Timings.__dataclass_fields__)
+    others = [of_levels(recording, half) for half in reversed(halves_of)]
+    by_run = [replay(recording, TINY_CPU, c.latency, _steady(contention(recording), c.speeds, c.curve)) for c in found]
+    over_time = [crossed(recording.only(rows), one.latency, one.curve) for one, rows in zip(found, others, strict=True)]
+    runs = np.unique(recording.runs[others[1]])
+    return Validation(
+        over_time=[_merge(others, pair) for pair in zip(*over_time, strict=True)],
+        by_run=_merge(others, [_only(timings, rows) for timings, rows in zip(by_run, others, strict=True)]),
+        speeds=np.where(np.isin(np.arange(recording.num_runs), runs), found[1].speeds, found[0].speeds),
+        calibrations=found,
     )
-    runs_of_first = np.unique(recording.runs[first])
-    speeds = np.where(np.isin(np.arange(recording.num_runs), runs_of_first), found[1].speeds, found[0].speeds)
-    return merged, speeds, found
 
 
-def compare(recording: Recording, timings: Timings, rows: Mask) -> list[Level]:
-    """Levels that have such rows."""
-    names = np.array(recording.levels)
-    found = []
-    for name in levels(recording):
-        here = rows & (names == name)
-        if here.any():
-            found.append(
-                Level(
-                    name=name,
-                    requests=int(here.sum()),
-                    runs=len(np.unique(recording.runs[here])),
-                    other_cpu=float(recording.other_cpu[here].mean()),
-                    recorded=_quantiles(recording, here),
-                    emulated=_quantiles(timings, here),
-                )
-            )
-    return found
+def _only(timings: Timings, rows: Mask) -> Timings:
+    return Timings(*(getattr(timings, name)[rows] for name in Timings.__dataclass_fields__))
 
 
-def _quantiles(timings: Recording | Timings, rows: Mask) -> tuple[float, float, float]:
-    ttft50, ttft90 = np.quantile(timings.ttft_s[rows], (0.5, 0.9))
-    return float(ttft50), float(ttft90), float(np.nanmedian(timings.itl_s[rows]))
+def _merge(rows: Sequence[Mask], parts: Sequence[Timings]) -> Timings:
+    """Parts are of these rows, which have no row in common and leave none out."""
+    columns = []
+    for name in Timings.__dataclass_fields__:
+        column = np.empty(len(rows[0]), getattr(parts[0], name).dtype)
+        for here, part in zip(rows, parts, strict=True):
+            column[here] = getattr(part, name)
+        columns.append(column)
+    return Timings(*columns)
+
+
+def controls(recording: Recording, curve: Floats) -> dict[str, int]:
+    """How many levels engines meet that are wrong in one respect, each given the machine's speed over time as the right one
+    is. A few minutes of CPU time."""
+    right = TINY_CPU.batching
+    wrong: dict[str, tuple[Preset, BatchingLatency]] = {
+        "none (the preset)": (TINY_CPU, right),
+        "prefill a third cheaper": (TINY_CPU, replace(right, prefill_s_per_token=right.prefill_s_per_token * 2 / 3)),
+        "decoding a third dearer": (TINY_CPU, replace(right, step_s_base=right.step_s_base * 4 / 3)),
+        "context costs nothing to decode": (TINY_CPU, replace(right, context_s_per_token=0.0)),
+        "16 seats, not 8": (replace(TINY_CPU, max_num_seqs=16), right),
+        "no chunks: prompts of up to 4,096 tokens in one step": (replace(TINY_CPU, max_num_batched_tokens=4_096), right),
+        "chunks of 256": (replace(TINY_CPU, max_num_batched_tokens=256), right),
+        "a prefix cache of 140 blocks, not 700": (replace(TINY_CPU, num_blocks=140), right),
+    }
+    everything: Mask = np.ones(len(recording), dtype=np.bool_)
+    return {
+        what: sum(
+            level.within for level in compare(recording, crossed(recording, latency, curve, preset=preset, draws=1), everything)
+        )
+        for what, (preset, latency) in wrong.items()
+    }
 
 
 def sensitivity(recording: Recording, latency: BatchingLatency, rows: Mask, change: float = 0.05) -> dict[str, float]:
@@ -211,7 +206,7 @@ def sensitivity(recording: Recording, latency: BatchingLatency, rows: Mask, chan
         replay(recording, TINY_CPU, latency_of(constants_of(latency) * factor), Undisturbed())
         for factor in (1 + change, 1 - change)
     )
-    pairs = zip(compare(recording, slow, rows), compare(recording, fast, rows), strict=True)
+    pairs = zip(compare(recording, [slow], rows), compare(recording, [fast], rows), strict=True)
     span = float(np.log((1 + change) / (1 - change)))
     return {high.name: float(np.log(high.emulated[0] / low.emulated[0]) / span) for high, low in pairs}
 

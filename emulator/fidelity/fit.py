@@ -67,7 +67,8 @@ def fit(
         normal[tail, tail] += 2 * prior
         target[tail] -= 2 * prior * np.log(factors[used])
         for _ in range(_TRIES):
-            damped = normal + damping * _DAMPING * np.diag(np.diag(normal))
+            # Constants that these rows know nothing of stay where they are.
+            damped = normal + damping * _DAMPING * np.diag(np.maximum(np.diag(normal), _DAMPING))
             step = np.clip(np.linalg.solve(damped, target), -_STEP_MAX, _STEP_MAX)
             next_constants, next_factors = constants.copy(), factors.copy()
             next_constants[list(free)] *= np.exp(step[: len(free)])

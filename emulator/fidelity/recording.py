@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,16 @@ class Recording:
     @property
     def num_runs(self) -> int:
         return int(self.runs.max()) + 1
+
+    def only(self, rows: npt.NDArray[np.bool_]) -> Recording:
+        """These requests; runs are numbered anew."""
+        kept = np.flatnonzero(rows).tolist()
+        columns: dict[str, Any] = {
+            name: [column[index] for index in kept] if isinstance(column, list) else column[kept]
+            for name, column in ((name, getattr(self, name)) for name in Recording.__dataclass_fields__)
+        }
+        columns["runs"] = np.unique(columns["runs"], return_inverse=True)[1]
+        return Recording(**columns)
 
     def run_cpu(self) -> Floats:
         """Mean `other_cpu` of each run's requests."""
