@@ -31,7 +31,7 @@ FEATURES: tuple[str, ...] = (
     "cache_tokens",  # KV capacity of the endpoint
     "seats",  # requests it computes at once at most, as its agent says, or as was seen while others waited; 0 until known
     "hold_s",  # from first token to end, lately: how long a request keeps its seat; 0 until known
-    "step_s",  # of one decode step now, by the engine's count of tokens; 0 until known
+    "step_s",  # of one decode step at its quickest lately, by the engine's count of tokens; 0 until known
     "seat_due_s",  # until so many answers have ended, by their bounds, that this request has a seat; 0 where one is free
 )
 

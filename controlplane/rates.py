@@ -11,8 +11,9 @@ WEIGHT = 0.1
 """Of the newest sample. Twenty requests after a change of speed the mean has moved by 88 % of it."""
 HOLD_WEIGHT = 0.03
 """Of the newest hold: answers differ in length far more than anything else here."""
-STEP_WEIGHT = 0.3
-"""Of the newest report's step, ten a second."""
+STEP_QUICKER = 0.2
+STEP_SLOWER = 0.01
+"""Of the newest report's step, ten a second: what is followed is a step without prefill, whose time is counted apart."""
 PREFILL_KEPT = 0.97
 """Of the sums of prefill tokens and times, with each first byte: 23 requests halve what was before."""
 PREFILL_TOKENS_MIN = 64
@@ -101,7 +102,8 @@ class StepClock:
             steps = (tokens - self._tokens) / answers
             self._steps += steps
             step_s = passed_s / steps
-            self.step_s += (STEP_WEIGHT if self.step_s else 1.0) * (step_s - self.step_s)
+            weight = STEP_QUICKER if step_s < self.step_s else STEP_SLOWER
+            self.step_s += (weight if self.step_s else 1.0) * (step_s - self.step_s)
         if passed_s > 0:
             self._at, self._tokens, self._running = at, tokens, running
 

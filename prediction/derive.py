@@ -27,7 +27,7 @@ EXTRA: tuple[str, ...] = (
     "own_s",  # this prompt's own, at that speed
     "spent_s",  # of queue_s, how much the endpoint has been at it already
     "seat_s",  # until a seat is free for it, where all are taken: the ends that must come first
-    "todo_s",  # the longer of queue_s - spent_s and seat_s, and own_s
+    "todo_s",  # queue_s - spent_s + seat_s + own_s
     "own_pairs",  # pairs of an uncached token of this prompt and a token before it
     "mean_pairs",  # attention pairs a token, of the queue and this prompt
     "decoding",  # requests there beyond their first token
@@ -61,7 +61,7 @@ def inputs(rows: Floats) -> Floats:
     extra[:, 1] = own_s
     extra[:, 2] = spent_s
     extra[:, 3] = seat_s = _seat_s(rows)
-    extra[:, 4] = np.maximum(queue_s - spent_s, seat_s) + own_s
+    extra[:, 4] = queue_s - spent_s + seat_s + own_s
     extra[:, 5] = own_pairs
     extra[:, 6] = (rows[:, _PAIRS] + own_pairs) / np.maximum(prefill + uncached, 1.0)
     extra[:, 7] = rows[:, _ACTIVE] - rows[:, _QUEUED]

@@ -58,8 +58,15 @@ def test_decode_steps_are_counted_by_the_engines_tokens() -> None:
     assert clock.at(110.1) - start == pytest.approx(505)  # between two reports it goes on at its pace
     clock.reported(5_050, 0, 110.1)
     assert clock.at(120.0) - start == pytest.approx(510)  # nobody is running: no steps
-    clock.reported(0, 0, 120.0)
-    assert clock.step_s == pytest.approx(0.02, rel=0.4)
+
+
+def test_the_step_that_is_followed_is_one_without_prefill() -> None:
+    clock = StepClock()
+    at, tokens = 1.0, 1
+    for report_ in range(300):  # every third interval, prompts are computed and answers stand still
+        at, tokens = at + 0.1, tokens + (10 if report_ % 3 == 0 else 100)
+        clock.reported(tokens, 10, at)
+    assert clock.step_s == pytest.approx(0.01, rel=0.2)
 
 
 def test_where_all_seats_are_taken_the_end_that_frees_one_is_foreseen() -> None:
