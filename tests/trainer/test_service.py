@@ -205,6 +205,8 @@ async def test_a_model_promoted_by_itself_that_goes_bad_is_rolled_back_by_itself
 
             await until("it is taken out of service when the fleet is as it was", back)
             listed = await stub.ListModels(trainer_pb2.ListModelsRequest())
+            notes = {model.model_id: model.note for model in listed.models}
+            assert (notes[usual], notes[slow]) == ("first", "drift")
             happened = [(event.what, event.model_id) for event in listed.history]
             assert ("promoted", usual) in happened
             assert happened.index(("promoted", slow)) < happened.index(("rolled back", slow))
@@ -238,6 +240,8 @@ async def test_poison_in_a_stream_that_was_good_promotes_nothing(short_dir: Path
             await until("three more models were trained on it", judged)
             listed = await stub.ListModels(trainer_pb2.ListModelsRequest())
             assert [event.model_id for event in listed.history if event.what == "promoted"] == [good]
+            assert {model.note for model in listed.models} <= {"first", "schedule", "drift"}
+            assert sum(model.note in ("schedule", "drift") for model in listed.models) >= 3
 
 
 async def test_poisoned_outcomes_never_make_a_model_that_serves(short_dir: Path, redis_url: str) -> None:
