@@ -297,7 +297,7 @@ _HEX = frozenset(b"0123456789abcdefABCDEF")
 def _chunk_size(line: bytes) -> int:
     """line: with its CR. FramingError: not a hexadecimal number of at most 16 digits."""
     digits = line[:-1]
-    if b";" in digits:
+    if digits.find(b";") >= 0:
         digits = digits.split(b";", 1)[0].rstrip(b" \t")
     if not 0 < len(digits) <= 16 or not _HEX.issuperset(digits):
         raise FramingError(f"chunk size {line[:20]!r}")

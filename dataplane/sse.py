@@ -42,7 +42,7 @@ class EventReader:
     def feed(self, data: bytes) -> list[bytes]:
         """The data of the events that are now complete."""
         buffer = self._buffer + data
-        if b"\r" in buffer:
+        if buffer.find(b"\r") >= 0:
             keep = b"\r" if buffer.endswith(b"\r") else b""  # may be half of a CRLF
             buffer = buffer[: len(buffer) - len(keep)].replace(b"\r\n", b"\n") + keep
         *events, self._buffer = buffer.split(b"\n\n")
@@ -51,7 +51,7 @@ class EventReader:
 
 def event_data(event: bytes) -> bytes:
     """The data lines of one event, joined by LF."""
-    if event.startswith(b"data:") and b"\n" not in event:
+    if event.startswith(b"data:") and event.find(b"\n") < 0:
         return event[5:].lstrip(b" ")
     return b"\n".join(line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
 
@@ -217,9 +217,9 @@ def is_amid(event: bytes) -> bool:
     return (
         event.count(b'"finish_reason"') == 1
         and _UNFINISHED.search(event) is not None
-        and b'"usage"' not in event
-        and b'"error"' not in event
-        and b'"type"' not in event
+        and event.find(b'"usage"') < 0  # not `in`: it takes bytes for a number first, and words an error
+        and event.find(b'"error"') < 0
+        and event.find(b'"type"') < 0
     )
 
 
