@@ -34,6 +34,8 @@ WITHIN_S = 60.0
 WITHIN_SHARE = 0.15
 WINDOW_S = 20.0
 STEP_S = 5.0
+SHOWN_BEFORE_S = 30.0
+"""Of the time before the slowdown; earlier, the oracle's fleet is still unknown to its router."""
 TEACHING_SEED = 1_000_003
 """Added to a seed: models are taught by other arrivals than they are judged by."""
 
@@ -54,7 +56,7 @@ class Slowdown:
     preset: str = "tiny-cpu"
     rate: float = 18.0
     capacity: float = 36.0
-    at_s: float = 60.0
+    at_s: float = 90.0
     after_s: float = 180.0
     teach_s: float = 80.0
     teach_ramps: int = 3
@@ -103,8 +105,8 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """ratio: p90 of the live policy over the oracle's, over all requests from WITHIN_S on; back_after_s: when the sliding
-    ratio was last above 1 + WITHIN_SHARE within the first WITHIN_S and after, None: never above."""
+    """p90 by curve: before_s just before the slowdown, first_s within WITHIN_S of it, settled_s from there on. ratio: settled,
+    the live policy's over the oracle's; plain_ratio: lmetric's over it; unserved: requests that did not end well."""
 
     seeds: list[int]
     points: list[Point]
@@ -164,13 +166,13 @@ def judged(experiment: Slowdown, seeds: Sequence[int], curves: Mapping[str, Sequ
     def p90(begin_s: float, end_s: float) -> dict[str, float]:
         return {name: _p90(found, begin_s, end_s) for name, found in pairs.items()}
 
-    middles = np.arange(-experiment.at_s + WINDOW_S / 2, experiment.after_s - WINDOW_S / 2 + 1e-9, STEP_S)
+    middles = np.arange(-min(experiment.at_s - WINDOW_S / 2, SHOWN_BEFORE_S), experiment.after_s - WINDOW_S / 2 + 1e-9, STEP_S)
     points = [Point(float(at_s), p90(at_s - WINDOW_S / 2, at_s + WINDOW_S / 2)) for at_s in middles]
     settled = p90(WITHIN_S, experiment.after_s)
     return Outcome(
         seeds=list(seeds),
         points=points,
-        before_s=p90(-experiment.at_s / 2, 0.0),
+        before_s=p90(-min(experiment.at_s, SHOWN_BEFORE_S), 0.0),
         first_s=p90(0.0, WITHIN_S),
         settled_s=settled,
         ratio=settled[LIVE] / settled[ORACLE],
