@@ -39,6 +39,8 @@ from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot, Lane
 from controlplane.thinning import Thinning
 
+_COMPLETE = End.COMPLETE  # a member is looked up in its class each time, at the price of a call
+
 HUNG_AFTER_S = 20.0
 """Active requests there, reports that say READY, and neither a token nor an end for this long: a hung engine."""
 
@@ -421,7 +423,7 @@ class Director:
         self._learn(endpoint, reservation.decision, ended, now)
         if reservation.decision is not None and reservation.decision.last_block:
             self._note_answer(endpoint, reservation.decision, ended, now)
-        if ended.end != End.COMPLETE or self.thinning.takes(now):
+        if ended.end != _COMPLETE or self.thinning.takes(now):
             at = reservation.reserved_at + self._unix_offset_s
             self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
         return True
@@ -434,10 +436,10 @@ class Director:
             endpoint.failures += 1
         self._count_end(endpoint.worker, ended.end)
         endpoint.rates.gap(ended.itl_s)
-        if ended.ttft_s > 0 and ended.end == End.COMPLETE:
+        if ended.ttft_s > 0 and ended.end == _COMPLETE:
             bound = 0 if decision is None else decision.candidate.max_tokens
             endpoint.rates.held(ended.e2e_s - ended.ttft_s, tokens=ended.output_tokens, max_tokens=bound)
-        if decision is None or not decision.checkable or ended.end != End.COMPLETE or ended.cached_tokens < 0:
+        if decision is None or not decision.checkable or ended.end != _COMPLETE or ended.cached_tokens < 0:
             return
         if decision.claimed_tokens:
             self._index.claim_judged(came_true=ended.cached_tokens >= decision.claimed_tokens)
@@ -447,7 +449,7 @@ class Director:
 
     def _note_answer(self, endpoint: Endpoint | None, decision: Decision, ended: Ended, now: float) -> None:
         """What the engine now holds of the answer, before it says so: all but the last token, which it never computed."""
-        if endpoint is None or ended.end != End.COMPLETE:
+        if endpoint is None or ended.end != _COMPLETE:
             return
         prompt, size = decision.request.input_tokens, endpoint.record.block_size
         if ended.prompt_tokens in (-1, prompt):
