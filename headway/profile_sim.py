@@ -1,7 +1,8 @@
 """A fleet in virtual time, to be profiled as a running one is: the same cores, a thousand times faster, from one seed.
 
 Each step is a simulation of its own: caches are cold and nothing is known of the workers, so WARM_UP requests a worker go
-ahead, slowly, and are no rows. The router has no bound on a worker's requests: the tail of an overload is wanted, too.
+ahead, slowly, and are no rows. They begin as the step's own requests do, where those share beginnings, and end otherwise. The
+router has no bound on a worker's requests: the tail of an overload is wanted, too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from headway.errors import UsageError
 from loadgen import arrivals
 from loadgen.profile import Result
 from loadgen.profile_rows import Gauges, Played
-from loadgen.rows import Row
+from loadgen.rows import NAMESPACE_BITS, Blocks, Messages, Row
 from loadgen.sweep import Step
 from loadgen.workload import Shape
 from runtime import rng
@@ -34,6 +35,8 @@ from simulation.world import WARM_UP_S, Setup, Simulation
 
 POLICY_DEFAULT = "lmetric"
 WARM_UP = 6
+WARM_UP_NAMESPACE = 1 << 20
+"""Of block ids; below are those of the rows."""
 WARM_UP_SHARE = 0.25
 """Of the step's rate."""
 SLOT_S = 3_600.0
@@ -78,7 +81,10 @@ class SimulatedFleet:
         shape = Shape(model=preset.model)
         warm_up = min(WARM_UP * self.workers, len(rows)) if step.index >= 0 else 0
         arriving, _ = jobs(
-            [*rows[:warm_up], *rows], iter(self._times(step, warm_up, len(rows))), shape, model_len_max=preset.max_model_len
+            [*map(_other, rows[:warm_up], range(warm_up)), *rows],
+            iter(self._times(step, warm_up, len(rows))),
+            shape,
+            model_len_max=preset.max_model_len,
         )
         outcomes: list[Outcome] = []
         simulation = _Listened(self._setup(step, arriving, shape, Parts(profiles=_unbounded, outcome=outcomes.append)))
@@ -133,6 +139,16 @@ class SimulatedFleet:
 
     def _at(self, unix_s: float, step: Step) -> float:
         return unix_s - UNIX_OFFSET_S + self._started_at + max(0, step.index) * SLOT_S
+
+
+def _other(row: Row, number: int) -> Row:
+    """As long as `row`, with its shared beginning where it has one, and an end that no row has. Messages differ at once."""
+    prompt = row.prompt
+    if not isinstance(prompt, Blocks):
+        return Row(row.at_s, Messages([{"role": "user", "content": f"Warm-up {number}."}, *prompt.items]), row.output_tokens)
+    own = (WARM_UP_NAMESPACE + number) << NAMESPACE_BITS
+    ids = (*prompt.ids[:-1], range(own, own + len(prompt.ids[-1])))
+    return Row(row.at_s, Blocks(prompt.tokens, ids, prompt.block_tokens), row.output_tokens)
 
 
 _unbounded = functools.partial(profiles.build, active_max=ACTIVE_MAX)

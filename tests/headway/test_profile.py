@@ -228,3 +228,12 @@ def test_the_same_seed_gives_the_same_rows(finished: Path, tmp_path: Path) -> No
             assert np.allclose(ours[name].to_numpy(), theirs[name].to_numpy(), rtol=1e-4, atol=1e-5, equal_nan=True), name
         else:
             assert ours[name].equals(theirs[name]), name
+
+
+def test_nothing_that_went_ahead_to_warm_a_step_up_is_found_in_a_cache(tmp_path: Path) -> None:
+    few = ("--rates", "2", "--mixes", ">1024", "--overlaps", "0", "--outputs", "short", "--rows", 24, "--step-s", 1)
+    assert profile(*SMALL, *few, "--run-dir", tmp_path / "p") == 0
+    table = pq.read_table(tmp_path / "p" / "data.parquet").to_pandas()
+    assert len(table) == 24
+    assert (table.matched_tokens == 0).all(), "no two prompts share anything"
+    assert (table.cached_tokens == 0).all()
