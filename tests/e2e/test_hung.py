@@ -1,0 +1,110 @@
+"""An engine that accepts requests, says that it is well, and never answers: callers are served elsewhere, operators see it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from tests.e2e.stack import RunningStack, running_stack, wait_until
+from tests.e2e.test_rolling import no_reservations, status_of
+from tests.e2e.test_survival import RECOVERY_S_MAX, until
+
+REQUESTS = 16
+SETTINGS = {
+    "HEADWAY_CONTROLPLANE_HUNG_AFTER_S": "3",
+    "HEADWAY_DATAPLANE_STUCK_AFTER_S": "2",
+    "HEADWAY_DATAPLANE_RETRY_PER_S": "10",
+}
+
+
+@pytest.fixture(scope="module")
+def moody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    arguments = ("--speed", "4", "--engine-faults", "--no-trainer", "--policy", "round_robin")
+    with running_stack(tmp_path_factory.mktemp("home"), *arguments, workers=2, environment=SETTINGS) as running:
+        yield running
+
+
+def engine_of(stack: RunningStack, number: int) -> str:
+    port = urlsplit(stack.url).port
+    assert port is not None
+    return f"http://127.0.0.1:{port + 2 + number}"
+
+
+def order(stack: RunningStack, **fault: object) -> None:
+    """To the engine of worker-1."""
+    url = engine_of(stack, 1) + "/emulator/faults"
+    request = urllib.request.Request(url, json.dumps(fault).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10):
+        pass
+
+
+def shown(stack: RunningStack) -> str:
+    """`headway workers`, as an operator types it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "headway", "workers"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "HEADWAY_HOME": str(stack.home), "COLUMNS": "250"},
+    )
+    return done.stdout
+
+
+async def ask(session: aiohttp.ClientSession, stack: RunningStack, model: str, number: int) -> tuple[int, str, str]:
+    """Status, worker, attempts."""
+    body = {"model": model, "prompt": f"question {number}", "max_tokens": 4, "stream": bool(number % 2)}
+    async with session.post(stack.url + "/v1/completions", json=body) as reply:
+        await reply.read()
+        return reply.status, reply.headers["x-headway-worker"], reply.headers["x-headway-attempts"]
+
+
+@pytest.mark.slow
+async def test_requests_at_a_hung_engine_are_answered_elsewhere_and_it_comes_back(moody: RunningStack) -> None:
+    timeout = aiohttp.ClientTimeout(total=RECOVERY_S_MAX)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with session.get(moody.url + "/v1/models") as reply:
+            model = (await reply.json())["data"][0]["id"]
+        await asyncio.to_thread(order, moody, kind="hang")
+        try:
+            ends = await asyncio.gather(*(ask(session, moody, model, number) for number in range(REQUESTS)))
+            assert {end[:2] for end in ends} == {(200, "worker-2")}, ends
+            assert any(end[2] == "2" for end in ends), "none was sent to the hung one"
+            table = await asyncio.to_thread(shown, moody)
+            assert "worker-1: breaker" in table
+            assert "hung" in table or "TIMED_OUT" in table, table
+            later = [await ask(session, moody, model, REQUESTS + number) for number in range(4)]
+            assert {end[0] for end in later} == {200}, later
+        finally:
+            await asyncio.to_thread(order, moody, kind="clear")
+
+        async def served() -> str:
+            return (await ask(session, moody, model, 0))[1]
+
+        async with asyncio.timeout(RECOVERY_S_MAX):
+            while await served() != "worker-1":  # noqa: ASYNC110 - a probe, some time
+                await asyncio.sleep(0.2)
+    await until(lambda: no_reservations(moody), seconds_max=15, what="no reservation left")
+
+
+@pytest.mark.slow
+def test_an_engine_that_answers_nobody_has_an_alarm_within_seconds(moody: RunningStack) -> None:
+    pid = moody.child_pids()["engine@" + engine_of(moody, 1).rpartition(":")[2]][0]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        alarm = wait_until(lambda: status_of(moody, "worker-1").alarm, seconds_max=15, what="an alarm")
+        assert "has not answered its agent" in alarm
+        assert alarm in shown(moody) or "has not answered" in shown(moody)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not status_of(moody, "worker-1").alarm, seconds_max=RECOVERY_S_MAX, what="the alarm is gone")
