@@ -20,8 +20,10 @@ from contract.routing import Answer, Refusal
 from dataplane import errors, headers, preparing
 from dataplane.attempt import END_NAMES, Attempt
 from dataplane.errors import ApiError
+from dataplane.gateway import Client, Gateway
 from dataplane.hedge import Rival
-from dataplane.http1 import FramingError
+from dataplane.http1 import FramingError, Request
+from dataplane.limits import Permit
 from dataplane.placing import place
 from dataplane.prompts import Prompt
 from dataplane.relay import Phase, Relay
@@ -50,14 +52,25 @@ _BY_CONTROL = ("control",)
 class Exchange(Served):
     """One request of one client, from its body to its outcome."""
 
-    # Most requests never set these: as class attributes they cost a request nothing.
-    _state = _PREPARING
-    _question_id = 0
-    _attempt: Attempt | None = None  # the one under way
-    _rival: Rival | None = None
-    _tried: tuple[str, ...] = ()
-    _failure: ApiError | None = None  # of the last attempt
-    _spare: Relay | None = None  # the last attempt's response, where it was complete
+    __slots__ = (
+        "_attempt",
+        "_failure",
+        "_question_id",
+        "_rival",
+        "_spare",
+        "_state",
+        "_tried",
+    )
+
+    def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
+        super().__init__(gateway, client, request, permit)
+        self._state = _PREPARING
+        self._question_id = 0
+        self._attempt: Attempt | None = None  # the one under way
+        self._rival: Rival | None = None
+        self._tried: tuple[str, ...] = ()
+        self._failure: ApiError | None = None  # of the last attempt
+        self._spare: Relay | None = None  # the last attempt's response, where it was complete
 
     # --- PREPARING ---
 

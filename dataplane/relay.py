@@ -52,7 +52,8 @@ class Verdict:
 
 _UNKNOWN = Ending()
 """Of a response that has not ended; never written to."""
-_GOOD = Verdict(End.COMPLETE, False)
+_COMPLETE = End.COMPLETE
+_GOOD = Verdict(_COMPLETE, False)
 _STATUS = {
     408: Verdict(End.TIMED_OUT, True),
     429: Verdict(End.BACK_PRESSURE, True),
@@ -69,32 +70,56 @@ def _verdict_of_status(status: int) -> Verdict:
 class Relay:
     """One response. hold_bytes_max: how much is held back at most; dechunk: for HTTP/1.0 clients."""
 
-    # What most responses never set: as class attributes these cost a response nothing.
-    phase = _HEAD
-    head: ResponseHead | None = None
-    is_stream = False
-    ready = False  # HELD long enough: ask `verdict`, then `release`
-    first = _NOTHING
-    trailing = False  # bytes after the message: the connection must not be used again
-    cut_short = False  # a stream that ended as HTTP but not as an event stream
-    error_event = b""
-    chunks: ChunkedReader | None = None
-    remaining = -1
-    _message_end = 0
-    _buffer = b""
-    _held_bytes = 0
-    _events: EventReader | None = None
-    _carry = b""
-    _tail_bytes = 0
-    _torn = b""  # the beginning of the event that spans the tail's beginning
+    __slots__ = (
+        "_buffer",
+        "_carry",
+        "_dechunk",
+        "_events",
+        "_held",
+        "_held_bytes",
+        "_hold_bytes_max",
+        "_message_end",
+        "_must_end_with_done",
+        "_tail",
+        "_tail_bytes",
+        "_torn",
+        "chunks",
+        "cut_short",
+        "ending",
+        "error_event",
+        "first",
+        "head",
+        "is_stream",
+        "phase",
+        "ready",
+        "remaining",
+        "trailing",
+    )
 
     def __init__(self, *, hold_bytes_max: int, dechunk: bool = False, must_end_with_done: bool = False) -> None:
         self._hold_bytes_max = hold_bytes_max
         self._dechunk = dechunk
         self._must_end_with_done = must_end_with_done
+        self.phase = _HEAD
+        self.head: ResponseHead | None = None
+        self.is_stream = False
+        self.ready = False  # HELD long enough: ask `verdict`, then `release`
+        self.first = _NOTHING
         self.ending = _UNKNOWN
+        self.trailing = False  # bytes after the message: the connection must not be used again
+        self.cut_short = False  # a stream that ended as HTTP but not as an event stream
+        self.error_event = b""
+        self.chunks: ChunkedReader | None = None
+        self.remaining = -1
+        self._message_end = 0
+        self._buffer = b""
         self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._events: EventReader | None = None
+        self._carry = b""
         self._tail: list[bytes] = []
+        self._tail_bytes = 0
+        self._torn = b""  # the beginning of the event that spans the tail's beginning
 
     @property
     def begun(self) -> bool:
@@ -195,11 +220,11 @@ class Relay:
     def final(self) -> End:
         """How a response that was passed on to its end went."""
         end = self.verdict().end
-        if end is not End.COMPLETE:
+        if end is not _COMPLETE:
             return end
         if self.ending.error or self.cut_short:
             return End.ENGINE_ERROR
-        return End.ENGINE_ABORTED if self.ending.aborted else End.COMPLETE
+        return End.ENGINE_ABORTED if self.ending.aborted else _COMPLETE
 
     # --- HEAD ---
 

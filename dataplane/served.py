@@ -12,24 +12,35 @@ from dataplane.gateway import Client, Gateway
 from dataplane.http1 import Request, forward_head, reply
 from dataplane.limits import Permit
 from dataplane.openai import DONE_PATHS, Ask, path_label
-from dataplane.prompts import PREDICTING, UNREAD, Prompt
+from dataplane.prompts import PREDICTING, UNREAD
 from dataplane.relay import Relay
 from dataplane.upstream import UpstreamConnection
 
 _JOIN_BYTES_MAX = 64 * 1024
+_NOT_READ = Ask("")
 
 
 class Served:
     """One request of one client."""
 
-    # Most requests never set these: as class attributes they cost a request nothing.
-    _ask = Ask("")
-    _prompt: Prompt = UNREAD
-    _shown: Answer | None = None  # where the last attempt went, for the response headers
-    _closes = False  # the client was told that the connection ends with this response
-    _attempts = 0
-    _excluded: tuple[int, ...] = ()
-    _relay: Relay | None = None  # of the attempt that is the answer
+    __slots__ = (
+        "_ask",
+        "_attempts",
+        "_client",
+        "_closes",
+        "_excluded",
+        "_gateway",
+        "_now",
+        "_permit",
+        "_prompt",
+        "_relay",
+        "_request",
+        "_request_id",
+        "_request_name",
+        "_shown",
+        "_started_at",
+        "_traceparent",
+    )
 
     def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
         self._gateway = gateway
@@ -38,6 +49,13 @@ class Served:
         self._permit = permit
         self._now = gateway.clock.now
         self._started_at = self._now()
+        self._ask = _NOT_READ
+        self._prompt = UNREAD
+        self._shown: Answer | None = None  # where the last attempt went, for the response headers
+        self._closes = False  # the client was told that the connection ends with this response
+        self._attempts = 0
+        self._excluded: tuple[int, ...] = ()
+        self._relay: Relay | None = None  # of the attempt that is the answer
         named = gateway.ids.next()
         if request.forwarded is not None:  # its head is known to hold neither id
             self._request_id = named
