@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from contract import keyspace
+from contract import keyspace, outcome
 from prediction import bundle, dataset, predictor
-from proto import trainer_pb2
+from proto import fleet_pb2_grpc, routing_pb2, routing_pb2_grpc, trainer_pb2
+from tests.controlplane.parts import MODEL
+from tests.controlplane.test_process import Agent, dialled, listed, started
 from tests.trainer.doomed import STEPS
 from tests.trainer.process import connected, feed, running, until
 from tests.trainer.test_service import count, state
@@ -183,3 +186,35 @@ async def test_an_outcome_is_on_disk_or_on_redis_from_the_moment_it_is_written(s
                 return await count(stub) == 300
 
             await until("all are there again", again)
+
+
+async def test_a_killed_control_plane_loses_no_outcome_older_than_a_second(short_dir: Path, redis_url: str) -> None:
+    agent = Agent(redis_url)
+    agent.register()
+    ended_at: dict[str, float] = {}
+    killed_at: list[float] = []
+    for life in range(3):
+        with started(f"unix:{short_dir}/cp{life}.sock", "--redis-url", redis_url, "--metrics-port", "0") as control:
+            async with dialled(control) as channel:
+                await listed(fleet_pb2_grpc.FleetStub(channel), (agent,), 1)  # type: ignore[arg-type]
+                route = routing_pb2_grpc.RoutingStub(channel)
+                until_s = time.monotonic() + 1.3 + 0.2 * life
+                while time.monotonic() < until_s:
+                    name = f"{life}-{len(ended_at)}"
+                    asked = routing_pb2.Question(question_id=1, model=MODEL, input_tokens=100, request_id=name)
+                    decision = await route.Route(routing_pb2.RouteRequest(question=asked, reserve=True))
+                    said = routing_pb2.Outcome(
+                        decision_id=decision.decision_id, end=routing_pb2.COMPLETE, ttft_s=0.1, e2e_s=0.2, streamed=True
+                    )
+                    await route.Report(said)
+                    ended_at[name] = time.monotonic()
+                control.process.kill()
+                killed_at.append(time.monotonic())
+                control.process.wait()
+    agent.close()
+    with redis.Redis.from_url(redis_url) as client:
+        entries = client.xrange(keyspace.OUTCOMES)
+    kept = {outcome.decode(fields[keyspace.OUTCOME_FIELD]).request_id for _, fields in entries}  # type: ignore[union-attr]
+    old = [name for name, at in ended_at.items() if at < killed_at[int(name[0])] - 1.0]
+    assert len(old) > 10
+    assert set(old) <= kept

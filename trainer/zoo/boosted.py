@@ -19,7 +19,7 @@ LEAVES = 31
 SPREAD_TREES = 40
 SPREAD_LEAVES = 15
 
-MEDIAN: dict[str, Any] = {"objective": "regression_l1", "num_leaves": LEAVES, "learning_rate": 0.1}
+MEDIAN: dict[str, Any] = {"objective": "regression_l1", "num_leaves": LEAVES, "learning_rate": 0.15}
 SPREAD: dict[str, Any] = {"objective": "quantile", "alpha": 0.9, "num_leaves": SPREAD_LEAVES, "learning_rate": 0.1}
 _COMMON: dict[str, Any] = {"verbose": -1, "num_threads": THREADS, "deterministic": True, "force_row_wise": True}
 SAMPLES_A_LEAF = 20
