@@ -286,7 +286,7 @@ class Director:
         endpoint = chosen.endpoint
         self._ledger.reserve(
             decision.decision_id,
-            endpoint.url,
+            endpoint.record.url,
             uncached_tokens=chosen.uncached_tokens,
             input_tokens=request.input_tokens,
             now=now,
@@ -300,7 +300,7 @@ class Director:
         if hashes:
             self._index.speculate(endpoint.slot, hashes, now)
         tally = self.tally
-        key = (decision.policy, endpoint.worker)
+        key = (decision.policy, endpoint.record.worker)
         tally.decisions[key] = tally.decisions.get(key, 0) + 1
         tally.input_tokens += request.input_tokens
         tally.matched_tokens += chosen.matched_tokens
@@ -434,7 +434,7 @@ class Director:
         self.tally.breakers_opened += endpoint.breaker.ended(now, ended.decision_id, ended.end)
         if ended.end in FAILURES:
             endpoint.failures += 1
-        self._count_end(endpoint.worker, ended.end)
+        self._count_end(endpoint.record.worker, ended.end)
         endpoint.rates.gap(ended.itl_s)
         if ended.ttft_s > 0 and ended.end == _COMPLETE:
             bound = 0 if decision is None else decision.candidate.max_tokens

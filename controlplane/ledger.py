@@ -56,6 +56,7 @@ class Reservation:
     input_tokens: int
     reserved_at: float
     decision: Decision | None  # None where it was rebuilt from a claim
+    load: Load  # of its endpoint, which stays while anything is active there
     first_byte_seen: bool = False
     ends_at: float = 0.0  # the decode step its answer is expected to end at; 0: not known
     service_s: float = 0.0  # of the time to its first byte, what did not pass behind others' first bytes
@@ -124,9 +125,9 @@ class Ledger:
         decision: Decision | None = None,
     ) -> Reservation:
         assert decision_id not in self._reservations, f"decision {decision_id} reserved twice"
-        reservation = Reservation(decision_id, url, owner, question_id, uncached_tokens, input_tokens, now, decision)
-        self._reservations[decision_id] = reservation
         load = self.load(url)
+        reservation = Reservation(decision_id, url, owner, question_id, uncached_tokens, input_tokens, now, decision, load)
+        self._reservations[decision_id] = reservation
         if load.active == 0:
             load.moved_at = now
         load.active += 1
@@ -148,7 +149,7 @@ class Ledger:
         reservation = self._reservations.get(decision_id)
         if reservation is None or reservation.first_byte_seen:
             return None
-        load = self.load(reservation.url)
+        load = reservation.load
         reservation.service_s = now - max(load.prefill_since, reservation.reserved_at)
         self._refund_prefill(reservation)
         load.moved_at = load.prefill_since = now
@@ -158,7 +159,7 @@ class Ledger:
         """Its answer has begun, and is expected to end at that decode step of its endpoint."""
         if reservation.decision_id in self._reservations and not reservation.ends_at:
             reservation.ends_at = ends_at
-            insort(self.load(reservation.url).ends, ends_at)
+            insort(reservation.load.ends, ends_at)
 
     def release(self, decision_id: int, now: float) -> Reservation | None:
         """Ends a reservation. None: there is none (it was released before, or never made)."""
@@ -166,7 +167,7 @@ class Ledger:
         if reservation is None:
             return None
         self._refund_prefill(reservation)
-        load = self.load(reservation.url)
+        load = reservation.load
         load.active -= 1
         load.context_tokens -= reservation.input_tokens
         if reservation.ends_at:
@@ -258,7 +259,7 @@ class Ledger:
         if reservation.first_byte_seen:
             return
         reservation.first_byte_seen = True
-        load = self.load(reservation.url)
+        load = reservation.load
         load.no_first_byte -= 1
         load.prefill_tokens -= reservation.uncached_tokens
         load.prefill_pairs -= attention_pairs(reservation.uncached_tokens, reservation.input_tokens)
