@@ -80,7 +80,7 @@ def _cpu(recorded: Recording) -> Cpu:
         by_run_quiet=compare.compare(recorded, [found.by_run], odd & quiet),
         shipped=compare.compare(recorded, shipped, quiet),
         repeats=compare.repeats(recorded, everything),
-        repeats_quiet=compare.repeats(recorded, quiet),
+        apart=compare.apart(recorded, shipped[0], everything),
         controls=cpu.controls(recorded, curve),
         sensitivity=cpu.sensitivity(recorded, TINY_CPU.batching, quiet),
         calibrations=found.calibrations,

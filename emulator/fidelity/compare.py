@@ -110,6 +110,20 @@ def repeats(recording: Recording, rows: Mask) -> list[Level]:
     return found
 
 
+def apart(recording: Recording, timings: Timings, rows: Mask) -> dict[str, tuple[float, float, float]]:
+    """How far runs of a level are from each other when arrivals and prompts are taken out: largest over smallest ratio of what
+    was recorded to what the same machine would have given, in TTFT p50, TTFT p90 and ITL p50; levels with several runs."""
+    found = {}
+    for name in levels(recording):
+        here = rows & of_levels(recording, frozenset((name,)))
+        runs = [here & (recording.runs == run) for run in np.unique(recording.runs[here])]
+        if len(runs) > 1:
+            ratios = np.array([np.divide(_quantiles([recording], run), _quantiles([timings], run)) for run in runs])
+            first, second, third = (ratios.max(axis=0) / ratios.min(axis=0)).tolist()
+            found[name] = (first, second, third)
+    return found
+
+
 def errors(recording: Recording, draws: Sequence[Timings]) -> dict[str, float]:
     """Of single requests: median absolute logarithm of emulated over recorded, by kind of time."""
     found = {}

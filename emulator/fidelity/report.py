@@ -37,7 +37,8 @@ class Cpu:
     """The preset and nothing else; quiet runs, all requests."""
     repeats: Sequence[Level]
     """The recorded engine against itself: one run and the level's other runs."""
-    repeats_quiet: Sequence[Level]
+    apart: Mapping[str, tuple[float, float, float]]
+    """The same with arrivals and prompts taken out, by level."""
     controls: Mapping[str, int]
     sensitivity: Mapping[str, float]
     calibrations: Sequence[Calibration]
@@ -48,7 +49,7 @@ class Cpu:
 
 def render(cpu: Cpu, gpu: Gpu, steps: Sequence[Steps], fleet: Sequence[Setup]) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters.update(seconds=_seconds, ratios=_ratios, names=_names, met=_met, pairs=_pairs)
+    environment.filters.update(seconds=_seconds, ratios=_ratios, names=_names, met=_met, pairs=_pairs, cells=_cells)
     template = environment.from_string((files(__package__) / "fidelity.md.jinja").read_text(encoding="utf-8"))
     return template.render(
         cpu=cpu,
@@ -68,7 +69,7 @@ def render(cpu: Cpu, gpu: Gpu, steps: Sequence[Steps], fleet: Sequence[Setup]) -
         curve=list(zip(KNOTS_CPU[1:], np.mean([one.curve for one in cpu.calibrations], axis=0).tolist(), strict=True)),
         quiet={level.name: level for level in cpu.by_run_quiet},
         by_run={level.name: level for level in cpu.by_run},
-        repeats={level.name: level for level in cpu.repeats},
+        itl_apart=float(np.median([third for _, _, third in cpu.apart.values()])),
         speed_spread=float(np.std(np.log(cpu.quiet_speeds))),
         grid=[float(value) for value in np.quantile(gpu.grid_ratios, (0.1, 0.9))],
     )
@@ -90,7 +91,11 @@ def _seconds(seconds: float) -> str:
 
 
 def _ratios(level: Level) -> str:
-    return ", ".join(f"{ratio:.2f}" for ratio in level.ratios)
+    return _cells(level.ratios)
+
+
+def _cells(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
 
 
 def _met(levels: Sequence[Level]) -> str:

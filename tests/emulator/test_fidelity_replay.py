@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emulator.fidelity import pace
-from emulator.fidelity.compare import Level, compare, errors, of_levels, quiet, repeats
+from emulator.fidelity.compare import Level, apart, compare, errors, of_levels, quiet, repeats
 from emulator.fidelity.cpu import halves
 from emulator.fidelity.machine import BIN_S, Timeline, contention
 from emulator.fidelity.recording import Recording
@@ -101,6 +101,15 @@ def test_repeats_of_an_engine_on_a_machine_that_changes_are_as_far_apart_as_the_
     slow, steady = (level.ratios[2] for level in repeats(recorded(asked, lambda: speeds), everything))
     assert slow > 1.3 or slow < 1 / 1.3
     assert steady == pytest.approx(1.0, rel=0.2)
+
+
+def test_runs_are_as_far_apart_as_the_machine_was_whatever_their_arrivals(asked: Recording) -> None:
+    speeds = Timeline([RUN_S * run for run in range(NUM_RUNS)], [1.0, 1.0, 0.8, 1.0])
+    same = replay(asked, TINY_CPU, TINY_CPU.batching, Undisturbed())
+    found = apart(recorded(asked, lambda: speeds), same, np.ones(len(asked), bool))
+    # A slower machine decodes more sequences at a time, too.
+    assert 1 / 0.8 < found["poisson_1"][2] < 2 / 0.8
+    assert found["poisson_2"] == pytest.approx((1, 1, 1))
 
 
 def test_the_halves_of_the_levels_share_nothing_and_leave_nothing_out(asked: Recording) -> None:
