@@ -35,6 +35,7 @@ from trainer.zoo import DEFAULT, KINDS
 from trainer.zoo.kind import Fit
 
 WIDTH = 140
+SEEDS = 1 << 31
 ALL = "all"
 
 
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """0. UsageError: nothing to train on, or nobody who would."""
     if args.kind != ALL and args.kind not in KINDS:
         raise UsageError(f"--kind: no kind {args.kind!r}; there are {', '.join(KINDS)}, {ALL}")
+    if not 0 <= args.seed < SEEDS:
+        raise UsageError(f"--seed: {args.seed} is not between 0 and {SEEDS - 1}")
     if args.cross and (args.out or args.source is None or args.submit):
         raise UsageError("--cross: makes figures, no model to keep: give --from, without --out and --submit")
     if args.samples_max < 0:

@@ -23,6 +23,8 @@ from trainer.zoo import KINDS
 from trainer.zoo.kind import TrainingStopped
 
 HISTORY_SHOWN = 50
+SEEDS = 1 << 31
+"""What libraries of learning take; others are folded into it."""
 _PROGRESS_MAX = 1_000
 
 
@@ -60,7 +62,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
             with contextlib.suppress(asyncio.QueueFull):  # a slow reader misses steps, not the end
                 said.put_nowait(trainer_pb2.TrainProgress(stage=stage, done=done, message=message))
 
-        order = Order(kind, "asked for", request.dataset, int(request.samples_max), int(request.seed))
+        order = Order(kind, "asked for", request.dataset, int(request.samples_max), int(request.seed) % SEEDS)
         task = asyncio.create_task(self._workshop.train(order, tell))
         self._trainings.add(task)
         task.add_done_callback(self._ended)

@@ -121,6 +121,7 @@ def test_the_trainer_trains_serves_goes_back_and_judges(data: Path, trainer: str
         (["train", "--from", "DATA", "--out", "/proc/nothing"], "/proc/nothing"),
         (["train", "--from", "DATA", "--dask", "127.0.0.1:1", "--kind", "tree"], "--dask: fits the kind lightgbm only"),
         (["train", "--from", "DATA", "--cross", "--out", "x"], "--cross: makes figures"),
+        (["train", "--from", "DATA", "--seed", "-5"], "--seed: -5 is not between"),
         (["train", "--submit"], "--submit needs --from"),
         (["train", "--kind", "all"], "--kind all"),
         (["train", "--trainer", "unix:/nowhere.sock"], "no trainer answers"),

@@ -21,7 +21,7 @@ from headway.embedded_redis import RedisServer
 from prediction import bundle, dataset, predictor
 from proto import trainer_pb2
 from runtime.settings import SettingsError, parse
-from tests.trainer.process import connected, feed, running, target, until
+from tests.trainer.process import PATIENCE_S, connected, feed, running, target, until
 from tests.trainer.traffic import RATE, START, outcomes
 from trainer.settings import Settings
 
@@ -72,7 +72,8 @@ async def test_training_on_request_says_how_far_it_is(short_dir: Path, redis_url
     with running(short_dir, redis_url, **NEVER):
         async with connected(short_dir) as stub:
             call = stub.Train(
-                trainer_pb2.TrainRequest(kind="forest", dataset=str(tmp_path / "data.parquet")), wait_for_ready=True
+                trainer_pb2.TrainRequest(kind="forest", dataset=str(tmp_path / "data.parquet"), seed=2**64 - 1),
+                wait_for_ready=True,
             )
             said = [progress async for progress in call]
             assert list(dict.fromkeys(one.stage for one in said)) == ["read", "fit", "calibrate", "judge", "done"]
@@ -123,6 +124,8 @@ def idle_trainer(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-u
     server = RedisServer(directory)
     server.start()
     with running(directory, server.url):
+        with grpc.insecure_channel(target(directory)) as channel:
+            grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)
         yield directory
     server.stop()
     shutil.rmtree(directory, ignore_errors=True)
