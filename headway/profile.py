@@ -196,6 +196,8 @@ async def _sweep(
     counts = [int((zones.of(rows["ttft_s"].to_numpy()) == place).sum()) for place in range(len(zones.ZONES))]
     by_zone = ", ".join(f"{count} {name}" for name, count in zip(zones.ZONES, counts, strict=True))
     print(f"{len(rows)} rows ({by_zone}) of {plan.requests} requests in {len(plan.steps)} steps, {failed} failed")
+    if unknown := plan.requests - len(rows):
+        print(f"{unknown} requests are no rows: they failed, or the router had to send them without a decision")
     if late := late_steps(rows):
         print(f"{late} steps arrived more slowly than planned (see arrived_rps): this machine could not send faster")
     print(f"{directory.data}\n{directory.csv}")
