@@ -16,9 +16,11 @@ import pytest
 
 from headway.__main__ import dispatch
 from headway.errors import UsageError
+from loadgen import wildchat
 from prediction import dataset
 from tests.e2e.stack import RunningStack, running_stack, wait_until
 from tests.fakes.sse_server import complete, in_thread
+from tests.loadgen import wildchat_rows
 
 pytestmark = pytest.mark.slow
 
@@ -96,3 +98,28 @@ def test_a_fleet_whose_redis_does_not_answer_is_refused(tmp_path: Path) -> None:
 def test_a_proxy_that_does_not_answer_is_refused(redis_url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:1 does not answer"):
         dispatch(["profile", "--url", "http://127.0.0.1:1", "--redis-url", redis_url, "--run-dir", str(tmp_path / "p")])
+
+
+def test_a_processed_workload_is_replayed_and_profiled_on_a_running_fleet(stack: RunningStack, tmp_path: Path) -> None:
+    rows = [wildchat_rows.conversation(f"c{n}", f"question {n} " * (5 * n + 2), "an answer of five words") for n in range(12)]
+    workload = tmp_path / wildchat.FILE
+    source = wildchat_rows.write(tmp_path / "data", rows)
+    assert wildchat.prepare(str(source), workload, wildchat.Wanted(), lambda text: len(text) // 4).total == 12
+    argv, environment = command(stack, "--workload", workload, "--rates", "40", "--mixes", "mixed", "--rows", 24, "--step-s", 1)
+    run = tmp_path / "run"
+    ended = subprocess.run(
+        [*argv, "--endpoint", "chat", "--run-dir", str(run)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    table = pq.read_table(run / "data.parquet").to_pandas()
+    assert len(table) >= 24
+    assert (table.output_tokens == 5).all(), "answers are as long as the recorded ones"
+    replay = [sys.executable, "-m", "headway", "replay", str(workload), "--rate", "50", "--out", str(tmp_path / "replay.jsonl")]
+    ended = subprocess.run(replay, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "12 ok, 0 failed" in ended.stdout
