@@ -28,7 +28,7 @@ from simulation.parallel import play
 from simulation.proxy import Fate, Result
 from simulation.world import WARM_UP_S, Report, Setup
 
-LIVE, ORACLE, PLAIN = "predictive", "oracle", "lmetric"
+CURVES = LIVE, ORACLE, PLAIN = "predictive", "oracle", "lmetric"
 WITHIN_S = 60.0
 """After the slowdown: from here on the live policy should do what the oracle does."""
 WITHIN_SHARE = 0.15
@@ -124,31 +124,42 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(experiment: Slowdown, seeds: Sequence[int], *, processes: int, progress: Progress = lambda *_: None) -> Outcome:
     """progress: (run, requests ended so far), over the runs of `count`. simulation.checks.Violation: an invariant broke."""
-    models = _taught(experiment, seeds[0], processes, progress)
-    setups = []
+    models = taught(play(teaching(experiment, seeds[0]), processes, progress))
+    reports = play(setups(experiment, seeds, models), processes, lambda place, ended: progress(place + 2, ended))
+    return judged(experiment, seeds, reports)
+
+
+def teaching(experiment: Slowdown, seed: int) -> list[Setup]:
+    """The runs whose models serve: of the fleet as it was, and of the slow one."""
+    return [experiment.teaching(seed, slow=slow) for slow in (False, True)]
+
+
+def taught(reports: Sequence[Report]) -> dict[str, bytes]:
+    """reports: of `teaching`. Encoded bundles by curve. ValueError: the runs were too short to train one."""
+    for report in reports:
+        if not report.models:
+            raise ValueError(f"{len(report.results)} requests are too few to train a model from")
+    return {curve: report.models[-1][1] for curve, report in zip((LIVE, ORACLE), reports, strict=True)}
+
+
+def setups(experiment: Slowdown, seeds: Sequence[int], models: Mapping[str, bytes]) -> list[Setup]:
+    """The three runs of each seed, in the order of CURVES."""
+    made = []
     for seed in seeds:
-        for curve in (LIVE, ORACLE, PLAIN):
-            policy = PLAIN if curve == PLAIN else LIVE
-            slow_at_s = 0.0 if curve == ORACLE else experiment.at_s
-            made = experiment.setup(seed, policy, slow_at_s=slow_at_s)
-            setups.append(made if curve == PLAIN else replace(made, learning=_serving(models[curve])))
-    reports = play(setups, processes, lambda place, ended: progress(place + 2, ended))
-    curves = {curve: reports[place::3] for place, curve in enumerate((LIVE, ORACLE, PLAIN))}
-    return judged(experiment, seeds, curves)
+        live = experiment.setup(seed, LIVE, slow_at_s=experiment.at_s)
+        oracle = experiment.setup(seed, LIVE, slow_at_s=0.0)
+        plain = experiment.setup(seed, PLAIN, slow_at_s=experiment.at_s)
+        made += [
+            replace(live, learning=_serving(models[LIVE])),
+            replace(oracle, learning=_serving(models[ORACLE])),
+            plain,
+        ]
+    return made
 
 
 def count(seeds: Sequence[int]) -> int:
     """Runs in all."""
     return 2 + 3 * len(seeds)
-
-
-def _taught(experiment: Slowdown, seed: int, processes: int, progress: Progress) -> dict[str, bytes]:
-    """A model of the fleet as it was, and one of the slow fleet. ValueError: the runs were too short to train one."""
-    reports = play([experiment.teaching(seed, slow=slow) for slow in (False, True)], processes, progress)
-    for report in reports:
-        if not report.models:
-            raise ValueError(f"{len(report.results)} requests are too few to train a model from")
-    return {curve: report.models[-1][1] for curve, report in zip((LIVE, ORACLE), reports, strict=True)}
 
 
 def _serving(model: bytes) -> Learning:
@@ -158,10 +169,11 @@ def _serving(model: bytes) -> Learning:
 # ------------------------------------------------------------------------------------------------------------------ figures
 
 
-def judged(experiment: Slowdown, seeds: Sequence[int], curves: Mapping[str, Sequence[Report]]) -> Outcome:
-    """curves: by name, one report a seed."""
+def judged(experiment: Slowdown, seeds: Sequence[int], reports: Sequence[Report]) -> Outcome:
+    """reports: of `setups`, in its order."""
+    curves = {curve: reports[place :: len(CURVES)] for place, curve in enumerate(CURVES)}
     zero_s = WARM_UP_S + experiment.at_s
-    pairs = {name: _pairs((result for one in reports for result in one.results), zero_s) for name, reports in curves.items()}
+    pairs = {name: _pairs((result for one in found for result in one.results), zero_s) for name, found in curves.items()}
 
     def p90(begin_s: float, end_s: float) -> dict[str, float]:
         return {name: _p90(found, begin_s, end_s) for name, found in pairs.items()}
@@ -178,8 +190,8 @@ def judged(experiment: Slowdown, seeds: Sequence[int], curves: Mapping[str, Sequ
         ratio=settled[LIVE] / settled[ORACLE],
         plain_ratio=settled[PLAIN] / settled[ORACLE],
         unserved={
-            name: sum(result.fate is not Fate.COMPLETE for one in reports for result in one.results)
-            for name, reports in curves.items()
+            name: sum(result.fate is not Fate.COMPLETE for one in found for result in one.results)
+            for name, found in curves.items()
         },
     )
 

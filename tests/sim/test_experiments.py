@@ -1,0 +1,102 @@
+"""The experiments with learned TTFT, on a small scale: a fleet that becomes slow, and fleets of unequal workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from simulation import fleets, slowdown
+from simulation.fleets import Comparison, Fleet
+from simulation.proxy import Fate
+from simulation.slowdown import LIVE, ORACLE, PLAIN, WITHIN_SHARE, Outcome, Point, Slowdown
+from simulation.slowdown_figure import slowdown_svg
+from simulation.world import Report, Simulation
+
+SMALL = Slowdown(workers=4, slowed=2, rate=9.0, capacity=18.0, at_s=40.0, after_s=120.0, teach_s=50.0, teach_ramps=2)
+FLEET = Comparison(duration_s=150.0, train_every_s=40.0)
+
+
+@cache
+def slowed() -> Outcome:
+    models = slowdown.taught([Simulation(setup).run() for setup in slowdown.teaching(SMALL, 1)])
+    return slowdown.judged(SMALL, [1], [Simulation(setup).run() for setup in slowdown.setups(SMALL, [1], models)])
+
+
+@pytest.mark.slow
+def test_a_minute_after_half_of_the_fleet_became_slow_predictive_does_what_a_model_of_that_state_does() -> None:
+    outcome = slowed()
+    assert outcome.unserved == {LIVE: 0, ORACLE: 0, PLAIN: 0}
+    assert outcome.ratio <= 1 + WITHIN_SHARE, outcome.settled_s
+    assert outcome.met
+
+
+@pytest.mark.slow
+def test_a_policy_without_speeds_does_worse_on_the_slow_fleet() -> None:
+    outcome = slowed()
+    assert outcome.plain_ratio > 1.1 * outcome.ratio, outcome.settled_s
+
+
+@pytest.mark.slow
+def test_before_the_slowdown_nothing_is_amiss() -> None:
+    outcome = slowed()
+    assert outcome.before_s[LIVE] < outcome.settled_s[LIVE]
+    assert outcome.points[0].at_s < 0 < outcome.points[-1].at_s
+
+
+def test_a_request_that_got_no_token_counts_as_one_that_waited_for_ever() -> None:
+    pairs = np.array([[1.0, 0.1], [2.0, np.inf], [3.0, 0.2]])
+    assert slowdown._p90(pairs, 0.0, 10.0) == np.inf
+    assert slowdown._p90(pairs, 2.5, 10.0) == 0.2
+    assert np.isnan(slowdown._p90(pairs, 5.0, 10.0))
+
+
+def test_the_drawing_has_three_lines_a_band_and_both_moments() -> None:
+    points = [Point(float(at_s), {LIVE: 0.3, ORACLE: 0.25, PLAIN: 0.4}) for at_s in range(-30, 150, 10)]
+    root = ElementTree.fromstring(slowdown_svg(points, title="a < b", subtitle="c"))
+    tags = [element.tag.rpartition("}")[2] for element in root.iter()]
+    assert (tags.count("polyline"), tags.count("polygon")) == (3, 1)
+    texts = [element.text for element in root.iter() if element.text]
+    assert {"a < b", "workers slow", "60 s", "oracle", "lmetric"} <= set(texts)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        slowdown_svg([], title="", subtitle="")
+
+
+def played(fleet: Fleet, policy: str) -> Report:
+    return Simulation(FLEET.setup(fleet, policy, seed=1)).run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fleet", fleets.FLEETS, ids=lambda fleet: fleet.name)
+def test_on_an_unequal_fleet_predictive_is_no_worse_than_lmetric(fleet: Fleet) -> None:
+    """A fifth of leeway for one seed's luck; `headway simulate --experiment fleets` prints the figures of several."""
+    predictive, plain = (FLEET.figures(fleet, [played(fleet, policy)]) for policy in ("predictive", "lmetric"))
+    assert predictive.complete == predictive.requests == plain.requests > 200
+    assert predictive.ttft_s.p50 is not None
+    assert predictive.ttft_s.p90 is not None
+    assert plain.ttft_s.p50 is not None
+    assert plain.ttft_s.p90 is not None
+    assert predictive.ttft_s.p50 <= 1.2 * plain.ttft_s.p50
+    assert predictive.ttft_s.p90 <= 1.2 * plain.ttft_s.p90
+    assert predictive.goodput_share >= plain.goodput_share - 0.03
+
+
+@pytest.mark.slow
+def test_workers_that_join_get_work_from_the_first_minute_on() -> None:
+    fleet = Fleet("joining", slowed=2, joins_s=50.0)
+    report = played(fleet, "predictive")
+    first_s = 0.5 + fleet.joins_s
+    joined = [one for one in report.results if one.worker in ("worker-0", "worker-1")]
+    assert all(one.arrived_s > first_s - 5.0 for one in joined if one.fate is Fate.COMPLETE)
+    minute = [one for one in report.results if first_s + 5.0 <= one.arrived_s < first_s + 65.0]
+    share = sum(one.worker in ("worker-0", "worker-1") for one in minute) / len(minute)
+    assert 0.3 * 2 / 8 / fleets.SLOW_FACTOR < share < 2 / 8, share
+
+
+def test_a_fleet_with_more_slow_workers_than_there_are_is_a_mistake() -> None:
+    with pytest.raises(AssertionError, match="9 slow"):
+        Fleet("impossible", slowed=9)
+    assert replace(fleets.FLEETS[0], slowed=8).capacity == pytest.approx(fleets.CAPACITY / fleets.SLOW_FACTOR)
