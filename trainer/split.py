@@ -1,4 +1,4 @@
-"""Which samples a model learns from, which set its p90, and which judge it. Pure.
+"""Which samples a model learns from, and which judge it. Pure.
 
 Samples go by the moment they were decided: time is cut into slices of SLICE_S, and a hash of the slice's number says which
 part it is of. So a sample has the same part in every training, and a model that serves was not trained on what judges its
@@ -16,20 +16,22 @@ from prediction.dataset import Dataset
 
 SLICE_S = 2.0
 PARTS = 5
-"""Of these, one judges, one calibrates, the others teach."""
+"""Of these, one judges; the others teach, and set the p90 in turn."""
 SHARE_MIN = 0.1
 """A part with less of the samples than this: too few slices for a hash to be even, so they are dealt out in turn instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    fit: Dataset
-    calibrate: Dataset
+    """part: (len(learn),) the part of each sample that teaches, 1 to PARTS - 1."""
+
+    learn: Dataset
+    part: npt.NDArray[np.int64]
     judge: Dataset
 
 
 def parts(decided_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """0: judges, 1: calibrates, above: teaches. decided_at: (n,) Unix seconds, ascending."""
+    """0: judges, above: teaches. decided_at: (n,) Unix seconds, ascending."""
     slices = np.floor(decided_at / SLICE_S).astype(np.int64)
     dealt = (_mixed(slices) % np.uint64(PARTS)).astype(np.int64)
     shares = [float(np.mean(dealt == part)) for part in (0, 1)]
@@ -42,7 +44,7 @@ def parts(decided_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 def split(samples: Dataset, *, turn: int = 0) -> Split:
     """turn: below PARTS; over all of them every sample judges once."""
     dealt = (parts(samples.decided_at) + turn) % PARTS
-    return Split(samples.take(dealt > 1), samples.take(dealt == 1), samples.take(dealt == 0))
+    return Split(samples.take(dealt > 0), dealt[dealt > 0], samples.take(dealt == 0))
 
 
 def judges(samples: Dataset, *, turn: int) -> npt.NDArray[np.intp]:

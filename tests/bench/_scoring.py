@@ -174,7 +174,8 @@ class _Judged:
 def _sizes(samples: Dataset) -> None:
     """Smaller trees, and a bound that spares the model all candidates but the likely ones."""
     divided = split(samples)
-    training = Training(divided.fit.rows, divided.fit.ttft_s, divided.fit.decided_at, divided.fit.worker)
+    learn = divided.learn
+    training = Training(learn.rows, learn.ttft_s, learn.decided_at, learn.worker)
     columns = derive.inputs(divided.judge.rows)
     start = derive.log_estimate(columns)
     rows = np.ascontiguousarray(columns[:64])

@@ -55,11 +55,12 @@ def test_a_sample_has_one_part_in_every_training() -> None:
     data = outcomes(4_000, 1)
     whole = split(dataset.of_table(dataset.from_outcomes(data)))
     later = split(dataset.of_table(dataset.from_outcomes(data[1_000:])))
-    assert not set(later.judge.request_id) & set(whole.fit.request_id)
+    assert not set(later.judge.request_id) & set(whole.learn.request_id)
     assert set(later.judge.request_id) <= set(whole.judge.request_id)
     assert len(whole.judge) == pytest.approx(4_000 / PARTS, rel=0.4)
-    names = [set(part.request_id) for part in (whole.fit, whole.calibrate, whole.judge)]
+    names = [set(part.request_id) for part in (whole.learn, whole.judge)]
     assert sum(map(len, names)) == len(set.union(*names)) == 4_000
+    assert set(np.unique(whole.part)) == {1, 2, 3, 4}
 
 
 def test_a_burst_of_a_moment_is_dealt_out_all_the_same() -> None:
