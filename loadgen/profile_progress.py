@@ -7,12 +7,19 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from loadgen.profile_run import Plan
 from loadgen.sweep import Step
 from runtime.clock import Clock
 
 LINE_EVERY_S = 5.0
+BAR_WIDTH = 16
+
+
+def _whole(width: int) -> Column:
+    """Not to be squeezed by the state, which is cut where the terminal ends."""
+    return Column(min_width=width, no_wrap=True)
 
 
 class SweepView:
@@ -25,14 +32,14 @@ class SweepView:
         self._bar: Progress | None = None
         if self._stream.isatty():
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[state]}"),
+                TextColumn("{task.description}", table_column=_whole(10)),
+                BarColumn(bar_width=BAR_WIDTH, table_column=_whole(BAR_WIDTH)),
+                MofNCompleteColumn(table_column=_whole(11)),
+                TimeElapsedColumn(table_column=_whole(7)),
+                TimeRemainingColumn(table_column=_whole(7)),
+                TextColumn("{task.fields[state]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._bar = Progress(*columns, console=Console(file=self._stream), refresh_per_second=4)
+            self._bar = Progress(*columns, console=Console(file=self._stream), refresh_per_second=4, expand=True)
             self._task = self._bar.add_task("profile", total=None, state="")
 
     def __enter__(self) -> SweepView:
