@@ -29,7 +29,7 @@ def levels(path: Path, over_time: Sequence[Level], by_run: Sequence[Level]) -> N
     rows = np.arange(len(names))[::-1]
     for panel, (title, bound) in enumerate(zip(_PANELS, BOUNDS, strict=True)):
         axes = figure.add_subplot(1, 3, panel + 1)
-        axes.axvspan(1 - bound, 1 + bound, color="#e8f0e8", label=f"within {bound:.0%}")
+        axes.axvspan(1 - bound, 1 + bound, color="#e8f0e8", label="target")
         axes.axvline(1.0, color=RECORDED, linewidth=0.8)
         once, often = (
             [min(max(level.ratios[panel], _RATIO_MIN), 1 / _RATIO_MIN) for level in found] for found in (by_run, over_time)
@@ -85,6 +85,7 @@ def steps(path: Path, found: Sequence[Steps]) -> None:
         axes.set_xlim(one.weights_s * 0.9e3, 30)
         axes.set_title(one.model, fontsize=10)
         axes.set_xlabel("step (ms)")
+        axes.set_ylabel("share of steps")
         axes.legend(fontsize=8, loc="lower right")
     _save(figure, path)
 
@@ -93,13 +94,14 @@ def sharegpt(path: Path, gpu: Gpu) -> None:
     figure = _figure(9, 3.6)
     pairs = (
         (gpu.run.ttft_s, gpu.emulated.ttft_s, "TTFT (s), compared"),
-        (gpu.run.tpot_s, gpu.emulated.tpot_s, "time per output token (s), median fitted"),
+        (gpu.run.tpot_s * 1e3, gpu.emulated.tpot_s * 1e3, "time per output token (ms), median fitted"),
     )
     for column, (recorded, emulated, label) in enumerate(pairs):
         axes = figure.add_subplot(1, 2, column + 1)
         _shares(axes, recorded, RECORDED, "recorded")
         _shares(axes, emulated, EMULATED, "emulated")
         axes.set_xlabel(label)
+        axes.set_ylabel("share of requests")
         axes.legend(fontsize=8, loc="lower right" if not column else "upper left")
     _save(figure, path)
 
