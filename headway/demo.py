@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,15 +46,21 @@ def run(args: argparse.Namespace) -> int:
     with _stack(console, args.policy) as facts, grpc.insecure_channel(facts["control"]) as channel:
         fleet = fleet_pb2_grpc.FleetStub(channel)
         try:
+            before = fleet.GetPolicy(fleet_pb2.GetPolicyRequest(), timeout=CALL_TIMEOUT_S).name
             fleet.SetPolicy(fleet_pb2.SetPolicyRequest(name=args.policy), timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
             raise UsageError(str(error.details())) from error
-        console.print("Two callers share a system prompt and each has a conversation that grows turn by turn.\n")
-        answers = _talk(facts["url"], facts["model"])
+        try:
+            console.print("Two callers share a system prompt and each has a conversation that grows turn by turn.\n")
+            answers = _talk(facts["url"], facts["model"])
+        finally:  # it may be somebody's stack
+            fleet.SetPolicy(fleet_pb2.SetPolicyRequest(name=before), timeout=CALL_TIMEOUT_S)
         console.print(_table(answers))
-        console.print("\nWhy the last one went where it went:\n", style="bold")
-        request = routing_pb2.ExplainRequest(decision_id=int(answers[-1].decision, 16))
-        console.print(explain.render(routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S)))
+        decision = next((answer.decision for answer in reversed(answers) if answer.decision), "")
+        if decision:
+            console.print("\nWhy the last one went where it went:\n", style="bold")
+            request = routing_pb2.ExplainRequest(decision_id=int(decision, 16))
+            console.print(explain.render(routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S)))
         reply = fleet.ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=CALL_TIMEOUT_S)
         console.print("\nThe fleet:\n", style="bold")
         console.print(workers.render(reply, console.width))
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Answer:
-    """One turn as the caller saw it."""
+    """One turn as the caller saw it. decision: "" where the data plane decided by itself."""
 
     caller: str
     turn: int
@@ -103,19 +110,27 @@ def _ask(url: str, model: str, caller: str, turn: int, messages: list[dict[str, 
     started = time.monotonic()
     ttft_s, text = 0.0, ""
     usage: dict[str, Any] = {}
-    with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as reply:
-        headers = reply.headers
-        for event in _events(reply):
-            usage = event.get("usage") or usage
-            for choice in event["choices"]:
-                ttft_s = ttft_s or time.monotonic() - started
-                text += choice["delta"].get("content") or ""
+    try:
+        with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as reply:
+            headers = reply.headers
+            for event in _events(reply):
+                if "error" in event:
+                    raise UsageError(f"a stream broke off: {event['error']['message']}")
+                usage = event.get("usage") or usage
+                for choice in event["choices"]:
+                    ttft_s = ttft_s or time.monotonic() - started
+                    text += choice["delta"].get("content") or ""
+    except urllib.error.HTTPError as error:
+        with error:
+            raise UsageError(f"the stack at {url} answered {error.code}: {error.read(300).decode(errors='replace')}") from error
+    except OSError as error:
+        raise UsageError(f"the stack at {url} does not answer: {error}") from error
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     answer = Answer(
         caller,
         turn,
         headers["x-headway-worker"],
-        headers["x-headway-decision"],
+        headers["x-headway-decision"] or "",
         usage.get("prompt_tokens", 0),
         int(headers["x-headway-matched-tokens"] or 0),
         cached,

@@ -85,6 +85,19 @@ def test_workers_and_policy_are_shown_and_switched(stack: RunningStack) -> None:
     assert "lmetric" in wrong.stderr
 
 
+def test_the_tour_uses_the_stack_that_is_up_and_leaves_it_as_it_was(stack: RunningStack) -> None:
+    before = headway(stack, "policy").stdout
+    shown = headway(stack, "demo", "--policy", "kv_cost")
+    assert shown.returncode == 0, shown.stderr
+    assert stack.url in shown.stdout
+    assert shown.stdout.count("Anna") == shown.stdout.count("Bert") == 3
+    assert "policy kv_cost" in shown.stdout
+    assert headway(stack, "policy").stdout == before
+    wrong = headway(stack, "demo", "--policy", "best")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert headway(stack, "policy").stdout == before
+
+
 def test_a_drained_worker_gets_nothing_until_it_is_back(stack: RunningStack) -> None:
     assert headway(stack, "drain", "worker-1").returncode == 0
     try:
