@@ -138,3 +138,19 @@ def test_a_worker_that_is_gone_for_good_is_forgotten_by_the_rankers() -> None:
     plant.pass_time(700.0, step_s=0.9, silent=("w1",))
     plant.place(question_id=9)
     assert set(plant.forecaster.corrections()) == {"w0"}
+
+
+def test_a_wide_prediction_is_shown_and_counted_and_does_not_decide() -> None:
+    plant = PredictingPlant(linear("m-7", per="running", p90_ratio=rankers.RATIO_MAX * 1.1))
+    plant.running(3, 1)
+    decision = plant.place()
+    assert decision.fell_back == rankers.WIDE
+    trace = plant.ring.get(0)
+    assert trace is not None
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(render(wire.explanation(trace)))
+    text = console.export_text()
+    assert f"not by prediction ({rankers.WIDE})" in text
+    assert "predicted by m-7" in text
+    assert plant.ranker.tally.fell_back == {rankers.WIDE: 1}
+    assert plant.ranker.tally.ranked == 0
