@@ -2,14 +2,15 @@
 
 `tiny-cpu`: the 32 M parameter Llama of the CPU recordings (vLLM 0.32, one thread, block 32, 700 blocks, max_num_seqs 8,
 chunks of 2,048). Constants: robust least squares on TTFT, ITL, TPOT and prefill time of 2,383 recorded requests at 22 load
-levels, replayed at their recorded times (`python -m emulator.fidelity --fit`; residuals in docs/fidelity.md). The unit of speed
-is the median run on a machine that nobody else used. Idle, in the quietest spell, the real engine was up to a fifth faster.
+levels, replayed at their recorded times (`python -m emulator.fidelity DATA --fit`; residuals in docs/fidelity.md). The unit of
+speed is the median run on a machine that nobody else used. Idle, in the quietest spell, the real engine was up to a fifth
+faster.
 
 `llama3-8b-h100`: Llama-3.1-8B in BF16 on one H100 80 GB: 27,200 blocks of 16 tokens (435k tokens, 131,072 bytes each), chunks
 of 8,192. Constants: kernel timings of vLLM 0.24 on an H100 SXM, summed over 32 layers and times 1.10, which is what an engine's
-step took over its kernels where both were measured, an RTX PRO 6000 (`python -m emulator.fidelity --fit`). So made, H100 steps
-of a 34B and a 70B model come out within 6 % of recorded medians. 41,000 prefill tokens/s for a prompt of 8,192, 27,000 for one
-of 32,768. request_s: from traces of another vLLM with a 7B model.
+step took over its kernels where both were measured, an RTX PRO 6000 (the same command). So made, H100 steps of a 34B
+and a 70B model come out within 6 % of recorded medians. 41,000 prefill tokens/s for a prompt of 8,192, 27,000 for one of
+32,768. request_s: from traces of another vLLM with a 7B model.
 
 `llama2-13b-a100-40gb`: 40 layers x 40 heads x 128 in FP16: 819,200 bytes of KV a token, 16-token blocks of 13,107,200
 bytes; what 26 GB of weights leave of 40 GB at 0.9 utilisation holds 924 of them. Not measured; derived from the device: 26
