@@ -47,9 +47,9 @@ HUNG_AFTER_S = 20.0
 REPORT_FRESH_S = 2.0
 """Older reports (an agent or a Redis that stands still) say nothing about the engine's progress."""
 
-TOGETHER_MAX = 24
-"""Workers of a model, up to which several decisions of one moment are predicted together."""
-TOGETHER_ROWS_MAX = 512
+TOGETHER_ROWS_MIN = 48
+"""Candidates of several decisions of one moment, from which they are predicted together; looking twice costs more below."""
+TOGETHER_ROWS_MAX = 4_096
 
 TOO_SHORT = "context too short"
 """Why an endpoint that serves was no candidate."""
@@ -193,14 +193,16 @@ class Director:
         return answers
 
     def _foresee(self, questions: Sequence[tuple[int, Question]], now: float) -> bool:
-        """Whether anything was predicted. Fleets above TOGETHER_MAX gain nothing: looking twice costs what a call costs."""
+        """Whether anything was predicted."""
         predicted = self._predicted
         if predicted is None or self._profile.ranker is not predicted or not predicted.forecaster.serving:
             return False
+        lanes = [self._snapshot.lane(question.request.model) for _, question in questions]
+        if sum([len(lane.serving) for lane in lanes if lane is not None]) < TOGETHER_ROWS_MIN:
+            return False
         rows: list[Candidate] = []
-        for _, question in questions:
-            lane = self._snapshot.lane(question.request.model)
-            if lane is not None and len(lane.serving) <= TOGETHER_MAX and len(rows) < TOGETHER_ROWS_MAX:
+        for lane, (_, question) in zip(lanes, questions, strict=True):
+            if lane is not None and len(rows) + len(lane.serving) <= TOGETHER_ROWS_MAX:
                 rows += _candidates(lane, question.request, self._matches(lane, question), now)
         predicted.forecaster.foresee(rows)
         return bool(rows)

@@ -60,7 +60,7 @@ def _depth(node: dict[str, Any]) -> int:
 def treelite(text: str, _width: int) -> Predict:
     import treelite as library
 
-    model = library.frontend.from_lightgbm(text)
+    model = library.frontend.from_lightgbm(lightgbm.Booster(model_str=text))
     return lambda rows: library.gtil.predict(model, rows, nthread=1)
 
 

@@ -54,7 +54,7 @@ def run() -> None:
     )
     for workers in (8, 64):
         print(f"  {workers:3} workers, predictive, one question     {_decisions(trained, workers, 1)}")
-    for workers, together in ((8, 8), (8, 32), (24, 8)):
+    for workers, together in ((8, 8), (8, 32), (64, 8), (64, 32)):
         print(f"  {workers:3} workers, predictive, {together:2} a message     {_decisions(trained, workers, together)}")
     for workers in (8, 64):
         print(f"  {workers:3} workers, the same without a model     {_decisions(None, workers, 1)}")

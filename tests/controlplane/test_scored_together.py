@@ -45,7 +45,8 @@ def asked(count: int, seed: int = 1) -> list[tuple[int, Question]]:
 
 @pytest.mark.parametrize("per", ["uncached_tokens", "active", "prefill_tokens", "running"])
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_together_or_one_by_one_the_decisions_are_the_same(per: str, workers: int) -> None:
+def test_together_or_one_by_one_the_decisions_are_the_same(per: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(director, "TOGETHER_ROWS_MIN", 1)
     together, alone = (planted(Counting(per), workers) for _ in range(2))
     for seed in range(4):
         first = together.director.ask_all(asked(12, seed), together.now, owner="dp")
@@ -73,17 +74,33 @@ def test_one_question_is_asked_for_by_itself() -> None:
     assert model.calls == [8]
 
 
-def test_of_a_large_fleet_every_decision_is_scored_by_itself() -> None:
+@pytest.mark.parametrize(("workers", "questions", "together"), [(8, 5, False), (8, 6, True), (24, 4, True), (1, 47, False)])
+def test_few_candidates_are_scored_decision_by_decision(workers: int, questions: int, together: bool) -> None:
     model = Counting()
-    plant = planted(model, director.TOGETHER_MAX + 1)
-    plant.director.ask_all(asked(3), plant.now, owner="dp")
-    assert model.calls == [director.TOGETHER_MAX + 1] * 3
+    plant = planted(model, workers)
+    plant.director.ask_all(asked(questions), plant.now, owner="dp")
+    assert (model.calls[0] > workers) is together
+
+
+def test_what_is_beyond_the_bound_is_scored_decision_by_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(director, "TOGETHER_ROWS_MAX", 60)
+    first, second = planted(Counting(), 8), planted(Counting(), 8)
+    answers = first.director.ask_all(asked(20), first.now, owner="dp")
+    for (number, one), (_, alone) in zip(answers, asked(20), strict=True):
+        other = second.ask(alone, question_id=number)
+        assert isinstance(one, Decision)
+        assert isinstance(other, Decision)
+        assert (one.candidate.endpoint.worker, one.predicted_ttft_s) == (
+            other.candidate.endpoint.worker,
+            other.predicted_ttft_s,
+        )
 
 
 def test_nothing_is_kept_for_later_decisions() -> None:
     model = Counting()
     plant = planted(model, 3)
-    plant.director.ask_all(asked(4), plant.now, owner="dp")
+    plant.director.ask_all(asked(20), plant.now, owner="dp")
+    assert model.calls[0] > 3
     before = len(model.calls)
     plant.place(asked(1)[0][1], question_id=99)
     assert model.calls[before:] == [3]
