@@ -63,7 +63,7 @@ def routers() -> dict[str, Router]:
     """By the recording's name for the setup."""
     return {
         "naive": Router("any replica", blind),
-        "aibrix_naive": Router("any replica", blind),
+        "aibrix_naive": Router("less busy of two", of_two),
         "aibrix_naive_prefix_routing": Router("prefix", prefix, warm=True),
         "aibrix_kvcache_dram": Router("prefix, KV off GPU", prefix, off_gpu=True, warm=True),
         "aibrix_kvcache_external": Router("prefix, KV off GPU", prefix, off_gpu=True, warm=True),
@@ -74,6 +74,12 @@ def routers() -> dict[str, Router]:
 def blind(user: int, replicas: Sequence[Replica], rng: random.Random) -> int:
     """Knows nothing."""
     return rng.randrange(len(replicas))
+
+
+def of_two(user: int, replicas: Sequence[Replica], rng: random.Random) -> int:
+    """The one of two that has less to do."""
+    first, second = rng.sample(range(len(replicas)), 2)
+    return first if replicas[first].num_live <= replicas[second].num_live else second
 
 
 def prefix(user: int, replicas: Sequence[Replica], rng: random.Random) -> int:

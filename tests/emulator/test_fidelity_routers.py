@@ -7,7 +7,7 @@ import pytest
 
 from emulator.engine import Engine
 from emulator.fidelity.replay import engine_of
-from emulator.fidelity.routers import IMBALANCE_MAX, Replica, blind, by_user, prefix, routers
+from emulator.fidelity.routers import IMBALANCE_MAX, Replica, blind, by_user, of_two, prefix, routers
 from emulator.presets import TINY_CPU
 from emulator.sequence import Request
 
@@ -63,6 +63,12 @@ def test_a_user_s_replica_never_changes_and_users_are_spread(replicas: list[Repl
 def test_blind_routing_reaches_every_replica(replicas: list[Replica]) -> None:
     rng = random.Random(1)
     assert {blind(1, replicas, rng) for _ in range(100)} == {0, 1, 2, 3}
+
+
+def test_of_two_replicas_the_busier_one_is_left_alone(replicas: list[Replica]) -> None:
+    rng = random.Random(1)
+    ask(replicas[0], 1, "a")
+    assert {of_two(1, replicas, rng) for _ in range(100)} == {1, 2, 3}
 
 
 def test_there_is_a_stand_in_for_every_recorded_router() -> None:
