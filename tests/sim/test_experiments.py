@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from headway.__main__ import UsageError, dispatch
 from simulation import fleets, slowdown
 from simulation.fleets import Comparison, Fleet
 from simulation.proxy import Fate
@@ -102,3 +105,27 @@ def test_a_fleet_with_more_slow_workers_than_there_are_is_a_mistake() -> None:
     with pytest.raises(AssertionError, match="9 slow"):
         Fleet("impossible", slowed=9)
     assert replace(fleets.FLEETS[0], slowed=8).capacity == pytest.approx(fleets.CAPACITY / fleets.SLOW_FACTOR)
+
+
+def test_the_command_prints_a_table_a_fleet_and_writes_the_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = partial(Comparison, duration_s=12.0, train_every_s=2.0, load=0.3)
+    monkeypatch.setattr(fleets, "Comparison", short)
+    monkeypatch.setattr(fleets, "FLEETS", (Fleet("equal"), Fleet("half slow", slowed=4)))
+    path = tmp_path / "fleets.json"
+    arguments = ["--policies", "random,lmetric", "--seeds", "1", "--jobs", "2", "--json", str(path)]
+    assert dispatch(["simulate", "--experiment", "fleets", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("equal", "half slow", "random", "lmetric", "goodput"))
+    written = json.loads(path.read_text())
+    assert [(one["fleet"]["name"], one["figures"]["policy"]) for one in written] == [
+        (fleet, policy) for fleet in ("equal", "half slow") for policy in ("random", "lmetric")
+    ]
+
+
+def test_an_experiment_or_a_policy_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="slowest"):
+        dispatch(["simulate", "--experiment", "slowest"])
+    with pytest.raises(UsageError, match="no policy 'fastest'"):
+        dispatch(["simulate", "--experiment", "fleets", "--policies", "fastest"])
