@@ -173,8 +173,9 @@ async def test_a_killed_engine_breaks_only_the_streams_it_was_writing(fragile: R
 
 @pytest.mark.slow
 def test_ending_the_supervisor_by_force_leaves_no_process_behind(tmp_path: Path) -> None:
+    children: list[int] = []
     try:
-        with running_stack(tmp_path, "--speed", "4", "--no-trainer", workers=1) as stack:
+        with running_stack(tmp_path, "--speed", "4", workers=1) as stack:
             wait_until(  # the trainer comes after the stack is up: nobody waits for it
                 lambda: len(descendants(stack.process.pid)) == 6, seconds_max=30, what="Redis, planes, trainer, worker, agent"
             )
