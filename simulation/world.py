@@ -268,11 +268,11 @@ def _preset(name: str) -> Preset:
 
 
 def with_cache(preset: Preset, share: float) -> Preset:
-    """An engine takes no request that its cache cannot hold."""
+    """An engine takes no request that its cache cannot hold; one block is kept for itself."""
     if share == 1.0:
         return preset
-    blocks = max(1, round(share * preset.num_blocks))
-    return replace(preset, num_blocks=blocks, max_model_len=min(preset.max_model_len, blocks * preset.block_size))
+    blocks = max(2, round(share * preset.num_blocks))
+    return replace(preset, num_blocks=blocks, max_model_len=min(preset.max_model_len, (blocks - 1) * preset.block_size))
 
 
 def _engine_builder(preset: Preset, setup: Setup, number: int) -> Callable[[int], Engine]:

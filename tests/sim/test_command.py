@@ -62,6 +62,14 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments: list[str], messag
     assert "\n" not in str(refusal.value)
 
 
+def test_workers_whose_cache_is_smaller_than_the_longest_prompt_are_simulated(tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    arguments = ["--preset", "llama3-8b-h100", "--limit", "12", "--workers", "2", "--cache", "0:0.03", "--json", str(path)]
+    assert dispatch(["simulate", *arguments, "--policies", "lmetric"]) == 0
+    (figures,) = json.loads(path.read_text())["policies"]
+    assert figures["complete"] == figures["requests"] == 12
+
+
 def test_prompts_too_long_for_the_model_are_an_error_when_none_is_left() -> None:
     with pytest.raises(UsageError, match="none of the 30 requests fits tiny-cpu"):
         dispatch([*SMALL, "--scale", "50"])
