@@ -194,7 +194,8 @@ async def test_a_killed_control_plane_loses_no_outcome_older_than_a_second(short
     ended_at: dict[str, float] = {}
     killed_at: list[float] = []
     for life in range(3):
-        with started(f"unix:{short_dir}/cp{life}.sock", "--redis-url", redis_url, "--metrics-port", "0") as control:
+        settings = ("--redis-url", redis_url, "--metrics-port", "0", "--outcomes-per-s-max", "0")  # none are thinned
+        with started(f"unix:{short_dir}/cp{life}.sock", *settings) as control:
             async with dialled(control) as channel:
                 await listed(fleet_pb2_grpc.FleetStub(channel), (agent,), 1)  # type: ignore[arg-type]
                 route = routing_pb2_grpc.RoutingStub(channel)
