@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from prediction.errors import DatasetError
 from runtime.clock import Clock
-from runtime.tasks import stop_if_cancelled
+from runtime.tasks import in_thread, stop_if_cancelled
 from trainer import consumer
 from trainer.lifecycle import Lifecycle
 from trainer.mirror import Mirror
@@ -90,7 +90,7 @@ class Follow:
                         log.info("models: %s", sentence)
             if self._samples.pending and self._clock.now() - self._flushed_at >= self._flush_s:
                 self._flushed_at = self._clock.now()
-                await asyncio.to_thread(self._samples.flush)
+                await in_thread(self._samples.flush)
 
     async def keep_training(self) -> None:
         """Until cancelled."""

@@ -13,6 +13,7 @@ from prediction import dataset
 from prediction.errors import DatasetError
 from proto import trainer_pb2, trainer_pb2_grpc
 from runtime.clock import Clock
+from runtime.tasks import in_thread
 from trainer import wire
 from trainer.lifecycle import Lifecycle, RefusedError
 from trainer.registry import RegistryError
@@ -119,10 +120,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
     async def Evaluate(self, request: trainer_pb2.EvaluateRequest, context: Any) -> trainer_pb2.Evaluation:  # noqa: N802
         await self._found(request.model_id, context)
         try:
-            read = await asyncio.to_thread(dataset.read, request.dataset) if request.dataset else None
+            read = await in_thread(dataset.read, request.dataset) if request.dataset else None
             async with self._lock:
-                samples = read if read is not None else await asyncio.to_thread(self._samples.dataset, self._samples_max)
-                scores = await asyncio.to_thread(self._lifecycle.evaluate, request.model_id, samples)
+                samples = read if read is not None else await in_thread(self._samples.dataset, self._samples_max)
+                scores = await in_thread(self._lifecycle.evaluate, request.model_id, samples)
         except (DatasetError, RefusedError, RegistryError) as error:
             await _refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return wire.evaluation(scores)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from prediction import dataset
 from prediction.dataset import Dataset, DatasetError
 from runtime.clock import Clock
+from runtime.tasks import in_thread
 from trainer.lifecycle import Lifecycle
 from trainer.rules import Verdict
 from trainer.sample_log import SampleLog
@@ -84,10 +85,10 @@ class Workshop:
                 loop.call_soon_threadsafe(tell, stage, done, message)
 
             async with self._lock:
-                source = None if order.dataset else await asyncio.to_thread(self._samples.dataset, self._limit(order))
+                source = None if order.dataset else await in_thread(self._samples.dataset, self._limit(order))
             trained = await loop.run_in_executor(self._thread, self._train, order, source, pass_on)
             async with self._lock:
-                verdict = await asyncio.to_thread(self._lifecycle.submit, trained, now_unix=self._clock.unix())
+                verdict = await in_thread(self._lifecycle.submit, trained, now_unix=self._clock.unix())
         except (TrainError, DatasetError, OSError):
             self.failures += 1
             raise

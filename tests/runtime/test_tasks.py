@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from runtime.tasks import happened, stop_if_cancelled
+from runtime.tasks import happened, in_thread, stop_if_cancelled
 
 
 async def forgets_a_cancellation(event: asyncio.Event) -> None:
@@ -71,3 +72,30 @@ async def test_a_loop_that_is_cancelled_in_the_moment_of_an_event_ends(turns: in
         await asyncio.sleep(0)
     task.cancel()
     assert await asyncio.wait({task}, timeout=1.0) == ({task}, set())
+
+
+async def test_a_call_in_a_thread_is_over_when_its_cancelled_caller_is() -> None:
+    begun, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        assert go_on.wait(10)
+        over.set()
+
+    calling = asyncio.create_task(in_thread(call))
+    assert await asyncio.to_thread(begun.wait, 10)
+    calling.cancel()
+    await asyncio.sleep(0)
+    calling.cancel()
+    await asyncio.sleep(0)
+    assert not calling.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert over.is_set()
+
+
+async def test_a_call_in_a_thread_returns_and_raises_as_it_would_here() -> None:
+    assert await in_thread(max, 3, 4) == 4
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(divmod, 1, 0)
