@@ -7,6 +7,7 @@ changes from token to token.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -76,7 +77,7 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-class OpenAIStyle:
+class OpenAIStyle(ABC):
     """What completions and chat have in common."""
 
     _object = ""
@@ -153,20 +154,20 @@ class OpenAIStyle:
 
     _plain_end = b""
 
-    def _open(self, index: int) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self, index: int) -> bytes: ...
 
     def _open_last(self, choice: Choice, text: bytes) -> bytes:
         return self._open(choice.index) + text
 
-    def _close(self, choice: Choice) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _close(self, choice: Choice) -> bytes: ...
 
     def _details(self, totals: Totals) -> dict[str, Any]:
         return {"cached_tokens": totals.cached_tokens}
 
-    def _whole(self, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _whole(self, choice: Choice) -> dict[str, Any]: ...
 
     def _body_rest(self) -> dict[str, Any]:
         return {}

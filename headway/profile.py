@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from emulator.presets import PRESETS
 from headway import policy as policies
 from headway import profile_workload, runfile
+from headway.arguments import positive, whole
 from headway.control_client import add_control_argument
 from headway.errors import UsageError
 from headway.profile_sim import SimulatedFleet
@@ -70,21 +71,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live = parser.add_argument_group("a running fleet (default)")
     live.add_argument("--url", default="", help=f"the proxy (default: the stack started here; a key for it: {KEY_VARIABLE})")
     live.add_argument("--redis-url", default="", help="the fleet's Redis (default: that of the stack started here)")
-    live.add_argument("--speed", type=_positive, help="of emulated engines (default: as the stack started here says, else 1)")
+    live.add_argument("--speed", type=positive, help="of emulated engines (default: as the stack started here says, else 1)")
     live.add_argument("--model", default="auto", help="auto: the first model of /v1/models")
     live.add_argument("--endpoint", choices=ENDPOINTS, default="completions", help="default %(default)s: exact lengths")
-    live.add_argument("--timeout-s", type=_positive, default=600.0, help="of one request, to its end (default 600)")
+    live.add_argument("--timeout-s", type=positive, default=600.0, help="of one request, to its end (default 600)")
     add_control_argument(live)  # type: ignore[arg-type]
     virtual = parser.add_argument_group("a fleet in virtual time")
     virtual.add_argument("--simulate", action="store_true", help="no fleet: engines and router in this process")
     virtual.add_argument("--preset", choices=tuple(PRESETS), default="llama3-8b-h100", help="default %(default)s")
-    virtual.add_argument("--workers", type=_count, default=4, help="default %(default)s")
+    virtual.add_argument("--workers", type=whole, default=4, help="default %(default)s")
     virtual.add_argument("--worker-speeds", default="", metavar="X,X,...", help="unequal workers, in turn, such as 1,1,0.4,0.4")
 
 
 def _add_sweep(group: argparse._ArgumentGroup) -> None:
     grid = Grid()
-    group.add_argument("--rows", type=_count, default=grid.rows, help="plan at least so many requests (default %(default)s)")
+    group.add_argument("--rows", type=whole, default=grid.rows, help="plan at least so many requests (default %(default)s)")
     group.add_argument("--rates", default="", metavar="R,R,...", help="requests a second, instead of shares of saturation")
     levels = ",".join(f"{level:g}" for level in grid.levels)
     group.add_argument("--levels", default=levels, metavar="X,X,...", help="shares of saturation, which is found first")
@@ -92,23 +93,9 @@ def _add_sweep(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overlaps", default="0,0.5,0.9", help="share of a prompt that others share (default %(default)s)")
     group.add_argument("--outputs", default=",".join(grid.outputs), help="classes of answers' lengths (default %(default)s)")
     group.add_argument("--policy", default="", metavar="A,B,...", help="switch through these from step to step")
-    group.add_argument("--step-s", type=_positive, default=grid.step_s, help="of arrivals in a step (default %(default)g)")
-    group.add_argument("--requests-max", type=_count, default=grid.requests_max, help="in a step (default %(default)s)")
+    group.add_argument("--step-s", type=positive, default=grid.step_s, help="of arrivals in a step (default %(default)g)")
+    group.add_argument("--requests-max", type=whole, default=grid.requests_max, help="in a step (default %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ import uvloop
 from contract import tokens
 from headway import policy as policies
 from headway import runfile
+from headway.arguments import positive, whole
 from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
 from headway.errors import UsageError
 from loadgen import arrivals, generators, traces
@@ -73,31 +74,31 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--model", default="auto", help="auto: the first model of /v1/models")
     group.add_argument("--endpoint", choices=ENDPOINTS, default="chat", help="default %(default)s")
-    group.add_argument("--timeout-s", type=_positive, default=600.0, help="of one request, to its end (default 600)")
-    group.add_argument("--in-flight-max", type=_count, default=8192, help="beyond it a request is not sent, and fails")
+    group.add_argument("--timeout-s", type=positive, default=600.0, help="of one request, to its end (default 600)")
+    group.add_argument("--in-flight-max", type=whole, default=8192, help="beyond it a request is not sent, and fails")
     group.add_argument(
         "--policy", default="", metavar="A,B,...", help="switch to each in turn, one round each, compare them, and switch back"
     )
-    group.add_argument("--rounds", type=_count, default=1, help="how often to go through them (default 1)")
+    group.add_argument("--rounds", type=whole, default=1, help="how often to go through them (default 1)")
 
 
 def _add_timing(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--speed", type=_positive, help="recorded times, this much faster (default 1)")
+    group.add_argument("--speed", type=positive, help="recorded times, this much faster (default 1)")
     group.add_argument("--smooth", action="store_true", help="spread requests recorded at one time up to the next")
     group.add_argument("--rate", help="requests a second instead of recorded times: 5, or 1-10:60 (ramp), or 2:30,8:30 (steps)")
     group.add_argument("--arrivals", choices=arrivals.PROCESSES, help="with --rate (default poisson)")
-    group.add_argument("--cv", type=_positive, default=2.0, help="of gamma gaps; above 1 is bursty (default 2)")
-    group.add_argument("--at-once", type=_count, default=32, help="conversations beside each other (default 32)")
-    group.add_argument("--conversation-gap-s", type=_positive, default=30.0, help="agentic: a new conversation this often")
-    group.add_argument("--idle-s-max", type=_positive, default=60.0, help="agentic: longer pauses are cut to this (default 60)")
+    group.add_argument("--cv", type=positive, default=2.0, help="of gamma gaps; above 1 is bursty (default 2)")
+    group.add_argument("--at-once", type=whole, default=32, help="conversations beside each other (default 32)")
+    group.add_argument("--conversation-gap-s", type=positive, default=30.0, help="agentic: a new conversation this often")
+    group.add_argument("--idle-s-max", type=positive, default=60.0, help="agentic: longer pauses are cut to this (default 60)")
 
 
 def _add_content(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--limit", type=_count, default=2000, help="first so many requests (default 2000)")
-    group.add_argument("--block-tokens", type=_count, help="tokens of text for a block of the trace; lengths shrink alike")
-    group.add_argument("--scale", type=_positive, help="the same as a factor: 0.25 makes a 512-token block 128 tokens")
-    group.add_argument("--output-scale", type=_positive, help="of answers only (default: as --scale)")
-    group.add_argument("--max-tokens", type=_count, default=1 << 30, help="no answer is longer than this")
+    group.add_argument("--limit", type=whole, default=2000, help="first so many requests (default 2000)")
+    group.add_argument("--block-tokens", type=whole, help="tokens of text for a block of the trace; lengths shrink alike")
+    group.add_argument("--scale", type=positive, help="the same as a factor: 0.25 makes a 512-token block 128 tokens")
+    group.add_argument("--output-scale", type=positive, help="of answers only (default: as --scale)")
+    group.add_argument("--max-tokens", type=whole, default=1 << 30, help="no answer is longer than this")
     group.add_argument("--stop-at-eos", action="store_true", help="answers may end early (default: ignore_eos)")
     group.add_argument("--client-prompt-tokens", type=int, default=0, help="ServeGen: length of each client's system prompt")
     group.add_argument("--tokenizer", default=tokens.BUILTIN, help="prompts are made to measure for it (default %(default)s)")
@@ -106,26 +107,12 @@ def _add_content(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--slo-ttft-ms", type=_positive, help="goodput: the first token within this")
-    group.add_argument("--slo-itl-ms", type=_positive, help="goodput: mean time per token after the first within this")
+    group.add_argument("--slo-ttft-ms", type=positive, help="goodput: the first token within this")
+    group.add_argument("--slo-itl-ms", type=positive, help="goodput: mean time per token after the first within this")
     group.add_argument("--send-slo", action="store_true", help="tell the router: x-headway-slo-ttft-ms on every request")
-    group.add_argument("--match-block-tokens", type=_count, default=16, help="predicted and cached compare to this block")
+    group.add_argument("--match-block-tokens", type=whole, default=16, help="predicted and cached compare to this block")
     group.add_argument("--out", type=Path, help="file for one JSON line a request (default: replay.jsonl in .headway)")
     group.add_argument("--json", action="store_true", help="print the summary as JSON, one object a line and policy")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from rich.table import Table
 from controlplane.profiles import DEFAULT, NAMES
 from emulator.presets import PRESETS
 from headway import simulate_experiments
+from headway.arguments import positive, whole
 from headway.errors import UsageError
 from loadgen import arrivals, generators, traces
 from loadgen.errors import LoadError
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_fleet(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--policies", default="", metavar="A,B,...", help=f"or: all (default: {POLICIES})")
-    group.add_argument("--workers", type=_count, default=4, help="default %(default)s")
+    group.add_argument("--workers", type=whole, default=4, help="default %(default)s")
     group.add_argument("--preset", choices=PRESETS, default="llama3-8b-h100", help="default %(default)s")
     group.add_argument("--latency", choices=("batching", "formula"), default="batching", help="default %(default)s")
     group.add_argument(
@@ -78,20 +79,18 @@ def _add_fleet(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_timing(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--speed", "--rate-factor", type=_positive, default=1.0, help="recorded times, this much faster")
+    group.add_argument("--speed", "--rate-factor", type=positive, default=1.0, help="recorded times, this much faster")
     group.add_argument("--smooth", action="store_true", help="spread requests recorded at one time up to the next")
     group.add_argument("--rate", help="requests a second instead of recorded times: 5, or 1-10:60 (ramp), or 2:30,8:30 (steps)")
     group.add_argument("--arrivals", choices=arrivals.PROCESSES, default="poisson", help="with --rate (default %(default)s)")
-    group.add_argument("--cv", type=_positive, default=2.0, help="of gamma gaps; above 1 is bursty (default 2)")
+    group.add_argument("--cv", type=positive, default=2.0, help="of gamma gaps; above 1 is bursty (default 2)")
 
 
 def _add_content(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--limit", type=_count, default=2000, help="first so many requests (default 2000)")
-    group.add_argument(
-        "--scale", type=_positive, default=1.0, help="of prompt and block lengths, e.g. 0.25 for smaller engines"
-    )
-    group.add_argument("--output-scale", type=_positive, help="of answers (default: as --scale)")
-    group.add_argument("--slo-ttft-ms", type=_positive, default=2000.0, help="goodput: the first token within this (2000)")
+    group.add_argument("--limit", type=whole, default=2000, help="first so many requests (default 2000)")
+    group.add_argument("--scale", type=positive, default=1.0, help="of prompt and block lengths, e.g. 0.25 for smaller engines")
+    group.add_argument("--output-scale", type=positive, help="of answers (default: as --scale)")
+    group.add_argument("--slo-ttft-ms", type=positive, default=2000.0, help="goodput: the first token within this (2000)")
     group.add_argument("--send-slo", action="store_true", help="tell the router, which may then refuse what it cannot keep")
 
 
@@ -103,29 +102,15 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="fixed fleets and workloads instead of TRACE; options that count: --policies (fleets), --plot (slowdown), --seed, "
         "--seeds, --jobs, --json",
     )
-    group.add_argument("--seeds", type=_count, default=simulate_experiments.SEEDS_DEFAULT, help="of an experiment (default 4)")
+    group.add_argument("--seeds", type=whole, default=simulate_experiments.SEEDS_DEFAULT, help="of an experiment (default 4)")
     group.add_argument("--faults", type=int, default=0, metavar="N", help="so many of all kinds, drawn from the seed")
     group.add_argument(
-        "--train-every-s", type=_positive, default=60.0, metavar="S", help="virtual seconds from model to model (default 60)"
+        "--train-every-s", type=positive, default=60.0, metavar="S", help="virtual seconds from model to model (default 60)"
     )
     group.add_argument("--check", action="store_true", help="follow every block, too (implied by --faults); slower")
-    group.add_argument("--jobs", type=_count, default=0, help="processes (default: one a policy, up to the number of cores)")
+    group.add_argument("--jobs", type=whole, default=0, help="processes (default: one a policy, up to the number of cores)")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     group.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the TTFT distributions there")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

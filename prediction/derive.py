@@ -42,7 +42,7 @@ _PREFILL, _PAIRS, _WAIT = INDEX["prefill_tokens"], INDEX["prefill_pairs"], INDEX
 _SPEED, _ACTIVE, _QUEUED = INDEX["prefill_tokens_per_s"], INDEX["active"], INDEX["no_first_byte"]
 _CONTEXT, _CACHE = INDEX["context_tokens"], INDEX["cache_tokens"]
 _SEATS, _HOLD, _DUE = INDEX["seats"], INDEX["hold_s"], INDEX["seat_due_s"]
-_TODO = _WIDTH + EXTRA.index("todo_s")
+_ESTIMATE = _WIDTH + EXTRA.index("todo_s")
 
 
 def inputs(rows: Floats) -> Floats:
@@ -81,4 +81,4 @@ def _seat_s(rows: Floats) -> Floats:
 
 def log_estimate(columns: Floats) -> Floats:
     """columns: as `inputs` returns. (n,) log seconds."""
-    return np.log(columns[:, _TODO] + FLOOR_S)
+    return np.log(columns[:, _ESTIMATE] + FLOOR_S)
