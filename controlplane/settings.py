@@ -6,22 +6,15 @@ from dataclasses import dataclass
 
 from controlplane import admission, director, filters, ledger, profiles, rankers, thinning
 from runtime import log
-from runtime.addresses import split_address
-from runtime.redis_url import check_redis_url, with_password
 from runtime.settings import SettingsError, check_port, check_positive, setting
-from runtime.tls import check_pair
+from runtime.shared_settings import BusSettings, GrpcSettings
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BusSettings, GrpcSettings):
     """The control plane: keeps the fleet in memory and decides where each request goes."""
 
     listen: tuple[str, ...] = setting(("127.0.0.1:50051",), "gRPC addresses: HOST:PORT or unix:/path; repeated or with commas")
-    redis_url: str = setting("redis://127.0.0.1:6379/0", "the bus; also unix:///path/redis.sock", env="REDIS_URL")
-    redis_password: str = setting("", "of the bus, where the URL has none", env="REDIS_PASSWORD", secret=True)
-    tls_cert: str = setting("", "certificate chain of the gRPC TCP addresses, PEM; a renewed one is found by itself")
-    tls_key: str = setting("", "its private key")
-    tls_client_ca: str = setting("", "authority whose certificates gRPC clients must show; empty: none is asked for")
     policy: str = setting(profiles.DEFAULT, "routing policy at start", env="ROUTING_STRATEGY", choices=profiles.NAMES)
     metrics_host: str = setting("127.0.0.1", "where /metrics, /health and /ready listen")
     metrics_port: int = setting(9101, "their port; 0: off")
@@ -60,16 +53,5 @@ class Settings:
             raise SettingsError(f"--outcomes-per-s-max: {self.outcomes_per_s_max} is below 0")
         if self.waiting_max < 0:
             raise SettingsError(f"--waiting-max: {self.waiting_max} is below 0")
-        if not self.listen:
-            raise SettingsError("--listen: no address given")
-        for address in self.listen:
-            split_address(address)
-        check_redis_url("--redis-url", self.redis_url)
-        check_pair(self.tls_cert, self.tls_key, "--tls-cert, --tls-key")
-        if self.tls_client_ca and not self.tls_cert:
-            raise SettingsError("--tls-client-ca: needs --tls-cert and --tls-key")
-
-    @property
-    def bus_url(self) -> str:
-        """The Redis URL with its password."""
-        return with_password(self.redis_url, self.redis_password)
+        self.check_bus()
+        self.check_grpc()

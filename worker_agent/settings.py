@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from contract.keyspace import WORKER_TTL_MS
 from runtime.log import FORMATS, LEVELS
-from runtime.redis_url import check_redis_url, with_password
 from runtime.settings import check_positive, setting
+from runtime.shared_settings import BusSettings
 
 AUTO = "auto"
 OFF = "off"
@@ -18,14 +18,12 @@ _ENDPOINT = re.compile(r"(tcp://.+:\d+|ipc://.+)")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BusSettings):
     """Reports for one vLLM: its load, its KV blocks, its registration."""
 
     worker: str = setting("", "name of this worker, unique in the fleet")
     engine_url: str = setting("http://127.0.0.1:9001", "base URL of the vLLM beside this agent")
     advertise_url: str = setting("", "base URL under which routers reach that vLLM; empty: the engine URL")
-    redis_url: str = setting("redis://127.0.0.1:6379/0", "the bus; redis://host:port/db or unix:///path", env="REDIS_URL")
-    redis_password: str = setting("", "of the bus, where the URL has none", env="REDIS_PASSWORD", secret=True)
     kv_events: str = setting(AUTO, "where rank 0 publishes its KV events: auto (ask the engine), off, or tcp://host:port")
     kv_replay: str = setting(AUTO, "where it replays them: auto (ask the engine), off, or tcp://host:port")
     ttl_ms: int = setting(WORKER_TTL_MS, "how long the registration outlives this agent")
@@ -44,18 +42,13 @@ class Settings:
         _check_http("--engine-url", self.engine_url)
         if self.advertise_url:
             _check_http("--advertise-url", self.advertise_url)
-        check_redis_url("--redis-url", self.redis_url)
+        self.check_bus()
         for flag, value in (("--kv-events", self.kv_events), ("--kv-replay", self.kv_replay)):
             if value not in (AUTO, OFF) and not _ENDPOINT.fullmatch(value):
                 raise ValueError(f"{flag}: {value!r} is none of auto, off, tcp://host:port")
         check_positive(ttl_ms=self.ttl_ms, scrape_interval_ms=self.scrape_interval_ms)
         if self.ttl_ms < 3 * self.scrape_interval_ms:
             raise ValueError(f"--ttl-ms: {self.ttl_ms} is less than three reports ({3 * self.scrape_interval_ms} ms)")
-
-    @property
-    def bus_url(self) -> str:
-        """The Redis URL with its password."""
-        return with_password(self.redis_url, self.redis_password)
 
     @property
     def url(self) -> str:
