@@ -17,6 +17,9 @@ SPECULATION_TTL_S = 5.0
 """How long a guess about a worker with events may wait for its event: a deep queue and a long prefill, not a lost request."""
 SPECULATION_BLOCKS_MAX = 65_536
 """Guesses kept for one worker with events, whatever their age."""
+EVICTED_SHARE = 1 / 64
+"""Of its capacity that a full cache forgets at once. A dictionary remembers where its oldest entries were until it is made
+anew, and whoever asks for the oldest one walks over them: one by one, that was half the price of such a dispatch."""
 
 
 class Guesses:
@@ -47,7 +50,7 @@ class Guesses:
         made_at.update(dict.fromkeys(newest, now))
         excess = len(made_at) - self._capacity
         if excess > 0:
-            self._forget_oldest(excess)
+            self._forget_oldest(excess + int(self._capacity * EVICTED_SHARE))
 
     def discard(self, blocks: array[int]) -> None:
         made_at = self.made_at
