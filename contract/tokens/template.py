@@ -24,6 +24,7 @@ import jinja2.utils
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from contract.tokens.compiled import compiled
 from contract.tokens.content_format import detect
 from contract.tokens.errors import NotTokenizable, PromptError
 
@@ -47,6 +48,7 @@ class ChatTemplate:
         self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
         self._template = environment.from_string(source)
         self._globals = dict(self._template.globals)
+        self._compiled = compiled(environment, tree)
 
     def render(
         self,
@@ -71,15 +73,27 @@ class ChatTemplate:
         named["tools"] = tools
         named["documents"] = documents
         named["add_generation_prompt"] = add_generation_prompt
+        text = self._text(named)
+        return _cut(text, final) if continue_final_message else text
+
+    def plain(self, variables: Mapping[str, Any]) -> str:
+        """`render` of a chat without further options. variables: all that the template may read, `messages` and so on."""
+        return self._text(variables)
+
+    def _text(self, named: Mapping[str, Any]) -> str:
+        if self._compiled is not None:
+            try:
+                return self._compiled(named)
+            except Exception:  # whatever it is, jinja2 says it better
+                pass
         try:
-            text = self._rendered(named)
+            return self._rendered(named)
         except TemplateError as error:
             raise PromptError(f"the chat template refuses this conversation: {error}", "messages") from error
         except Exception as error:
             raise NotTokenizable(f"the chat template failed: {type(error).__name__}") from error
-        return _cut(text, final) if continue_final_message else text
 
-    def _rendered(self, named: dict[str, Any]) -> str:
+    def _rendered(self, named: Mapping[str, Any]) -> str:
         """`jinja2.Template.render` without its copy of the globals through a ChainMap, which took longer than all the rest."""
         template = self._template
         context = jinja2.runtime.new_context(
