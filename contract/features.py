@@ -7,7 +7,7 @@ order or units raises VERSION: a model trained on another version is refused.
 
 from __future__ import annotations
 
-VERSION = 4
+VERSION = 5
 
 FEATURES: tuple[str, ...] = (
     "input_tokens",  # prompt length
@@ -32,11 +32,15 @@ FEATURES: tuple[str, ...] = (
     "seats",  # requests it computes at once at most, as its agent says, or as was seen while others waited; 0 until known
     "hold_s",  # from first token to end, lately: how long a request keeps its seat; 0 until known
     "step_s",  # of one decode step at its quickest lately, by the engine's count of tokens; 0 until known
-    "seat_due_s",  # until so many answers have ended, by their bounds, that this request has a seat; 0 where one is free
+    "begins_s",  # until the engine would begin with this prompt: the work before it, and the answers whose seats it needs
 )
 
 PAIRS_A_TOKEN = 40_000.0
 """Attention pairs that cost what a token costs otherwise: 30,000 to 53,000 for Llamas of 8 to 70 billion parameters."""
+
+
+SPEED_UNKNOWN = 10_000.0
+"""Prefill tokens a second, of an endpoint that has not shown its own yet."""
 
 
 def prefill_work(tokens: float, pairs: float) -> float:

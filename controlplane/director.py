@@ -33,6 +33,7 @@ from controlplane.picker import Turn
 from controlplane.predictor import Sample
 from controlplane.profiles import Profile
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
+from controlplane.queue_plan import begins_s
 from controlplane.rankers import LeastPredicted, Ranking
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
@@ -540,15 +541,6 @@ def _last_block(question: Question, endpoint: Endpoint) -> int:
     return hashes[-1] if hashes and request.exact_tokens and len(hashes) == request.input_tokens // size else 0
 
 
-def _seat_due_s(endpoint: Endpoint, now: float) -> float:
-    """Where all seats are taken: until the end that frees the one for the next request, as far as ends are foreseen."""
-    load, seats, clock = endpoint.load, endpoint.seats, endpoint.clock
-    if not seats or not load.ends:
-        return 0.0
-    end = load.ends[min(load.active - seats, len(load.ends) - 1)]
-    return max(0.0, end - clock.at(now)) * clock.step_s
-
-
 def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: float) -> list[Candidate]:
     """One row per serving endpoint. The hot loop: everything it reads is an attribute, everything it makes is one struct."""
     input_tokens, max_tokens = request.input_tokens, request.max_tokens
@@ -587,7 +579,7 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
                 endpoint.seats,
                 rates.hold_s,
                 endpoint.clock.step_s,
-                _seat_due_s(endpoint, now) if active >= endpoint.seats else 0.0,
+                begins_s(endpoint, now) if load.queue or active >= endpoint.seats else 0.0,
                 active if active > reported else reported,
                 endpoint.breaker.closed or endpoint.breaker.admits(now),
             )

@@ -96,7 +96,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     seats: int
     hold_s: float
     step_s: float
-    seat_due_s: float
+    begins_s: float
     batch: int  # requests there: the larger of the router's own count and the report's, which includes it one scrape late
     admits: bool  # the breaker lets a request through
 

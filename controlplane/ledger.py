@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from controlplane.question import Decision
+    from controlplane.queue_plan import Plan
 
 GRACE_S_MAX = 10.0
 """How long the reservations of a broken stream wait for their process to come back."""
@@ -38,11 +39,10 @@ class Load:
         0.0  # since when it has been at what it is computing now: the latest first byte, or the first to queue
     )
     head_tokens: int = 0  # uncached tokens of the oldest without a first byte
-    queue: dict[int, int] = field(
-        default_factory=dict
-    )  # decision -> uncached tokens, of those without a first byte, oldest first
+    queue: dict[int, Reservation] = field(default_factory=dict)  # of those without a first byte, oldest first
     context_tokens: int = 0
     ends: list[float] = field(default_factory=list)  # of answers that have begun: the decode step each is to end at, ascending
+    plan: Plan | None = None  # its queue played ahead, where somebody asked since the last first byte or end there
     moved_at: float = 0.0  # when the first of the active ones came, or the last sign of life of any of them
 
 
@@ -133,7 +133,9 @@ class Ledger:
         load.active += 1
         if not load.queue:
             load.prefill_since, load.head_tokens = now, uncached_tokens
-        load.queue[decision_id] = uncached_tokens
+        load.queue[decision_id] = reservation
+        if load.plan is not None:
+            load.plan.add(reservation)
         load.no_first_byte += 1
         load.prefill_tokens += uncached_tokens
         load.prefill_pairs += attention_pairs(uncached_tokens, input_tokens)
@@ -169,6 +171,7 @@ class Ledger:
         self._refund_prefill(reservation)
         load = reservation.load
         load.active -= 1
+        load.plan = None
         load.context_tokens -= reservation.input_tokens
         if reservation.ends_at:
             del load.ends[bisect_left(load.ends, reservation.ends_at)]
@@ -261,8 +264,10 @@ class Ledger:
         reservation.first_byte_seen = True
         load = reservation.load
         load.no_first_byte -= 1
+        load.plan = None
         load.prefill_tokens -= reservation.uncached_tokens
         load.prefill_pairs -= attention_pairs(reservation.uncached_tokens, reservation.input_tokens)
         del load.queue[reservation.decision_id]
-        load.head_tokens = next(iter(load.queue.values()), 0)
+        head = next(iter(load.queue.values()), None)
+        load.head_tokens = 0 if head is None else head.uncached_tokens
         assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"

@@ -35,7 +35,10 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "cache_tokens": ("tokens", "KV capacity of the worker"),
         "seats": ("requests", "computed at once at most, as its agent says, or as was seen while others waited; 0 until known"),
         "step_s": ("s", "of one decode step at its quickest lately, by the engine's count of tokens; 0 until known"),
-        "seat_due_s": ("s", "until so many answers had ended, by their bounds, that this one had a seat; 0 where one was free"),
+        "begins_s": (
+            "s",
+            "until the engine would begin with this prompt: the work queued before it, and the answers whose seats it needs",
+        ),
         "hold_s": ("s", "recent times from first token to end at this worker, 0 until known"),
     },
     FATE: {

@@ -82,7 +82,7 @@ def candidate(
         "seats": 0,
         "hold_s": 0.0,
         "step_s": 0.0,
-        "seat_due_s": 0.0,
+        "begins_s": 0.0,
         "batch": active,
         "admits": True,
     }

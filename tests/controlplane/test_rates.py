@@ -1,4 +1,4 @@
-"""What an endpoint's own requests teach of its speed, and of how long one waits where all its seats are taken."""
+"""What an endpoint's own requests teach of its speed, and how many it computes at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import msgspec
 import pytest
 
 from controlplane.breaker import BreakerBounds
-from controlplane.director import _seat_due_s
-from controlplane.ledger import Ledger, Load
+from controlplane.ledger import Ledger
 from controlplane.rates import Rates, StepClock
 from controlplane.snapshot import FleetSnapshot
-from tests.controlplane.parts import endpoint, record, report
+from tests.controlplane.parts import record, report
 
 
 def taught(**options: bool) -> Rates:
@@ -67,22 +66,6 @@ def test_the_step_that_is_followed_is_one_without_prefill() -> None:
         at, tokens = at + 0.1, tokens + (10 if report_ % 3 == 0 else 100)
         clock.reported(tokens, 10, at)
     assert clock.step_s == pytest.approx(0.01, rel=0.2)
-
-
-def test_where_all_seats_are_taken_the_end_that_frees_one_is_foreseen() -> None:
-    load = Load(active=4, ends=[110.0, 130.0, 190.0])
-    clock = StepClock()
-    for tenth in range(11):
-        clock.reported(15 * tenth, 3, 1.0 + tenth / 10)  # 50 steps, 20 ms each
-    full = endpoint(0, seats=3, load=load, clock=clock)
-    now = clock.at(2.0)
-    assert _seat_due_s(full, 2.0) == pytest.approx((130.0 - now) * 0.02)
-    full.seats = 4
-    assert _seat_due_s(full, 2.0) == pytest.approx((110.0 - now) * 0.02)
-    full.seats = 1
-    assert _seat_due_s(full, 2.0) == pytest.approx((190.0 - now) * 0.02)  # as far as ends are foreseen
-    assert _seat_due_s(endpoint(1, seats=3, load=Load(active=4), clock=clock), 2.0) == 0.0
-    assert _seat_due_s(endpoint(1, seats=3, load=load), 2.0) == 0.0
 
 
 def test_seats_are_what_the_agent_says_or_the_most_that_ran_while_others_waited() -> None:

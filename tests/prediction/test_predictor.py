@@ -11,7 +11,7 @@ from contract.features import FEATURES, VERSION
 from prediction import booster, bundle, calibration, derive, predictor, tree
 from prediction.bundle import Bundle, BundleError
 from prediction.calibration import Calibration
-from tests.trainer.traffic import law, rows, samples
+from tests.trainer.traffic import foresee, law, rows, samples
 from trainer.train import Trained, train
 from trainer.zoo import KINDS
 
@@ -67,6 +67,7 @@ def test_the_booster_answers_as_lightgbm_does(zoo: dict[str, Trained]) -> None:
 def test_queues_longer_than_any_seen_are_longer_waits(zoo: dict[str, Trained]) -> None:
     asked = rows(200, np.random.default_rng(4))
     asked[:, FEATURES.index("prefill_tokens")] = 2_000_000
+    foresee(asked)
     p50_s, _ = zoo["lightgbm"].predictor.predict(asked)
     assert np.median(p50_s / law(asked)) == pytest.approx(1.0, abs=0.25)
 

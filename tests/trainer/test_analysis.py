@@ -52,18 +52,18 @@ def test_derived_signals_are_the_work_that_a_router_can_count(samples: Dataset) 
     queued = prefill_work(row[INDEX["prefill_tokens"]], row[INDEX["prefill_pairs"]])
     assert columns["work_tokens"][0] == pytest.approx(own + queued)
     assert columns["work_s"][0] == pytest.approx((own + queued) / row[INDEX["prefill_tokens_per_s"]])
-    assert columns["foreseen_s"][0] == columns["work_s"][0], "nobody knows of seats"
 
 
-def test_where_all_seats_are_taken_the_ends_that_come_first_are_foreseen(samples: Dataset) -> None:
+def test_what_is_foreseen_is_the_queue_and_this_requests_own_work(samples: Dataset) -> None:
     few = samples.take(np.arange(60))
-    for name, value in (("seats", 8.0), ("hold_s", 4.0), ("active", 11.0)):
+    for name, value in (
+        ("uncached_tokens", 500.0),
+        ("input_tokens", 500.0),
+        ("prefill_tokens_per_s", 1_000.0),
+        ("begins_s", 3.0),
+    ):
         few.rows[:, INDEX[name]] = value
-    columns = signals.of(few).columns
-    assert columns["foreseen_s"] - columns["work_s"] == pytest.approx(4 * 4.0 / 8), "four ends, eight every 4 s"
-    few.rows[:, INDEX["active"]] = 7.0
-    columns = signals.of(few).columns
-    assert columns["foreseen_s"] == pytest.approx(columns["work_s"]), "one seat is free"
+    assert signals.of(few).columns["foreseen_s"] == pytest.approx(3.0 + prefill_work(500.0, 125_000.0) / 1_000.0)
 
 
 def test_a_speed_that_is_not_known_makes_no_seconds_of_work(samples: Dataset) -> None:
@@ -147,7 +147,7 @@ def test_the_best_signals_of_a_zone_come_first_and_unknown_ones_not_at_all(found
 
 def test_importance_falls_on_what_the_law_is_made_of(found: Findings) -> None:
     permuted = found.importance.permuted
-    law = {"prefill_tokens", "uncached_tokens", "prefill_tokens_per_s", "prefill_pairs", "input_tokens"}
+    law = {"begins_s", "prefill_tokens", "uncached_tokens", "prefill_tokens_per_s", "prefill_pairs", "input_tokens"}
     assert set(sorted(permuted, key=lambda name: permuted[name])[-3:]) <= law
     assert sum(found.importance.gain.values()) == pytest.approx(1)
     assert found.importance.r2 > 0.8

@@ -40,8 +40,16 @@ def rows(count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     put("seats", np.full(count, 256.0))
     put("hold_s", rng.uniform(1.0, 4.0, count))
     put("report_age_s", rng.uniform(0.0, 0.1, count))
+    foresee(made)
     assert np.all(uncached >= 0)
     return made
+
+
+def foresee(made: npt.NDArray[np.float64]) -> None:
+    """Sets begins_s to what follows from the queue: a seat is free for everybody."""
+    work = made[:, INDEX["prefill_tokens"]] + made[:, INDEX["prefill_pairs"]] / PAIRS_A_TOKEN
+    waited = made[:, INDEX["prefill_wait_s"]]
+    made[:, INDEX["begins_s"]] = np.maximum(work / made[:, INDEX["prefill_tokens_per_s"]] - waited, 0.0)
 
 
 def law(made: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -36,8 +36,8 @@ _ABOUT_ZONES = (
 _ABOUT_CORRELATIONS = (
     "Pearson / Spearman, in each zone apart. A dash: the signal does not vary there, or there are fewer than 30 rows. "
     "Three are made of others: work_tokens is the prefill work queued at the worker and the request's own; work_s the time it "
-    "takes at the speed that the router learned of the worker; foreseen_s that and, where all seats are taken, the ends that "
-    "must come first, (active - seats + 1) x hold_s / seats."
+    "takes at the speed that the router learned of the worker; foreseen_s is begins_s, when the engine would begin with it as "
+    "the router foresees queue and seats, and the request's own work at that speed."
 )
 _ABOUT_IMPORTANCE = (
     "Permutation: how much that falls when one signal is shuffled. Signals that say the same share the loss, and the gain, "

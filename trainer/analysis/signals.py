@@ -25,7 +25,7 @@ EXTRA: Mapping[str, str] = {
 """Columns that the profiler adds, with their units."""
 DERIVED: Mapping[str, str] = {"work_tokens": "tokens", "work_s": "s", "foreseen_s": "s"}
 """Made of features, as a router can at a decision: prefill work queued at the worker and this request's own, attention counted
-as tokens; the time it takes at the speed which the router learned of the worker; and that plus the wait for a seat."""
+as tokens; the time it takes at the speed which the router learned of the worker; and begins_s with this request's own time."""
 LOAD = ("level", "rate_rps")
 """How much arrived, where the data set says so: as planned, times the share of the planned rate that did arrive."""
 ARRIVED = "arrived_rps"
@@ -101,9 +101,8 @@ def _derived(columns: Mapping[str, Floats]) -> dict[str, Floats]:
     tokens = columns["prefill_tokens"] + uncached
     work = tokens + (columns["prefill_pairs"] + own_pairs) / PAIRS_A_TOKEN
     work_s = work / np.where(speed > 0, speed, np.nan)
-    seats = columns["seats"]
-    ends_first = np.where(seats > 0, np.maximum(columns["active"] - seats + 1, 0.0), 0.0)
-    foreseen_s = work_s + ends_first * columns["hold_s"] / np.maximum(seats, 1.0)
+    own_s = (uncached + own_pairs / PAIRS_A_TOKEN) / np.where(speed > 0, speed, np.nan)
+    foreseen_s = columns["begins_s"] + own_s
     return {"work_tokens": work, "work_s": work_s, "foreseen_s": foreseen_s}
 
 

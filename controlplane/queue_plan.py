@@ -1,0 +1,126 @@
+"""When an engine would begin with one more prompt, foreseen from what the router placed there. Pure.
+
+An engine takes prompts up in the order in which they came, each once a seat is free for it, and computes their work one after
+the other; an answer then keeps its seat for as many decode steps as it has tokens. So a queue is played ahead: whoever is next
+takes the seat that is free first, its work passes, and its own end is added to those to come. The result is a time, not a
+count: ten short prompts behind long answers and ten long ones in front of free seats are different waits.
+
+A plan is made when it is first asked for after a first token or an end at its endpoint, and extended by what is placed there
+in between. Where every queued prompt has a seat there is nothing to play: the wait is the work.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from contract.features import SPEED_UNKNOWN, prefill_work
+from controlplane.ledger import attention_pairs
+
+if TYPE_CHECKING:
+    from controlplane.endpoint import Endpoint
+    from controlplane.ledger import Reservation
+
+PLAYED_MAX = 64
+"""Requests of a queue that are played; of those behind them, one is taken to get its turn every hold_s / seats."""
+ANSWER_STEPS = 64.0
+"""Of an answer whose length nothing is known of."""
+
+
+def begins_s(endpoint: Endpoint, now: float) -> float:
+    """Seconds until the engine would begin with a prompt that is sent now; 0 where it would at once."""
+    load, seats = endpoint.load, endpoint.seats
+    if load.active < seats or not seats:
+        return _work_s(endpoint, now) if load.queue else 0.0
+    plan = load.plan
+    if plan is None:
+        plan = load.plan = Plan(endpoint, now)
+    return plan.begins_s(now)
+
+
+def _work_s(endpoint: Endpoint, now: float) -> float:
+    """Where everybody has a seat."""
+    load = endpoint.load
+    speed = endpoint.rates.prefill_tokens_per_s or SPEED_UNKNOWN
+    head_s = _work(next(iter(load.queue.values()))) / speed
+    return prefill_work(load.prefill_tokens, load.prefill_pairs) / speed - min(head_s, max(0.0, now - load.prefill_since))
+
+
+def _work(reservation: Reservation) -> float:
+    """Prefill work in tokens."""
+    uncached = reservation.uncached_tokens
+    return prefill_work(uncached, attention_pairs(uncached, reservation.input_tokens))
+
+
+class Plan:
+    """The queue of one endpoint with all seats taken, played ahead. One more request is played by `add`."""
+
+    __slots__ = (
+        *("_answer_tokens", "_beyond_s", "_ends", "_computes", "_expected", "_from", "_played"),
+        *("_rest_s", "_seats", "_step_s", "_steps", "_token_s"),
+    )
+
+    def __init__(self, endpoint: Endpoint, now: float) -> None:
+        load, rates, clock = endpoint.load, endpoint.rates, endpoint.clock
+        seats = self._seats = endpoint.seats
+        step_s = self._step_s = clock.step_s or rates.decode_itl_s
+        self._token_s = 1.0 / (rates.prefill_tokens_per_s or SPEED_UNKNOWN)
+        self._expected = rates.expected_tokens
+        self._answer_tokens = rates.hold_s / step_s if rates.hold_s and step_s else ANSWER_STEPS
+        self._beyond_s = rates.hold_s / seats
+        self._steps = 0.0  # decode steps from now to the end of what was played
+        self._played = 0
+        begun = load.active - len(load.queue)
+        at = clock.at(now)
+        self._ends = [max(0.0, end - at) for end in load.ends]
+        if unknown := begun - len(self._ends):  # as if they had begun evenly spread over the time that an answer takes
+            self._ends += [self._answer_tokens * (place + 1) / (unknown + 1) for place in range(unknown)]
+            heapify(self._ends)
+        self._computes = False  # whether the engine is at a prompt, and not waiting for an end
+        self._from = now  # when that prompt is to be done
+        self._rest_s = 0.0  # from then to the end of what was played
+        queue = iter(load.queue.values())
+        if begun < seats and (head := next(queue, None)) is not None:
+            self._computes = True
+            self._from = load.prefill_since + _work(head) * self._token_s
+            self._seat(head)
+        for reservation in queue:
+            self.add(reservation)
+
+    def add(self, reservation: Reservation) -> None:
+        """It is placed there, behind all others."""
+        work_s = _work(reservation) * self._token_s
+        if self._played >= PLAYED_MAX:
+            self._rest_s += max(work_s, self._beyond_s)
+            return
+        ends = self._ends
+        while len(ends) >= self._seats:
+            self._rest_s += self._pass(heappop(ends))
+        self._rest_s += work_s
+        self._seat(reservation)
+
+    def begins_s(self, now: float) -> float:
+        """As the function of this name."""
+        seconds = self._from - now
+        if seconds < 0.0 and self._computes:
+            seconds = 0.0  # it is overdue, and so is all that comes after it
+        seconds += self._rest_s
+        if len(self._ends) >= self._seats:
+            seconds += max(0.0, self._ends[0] - self._steps) * self._step_s
+        return max(0.0, seconds)
+
+    def _pass(self, end: float) -> float:
+        """The steps until an end; seconds."""
+        steps = end - self._steps
+        if steps <= 0.0:
+            return 0.0
+        self._steps = end
+        return steps * self._step_s
+
+    def _seat(self, reservation: Reservation) -> None:
+        """It was computed, which took a step."""
+        self._played += 1
+        self._steps += 1.0
+        decision = reservation.decision
+        tokens = self._expected(0 if decision is None else decision.candidate.max_tokens)
+        heappush(self._ends, self._steps + (tokens or self._answer_tokens))
