@@ -5,6 +5,8 @@ An attempt is settled once: its connection goes back or is closed, counts are se
 
 from __future__ import annotations
 
+import msgspec
+
 from contract.outcome import End
 from contract.routing import Answer
 from dataplane.gateway import Gateway
@@ -15,22 +17,18 @@ from proto import routing_pb2 as pb
 
 BLAMES_ENDPOINT = frozenset((End.CONNECT_FAILED, End.RESET, End.TIMED_OUT, End.ENGINE_ERROR, End.ENGINE_ABORTED))
 END_NAMES = {end: end.name.lower() for end in End}
-_END_LABELS = {end: (name,) for end, name in END_NAMES.items()}
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """target: the decided endpoint, decision_id 0 where the fallback chose it. Times are seconds of one clock, 0: not yet;
-    first_at: of the first event with content."""
+    last_at: when something came last, or it was sent; first_at: of the first event with content."""
 
-    __slots__ = ("connection", "first_at", "last_at", "relay", "sent_at", "target")
-
-    def __init__(self, target: Answer, sent_at: float) -> None:
-        self.target = target
-        self.sent_at = sent_at
-        self.last_at = sent_at
-        self.first_at = 0.0
-        self.connection: UpstreamConnection | None = None
-        self.relay: Relay | None = None
+    target: Answer
+    sent_at: float
+    last_at: float
+    connection: UpstreamConnection | None = None
+    relay: Relay | None = None
+    first_at: float = 0.0
 
     def settle(
         self, gateway: Gateway, end: End, reusable: bool, resume: bool, request_id: str, model: str, input_tokens: int
@@ -49,7 +47,7 @@ class Attempt:
         gateway.fleet.ended(target.url)
         if end in BLAMES_ENDPOINT:
             gateway.fleet.failed(target.url, now)
-        gateway.metrics.attempts.values[_END_LABELS[end]] += 1
+        gateway.metrics.ends[end].count += 1
         control = gateway.control
         control.report(outcome(self, end, now, request_id, model, input_tokens, control.connected))
 

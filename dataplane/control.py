@@ -90,9 +90,8 @@ class ControlClient:
         self._queue_timeout_s = queue_timeout_s
         self.connected = False
         self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[Take, float]] = {}
-        self._deadlines: deque[tuple[float, int]] = deque()
-        self._queued: dict[int, float] = {}  # question waiting for room -> its deadline, in order
+        self._waiting: dict[int, tuple[Take, float]] = {}  # asked when, in that order
+        self._queued: dict[int, tuple[Take, float]] = {}  # waiting for room since when, in that order
         self._timer: asyncio.TimerHandle | None = None
         self._missed_in_a_row = 0
         self._probe_at = 0.0
@@ -109,18 +108,16 @@ class ControlClient:
         self._written = asyncio.Event()  # every outcome has left
         self._loop = asyncio.get_running_loop()
 
-    def ask(self, asked: Asked, take: Take) -> int:
+    def ask(self, asked: Asked, take: Take, now: float) -> int:
         """Exactly one call of `take`: the answer, or None where the fallback is to decide; 0 where it was called already.
 
         Returns the question's id, for `cancel`.
         """
-        now = self._clock.now()
         if not self.connected or (self._missed_in_a_row and self._silent(now)):
             take(None)
             return 0
         question_id = asked.question_id = next(self._ids)
         self._waiting[question_id] = (take, now)
-        self._deadlines.append((now + self._timeout_s, question_id))
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
         questions = self._questions
@@ -133,8 +130,7 @@ class ControlClient:
 
     def cancel(self, question_id: int) -> None:
         """The asker has gone: no answer is wanted, and what was reserved for it is released."""
-        if self._waiting.pop(question_id, None) is not None:
-            self._queued.pop(question_id, None)
+        if (self._waiting.pop(question_id, None) or self._queued.pop(question_id, None)) is not None:
             self._withdraw(question_id)
 
     def release(self, answer: Answer) -> None:
@@ -152,8 +148,8 @@ class ControlClient:
             self._outcomes.popleft()
             self._metrics.outcomes_dropped.add()
         self._outcomes.append(ended)
-        self._written.clear()
-        self._report_soon()
+        if self._report_timer is None:
+            self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._on_report)
 
     @property
     def outcomes_pending(self) -> int:
@@ -175,6 +171,7 @@ class ControlClient:
     async def flush(self, timeout_s: float) -> None:
         """Until outcomes have left, or the time is over."""
         if self._outcomes and self.connected:
+            self._written.clear()
             self._due.set()
             await happened(self._written, timeout_s)
 
@@ -288,16 +285,16 @@ class ControlClient:
         self._unanswered = max(0, self._unanswered - len(answers))
         if self._questions and not self._unanswered:
             self._due.set()
-        observe = self._metrics.decision.observe
+        observe, pop = self._metrics.decision.observe, self._waiting.pop
         for answer in answers:
             question_id = answer.question_id
+            waiting = pop(question_id, None)
             if answer.queued:
-                if question_id in self._waiting:
-                    self._queued[question_id] = now + self._queue_timeout_s
+                if waiting is not None:
+                    self._queued[question_id] = (waiting[0], now)
                 continue
-            if self._queued:
-                self._queued.pop(question_id, None)
-            waiting = self._waiting.pop(question_id, None)
+            if waiting is None and self._queued:
+                waiting = self._queued.pop(question_id, None)
             if waiting is not None:  # else it was cancelled, and the control plane has been told
                 take, asked_at = waiting
                 observe(now - asked_at)
@@ -318,26 +315,22 @@ class ControlClient:
     def _on_timer(self) -> None:
         self._timer = None
         now = self._clock.now()
-        deadlines, queued = self._deadlines, self._queued
-        while deadlines and (deadlines[0][0] <= now or deadlines[0][1] not in self._waiting):
-            _, question_id = deadlines.popleft()
-            if question_id not in queued:
-                self._miss(question_id)
-        for question_id in [question_id for question_id, until in queued.items() if until <= now]:
-            del queued[question_id]
-            self._miss(question_id)
-        if deadlines or queued:
-            next_at = deadlines[0][0] if deadlines else now + self._timeout_s
+        self._miss(self._waiting, now - self._timeout_s)
+        self._miss(self._queued, now - self._queue_timeout_s)
+        if (self._waiting or self._queued) and self._timer is None:
+            oldest = next(iter(self._waiting.values()), None)
+            next_at = (now if oldest is None else oldest[1]) + self._timeout_s
             self._timer = self._loop.call_later(max(TIMER_S_MIN, next_at - now), self._on_timer)
 
-    def _miss(self, question_id: int) -> None:
-        """No answer in time: the fallback decides."""
-        waiting = self._waiting.pop(question_id, None)
-        if waiting is not None:
-            self._missed_in_a_row += 1
-            self._metrics.late.add()
-            self._withdraw(question_id)
-            _tell_none(waiting[0])
+    def _miss(self, asked: dict[int, tuple[Take, float]], until: float) -> None:
+        """No answer in time to what was asked by then: the fallback decides."""
+        late = list(itertools.takewhile(lambda item: item[1][1] <= until, asked.items()))
+        for question_id, (take, _) in late:
+            if asked.pop(question_id, None) is not None:
+                self._missed_in_a_row += 1
+                self._metrics.late.add()
+                self._withdraw(question_id)
+                _tell_none(take)
 
     def _withdraw(self, question_id: int) -> None:
         """A question that has not left is taken back: in one message with its cancel it would be decided behind it."""
@@ -353,11 +346,11 @@ class ControlClient:
             self._due.set()
 
     def _fail_all(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        self._deadlines.clear()
+        asked = [*self._waiting.values(), *self._queued.values()]
+        self._waiting.clear()
         self._queued.clear()
         self._questions, self._first_bytes, self._cancels = [], [], []
-        for take, _ in waiting.values():
+        for take, _ in asked:
             _tell_none(take)
 
 

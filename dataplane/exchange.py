@@ -46,7 +46,6 @@ class State(IntEnum):
 _PREPARING, _ASKING, _CONNECTING, _WAITING, _RELAYING, _DONE = State
 _ENDED = Phase.ENDED
 _COMPLETE, _CLIENT_GONE = End.COMPLETE, End.CLIENT_GONE
-_BY_CONTROL = ("control",)
 
 
 class Exchange(Served):
@@ -90,7 +89,7 @@ class Exchange(Served):
     def _prepared(self, prompt: Prompt) -> None:
         if self._state is not _PREPARING:
             return
-        self._gateway.metrics.chains.values[(prompt.kind,)] += 1
+        self._gateway.metrics.chains.cell(prompt.kind).count += 1
         self._prompt = prompt
         if self._permit is not None:
             denied = preparing.reserve(self._gateway, self._request, self._ask, prompt, self._permit)
@@ -105,7 +104,7 @@ class Exchange(Served):
         self._state = _ASKING
         control = self._gateway.control
         if control.connected:
-            self._question_id = control.ask(self.question(), self._decided)
+            self._question_id = control.ask(self.question(), self._decided, self._now())
         else:
             self._fall_back()
 
@@ -122,7 +121,7 @@ class Exchange(Served):
             self._gateway.control.release(answer)
             self._fall_back()
         else:
-            self._gateway.metrics.decisions.values[_BY_CONTROL] += 1
+            self._gateway.metrics.by_control.count += 1
             self._go(answer)
 
     def _shed(self, refusal: Refusal) -> None:
@@ -145,7 +144,7 @@ class Exchange(Served):
     def _go(self, target: Answer) -> None:
         gateway, url = self._gateway, target.url
         now = gateway.clock.now()
-        attempt = self._attempt = Attempt(target, now)
+        attempt = self._attempt = Attempt(target, now, now)
         self._relay = None
         self._count_attempt(target)
         gateway.fleet.began(url)

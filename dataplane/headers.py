@@ -6,22 +6,21 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from contract.routing import Answer
-from dataplane import errors
+from dataplane import errors, trace
 from dataplane.relay import Relay
 
 
-def passed_on(
-    relay: Relay, request_id: bytes, about: bytes, traceparent: bytes, ours: Iterable[bytes], *, http10: bool, close: bool
-) -> bytes:
-    """The engine's head without its hop-by-hop lines, and our lines behind it. about: of `about`; ours: header lines."""
+def passed_on(relay: Relay, ids: bytes, about: bytes, ours: Iterable[bytes], *, http10: bool, close: bool) -> bytes:
+    """The engine's head without its hop-by-hop lines, and our lines behind it.
+
+    ids: of `trace.lines_of`, its first line only where the engine did not say its own; about: of `about`; ours: header lines.
+    """
     head = relay.head
     assert head is not None
     parts = [head.passed_on]
     if relay.chunks is not None and not http10:
         parts.append(b"\r\ntransfer-encoding: chunked")
-    if not head.has_request_id:
-        parts += (b"\r\nx-request-id: ", request_id)
-    parts += (about, b"\r\ntraceparent: ", traceparent)
+    parts += (trace.without_id(ids) if head.has_request_id else ids, about)
     for line in ours:
         parts += (b"\r\n", line)
     parts.append(b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n")
@@ -36,17 +35,17 @@ def about(target: Answer | None, attempts: int, *, predicted: bool) -> bytes:
     """
     if target is None:
         return b"\r\nx-headway-attempts: %d" % attempts if attempts else b""
-    place = _place(target.worker, target.policy, attempts)
+    where = place(target.worker, target.policy, attempts)
     if not target.decision_id:
-        return place + (
+        return where + (
             b"\r\nx-headway-fallback: 1\r\nx-headway-matched-tokens: 0" if predicted else b"\r\nx-headway-fallback: 1"
         )
     if predicted:
-        return place + b"\r\nx-headway-decision: %016x\r\nx-headway-matched-tokens: %d" % (
+        return where + b"\r\nx-headway-decision: %016x\r\nx-headway-matched-tokens: %d" % (
             target.decision_id,
             target.matched_tokens,
         )
-    return place + b"\r\nx-headway-decision: %016x" % target.decision_id
+    return where + b"\r\nx-headway-decision: %016x" % target.decision_id
 
 
 def error_event(message: str, relay: Relay, path: str, *, http10: bool) -> bytes:
@@ -58,7 +57,8 @@ def error_event(message: str, relay: Relay, path: str, *, http10: bool) -> bytes
 
 
 @lru_cache(maxsize=4096)
-def _place(worker: str, policy: str, attempts: int) -> bytes:
+def place(worker: str, policy: str, attempts: int) -> bytes:
+    """Header lines, each behind its CRLF."""
     tries = b"\r\nx-headway-attempts: %d" % attempts if attempts else b""
     return tries + b"\r\nx-headway-worker: " + _printable(worker) + b"\r\nx-headway-policy: " + _printable(policy)
 

@@ -171,7 +171,7 @@ class Rival:
             self._over("no_budget")
             return
         self.stage = Stage.ASKING
-        self._question_id = hedges.control.ask(self._racer.question(), self._decided)
+        self._question_id = hedges.control.ask(self._racer.question(), self._decided, hedges.clock.now())
 
     def _decided(self, answer: Answer | None) -> None:
         if self.stage is not Stage.ASKING:
@@ -190,7 +190,7 @@ class Rival:
     def _go(self, target: Answer) -> None:
         hedges = self._hedges
         now = hedges.clock.now()
-        self._attempt = Attempt(target, now)
+        self._attempt = Attempt(target, now, now)
         self.stage = Stage.CONNECTING
         hedges.fleet.began(target.url)
         hedges.exchanges.add(self)

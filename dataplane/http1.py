@@ -308,21 +308,18 @@ def forward_head(
     request: Request,
     *,
     host: bytes,
-    request_id: bytes,
-    traceparent: bytes,
+    ids: bytes,
     rank: int = -1,
     credential: bytes | None = None,
 ) -> bytes:
     """The head that goes to the engine: the caller's headers but hop-by-hop ones, Host rewritten, ids carried on.
 
-    rank: data-parallel, -1: any; credential: a header line behind its CRLF in place of the caller's key, b"" for no key;
-    None: the caller's passes.
+    ids: the request's name and trace as header lines, each behind its CRLF; rank: data-parallel, -1: any; credential: a header
+    line behind its CRLF in place of the caller's key, b"" for no key; None: the caller's passes.
     """
     if request.forwarded is not None and credential is None and rank < 0:
         before, behind = request.forwarded
-        length = b"%d" % len(request.body)
-        ids = (b"\r\nx-request-id: ", request_id, b"\r\ntraceparent: ", traceparent)
-        return b"".join((before, host, behind, *ids, b"\r\ncontent-length: ", length, b"\r\n\r\n"))
+        return b"".join((before, host, behind, ids, b"\r\ncontent-length: %d\r\n\r\n" % len(request.body)))
     dropped = _NOT_FORWARDED
     if credential is not None:
         dropped = dropped | _CREDENTIALS
@@ -332,7 +329,7 @@ def forward_head(
     if rank >= 0:
         dropped = dropped | {b"x-data-parallel-rank"}
     parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nhost: ", host, _lines(request.headers, dropped)]
-    parts += (b"\r\nx-request-id: ", request_id, b"\r\ntraceparent: ", traceparent)
+    parts.append(ids)
     if credential:
         parts.append(credential)
     if rank >= 0:

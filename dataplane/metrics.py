@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from contract.outcome import End
+
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
+
+
+class Cell:
+    """One number of a counter. What every request adds to is added to here: that costs a tenth of finding it by its labels."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0.0
 
 
 class Counter:
     def __init__(self, name: str, help: str, *labels: str) -> None:
         self.name, self.help, self.labels = name, help, labels
-        self.values: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        """By labels. What every request adds to is added to here: a call of `add` costs as much as the rest of it."""
+        self._cells: dict[tuple[str, ...], Cell] = {}
+
+    def cell(self, *labels: str) -> Cell:
+        """The number with these labels."""
+        found = self._cells.get(labels)
+        if found is None:
+            found = self._cells[labels] = Cell()
+        return found
 
     def add(self, *labels: str, by: float = 1) -> None:
-        self.values[labels] += by
+        self.cell(*labels).count += by
+
+    @property
+    def values(self) -> dict[tuple[str, ...], float]:
+        """By labels, of what was counted."""
+        return {labels: cell.count for labels, cell in list(self._cells.items()) if cell.count}
 
     def family(self) -> Metric:
         family = CounterMetricFamily(self.name, self.help, labels=self.labels)
-        if not self.labels:
-            self.values[()] += 0
-        for labels, value in list(self.values.items()):
+        values = self.values if self.labels else {(): self.cell().count}
+        for labels, value in values.items():
             family.add_metric(labels, value)
         return family
 
@@ -83,6 +103,8 @@ class Metrics(Collector):
         self.e2e = Histogram("headway_proxy_request_seconds", "request read -> last byte given to the client's connection")
         self.decision = Histogram("headway_proxy_decision_seconds", "question -> decision")
         self.prompt = Histogram("headway_proxy_prompt_seconds", "body -> token ids and block hashes")
+        self.by_control = self.decisions.cell("control")
+        self.ends = {end: self.attempts.cell(end.name.lower()) for end in End}
         self.gauges: list[Gauge] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)

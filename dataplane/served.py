@@ -30,16 +30,15 @@ class Served:
         "_closes",
         "_excluded",
         "_gateway",
+        "_ids",
         "_now",
         "_permit",
         "_prompt",
         "_relay",
         "_request",
-        "_request_id",
         "_request_name",
         "_shown",
         "_started_at",
-        "_traceparent",
     )
 
     def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
@@ -56,14 +55,13 @@ class Served:
         self._attempts = 0
         self._excluded: tuple[int, ...] = ()
         self._relay: Relay | None = None  # of the attempt that is the answer
-        named = gateway.ids.next()
+        self._request_name = named = gateway.ids.next()
         if request.forwarded is not None:  # its head is known to hold neither id
-            self._request_id = named
-            self._traceparent = trace.begun(named)
+            self._ids = trace.lines(named)
         else:
-            self._request_id = request.get(b"x-request-id") or named
-            self._traceparent = self._continue_trace() or trace.begun(named)
-        self._request_name = self._request_id[: question.NAME_CHARS_MAX].decode("latin-1")
+            request_id = request.get(b"x-request-id") or named.encode()
+            self._request_name = request_id[: question.NAME_CHARS_MAX].decode("latin-1")
+            self._ids = trace.lines_of(request_id, self._continue_trace() or trace.begun(named))
 
     # --- towards control plane and engine ---
 
@@ -96,8 +94,7 @@ class Served:
         head = forward_head(
             request,
             host=connection.host,
-            request_id=self._request_id,
-            traceparent=self._traceparent,
+            ids=self._ids,
             rank=target.rank,
             credential=None if self._permit is None and self._gateway.credentials is None else self._credential(target),
         )
@@ -150,9 +147,8 @@ class Served:
         self._closes = gateway.draining or self._must_close(relay)
         return headers.passed_on(
             relay,
-            self._request_id,
+            self._ids,
             headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING),
-            self._traceparent,
             gateway.extra_headers if self._permit is None else self._our_lines(),
             http10=self._request.http10,
             close=self._closes,
@@ -174,16 +170,17 @@ class Served:
         self._count(refusal.status)
         request = self._request
         close = refusal.close or request.http10 or not request.keep_alive or self._gateway.draining
-        extra = [b"x-request-id: " + self._request_id, b"traceparent: " + self._traceparent, *self._our_lines()]
+        extra = [*self._our_lines()]
         if refusal.retry_after_s:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
         about = headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING)
+        about = self._ids + about
         self._client.write(reply(refusal.status, refusal.body_for(request.path), extra=extra, about=about, close=close))
         return close
 
     def _count(self, status: int) -> None:
         metrics = self._gateway.metrics
-        metrics.requests.values[path_label(self._request.path), str(status)] += 1
+        metrics.requests.cell(path_label(self._request.path), str(status)).count += 1
         metrics.e2e.observe(self._now() - self._started_at)
 
     def _used_tokens(self, permit: Permit) -> int:

@@ -9,6 +9,8 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})
 _STEP = 0x9E3779B97F4A7C15
 """Odd, so that steps of it come back to where they began after 2^64 of them; large, so that neighbours look unlike."""
 _MASK = 2**64 - 1
+AT_ONCE = 64
+"""Names are made so many at a time: one by one they cost twice as much."""
 
 
 class Ids:
@@ -17,20 +19,46 @@ class Ids:
     A random number for each would cost four times as much.
     """
 
-    __slots__ = ("_at", "_process")
+    __slots__ = ("_at", "_process", "_ready")
 
     def __init__(self) -> None:
-        self._process = b"%016x" % (random.getrandbits(64) | 1)
+        self._process = f"{random.getrandbits(64) | 1:016x}"
         self._at = random.getrandbits(64)
+        self._ready: list[str] = []
 
-    def next(self) -> bytes:
-        self._at = (self._at + _STEP) & _MASK
-        return self._process + b"%016x" % self._at
+    def next(self) -> str:
+        if not self._ready:
+            self._fill()
+        return self._process + self._ready.pop()
+
+    def _fill(self) -> None:
+        at, made = self._at, []
+        for _ in range(AT_ONCE):
+            at = (at + _STEP) & _MASK
+            made.append(at.to_bytes(8))
+        self._at = at
+        digits = b"".join(made).hex()
+        self._ready = [digits[start : start + 16] for start in range(0, 16 * AT_ONCE, 16)]
 
 
-def begun(request_id: bytes) -> bytes:
-    """A trace that begins here, under the name of its request. request_id: of `Ids`."""
-    return b"00-" + request_id + b"-" + request_id[16:] + b"-01"
+def begun(name: str) -> bytes:
+    """A trace that begins here, under the name of its request. name: of `Ids`."""
+    return f"00-{name}-{name[16:]}-01".encode()
+
+
+def lines(name: str) -> bytes:
+    """The header lines of a request's name and of the trace that begins under it, as `lines_of` writes them."""
+    return f"\r\nx-request-id: {name}\r\ntraceparent: 00-{name}-{name[16:]}-01".encode()
+
+
+def lines_of(request_id: bytes, traceparent: bytes) -> bytes:
+    """Both header lines, each behind its CRLF, in this order."""
+    return b"\r\nx-request-id: " + request_id + b"\r\ntraceparent: " + traceparent
+
+
+def without_id(both: bytes) -> bytes:
+    """both: of `lines_of`. The trace alone."""
+    return both[both.find(b"\r\n", 2) :]
 
 
 def continued(traceparent: bytes) -> bytes:

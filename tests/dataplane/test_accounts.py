@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from contract.outcome import End
-from contract.routing import Answer
+from contract.routing import Answer, Asked
+from contract.routing import Request as Wanted
 from proto import routing_pb2 as pb
 from tests.controlplane.served import Served, serve, until
 from tests.dataplane.client import Client, ask, chat, request
@@ -85,7 +86,8 @@ async def test_clients_that_leave_in_the_tick_they_ask_in_leave_no_reservation(
         proxy = await connected(start_proxy, served)
         control = proxy.app.control
         for _ in range(20):
-            question_id = control.ask(pb.Question(model="m", input_tokens=5), lambda decision: None)
+            asked = Asked(0, Wanted(model="m", input_tokens=5))
+            question_id = control.ask(asked, lambda decision: None, proxy.app.gateway.clock.now())
             control.cancel(question_id)
         assert (await ask(proxy.port, request(chat()))).status == 200
         await until(lambda: len(served.plant.ledger) == 0)

@@ -100,7 +100,7 @@ def served(reads: list[bytes], *, learns: bool) -> tuple[Listening, Transport, l
 
 def meaning(request: Request) -> object:
     """All that is done with a request depends on."""
-    sent = forward_head(request, host=b"h", request_id=b"r", traceparent=b"t")
+    sent = forward_head(request, host=b"h", ids=b"\r\nx-request-id: r")
     headers = [(name, value) for name, value in request.headers if name != b"content-length"]
     fields = {name: value for name, value in request.fields.items() if name != b"content-length"}
     return request.method, request.target, request.path, headers, fields, request.body, request.http10, request.keep_alive, sent

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataplane.http1 import ChunkedReader, FramingError, Request, forward_head, parse_response_head, reply
+from dataplane.trace import lines_of
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=8)
 
@@ -141,7 +142,7 @@ def test_the_forwarded_head_names_the_engine_and_frames_the_body_itself() -> Non
         (b"expect", b"100-continue"),
     ):
         request.add_header(name, value)
-    head = forward_head(request, host=b"engine:1", request_id=b"r", traceparent=b"t", rank=2)
+    head = forward_head(request, host=b"engine:1", ids=lines_of(b"r", b"t"), rank=2)
     assert head.split(b"\r\n") == [
         b"POST /v1/completions?x=1 HTTP/1.1",
         b"host: engine:1",

@@ -216,7 +216,7 @@ def test_concurrency_is_bounded() -> None:
 def test_an_outcome_says_what_the_engine_said() -> None:
     relay = Relay(hold_bytes_max=100_000)
     relay.feed(STREAM_HEAD + stream_bytes(stream_events(["a", "b"], usage_of=usage(30, 2, 16))))
-    attempt = Attempt(Answer(0, decision_id=5, url="u"), 1.0)
+    attempt = Attempt(Answer(0, decision_id=5, url="u"), 1.0, 1.0)
     attempt.relay, attempt.first_at, attempt.last_at = relay, 1.5, 2.5
     found = outcome(attempt, End.COMPLETE, 3.0, "r", "m", 30, True)
     assert (found.decision_id, found.end, found.http_status, found.streamed) == (5, pb.COMPLETE, 200, True)
@@ -227,7 +227,7 @@ def test_an_outcome_says_what_the_engine_said() -> None:
 
 
 def test_an_outcome_without_a_response_carries_no_times_of_tokens() -> None:
-    found = outcome(Attempt(Answer(0, url="u"), 1.0), End.CONNECT_FAILED, 2.0, "r", "m", 3, True)
+    found = outcome(Attempt(Answer(0, url="u"), 1.0, 1.0), End.CONNECT_FAILED, 2.0, "r", "m", 3, True)
     assert found.ttft_s < 0
     assert (found.model, found.url, found.input_tokens, found.http_status) == ("m", "u", 3, 0)
 
