@@ -48,8 +48,9 @@ def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt
         done(skipped(len(body)))
         return
     began = gateway.clock.now()
-    if prompts.is_quick(model, len(body)):
-        prompt = prompts.prepare(path, ask, body, model)
+    plan = prompts.plan(ask.model, model)
+    if plan.is_quick(len(body)):
+        prompt = prompts.prepare(path, ask, body, plan)
         gateway.metrics.prompt.observe(gateway.clock.now() - began)
         done(prompt)
     else:
@@ -59,7 +60,7 @@ def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt
             done(prompt)
 
         loop = asyncio.get_running_loop()
-        future = gateway.executor.submit(prompts.prepare, path, ask, body, model)
+        future = gateway.executor.submit(prompts.prepare, path, ask, body, plan)
         future.add_done_callback(lambda found: found.cancelled() or loop.call_soon_threadsafe(finished, found.result()))
 
 

@@ -74,15 +74,26 @@ class _Loaded:
     tried_at: float = -1e9
 
 
-@dataclass(slots=True)
-class _Plan:
+class Plan:
     """What is read of a model for each of its prompts: messages of the fleet view are slow to read. model: it was read from."""
 
-    model: pb.ModelView
-    loaded: _Loaded | None  # None: it names no tokenizer
-    base: str
-    lora: str
-    block_sizes: tuple[int, ...]
+    __slots__ = ("base", "block_sizes", "loaded", "lora", "model", "root")
+
+    def __init__(self, model: pb.ModelView, loaded: _Loaded | None, base: str, lora: str, block_sizes: tuple[int, ...]) -> None:
+        self.model = model
+        self.loaded = loaded  # None: it names no tokenizer
+        self.base = base
+        self.lora = lora
+        self.block_sizes = block_sizes
+        self.root = blocks.root_hash(base, lora=lora)
+        """Of prompts without a `cache_salt`."""
+
+    def is_quick(self, body_bytes: int) -> bool:
+        """`Prompts.prepare` is short enough for the event loop."""
+        loaded = self.loaded
+        if loaded is None or loaded.tokenizer is None:
+            return body_bytes <= TEXT_INLINE_BYTES_MAX
+        return loaded.tokenizer.is_cheap(body_bytes)
 
 
 class Prompts:
@@ -92,7 +103,7 @@ class Prompts:
         self._load = load
         self._overrides = dict(overrides)
         self._by_spec: dict[str, _Loaded] = {}
-        self._plans: dict[str, _Plan] = {}
+        self._plans: dict[str, Plan] = {}
         self._chains = ChainCache()
         self.wanted = True
         """Whether the policy looks at prompts."""
@@ -120,44 +131,38 @@ class Prompts:
         """Per model: ready, loading, or why its prompts are hashed as text."""
         return {model.name: self._status(model) for model in models}
 
-    def is_quick(self, model: pb.ModelView | None, body_bytes: int) -> bool:
-        """`prepare` is short enough for the event loop."""
-        if model is None or not self.wanted:
-            return True
-        entry = self._plan(model).loaded
-        if entry is None or entry.tokenizer is None:
-            return body_bytes <= TEXT_INLINE_BYTES_MAX
-        return entry.tokenizer.is_cheap(body_bytes)
+    def plan(self, asked: str, model: pb.ModelView) -> Plan:
+        """How prompts for `model` are read, which the fleet knows by the name `asked`."""
+        plan = self._plans.get(asked)
+        if plan is None or plan.model is not model:
+            sizes = tuple(size for size in model.block_sizes if size > 0)
+            loaded = self._by_spec.get(self._spec(model))
+            plan = self._plans[asked] = Plan(model, loaded, model.base or model.name, _lora(model), sizes)
+        return plan
 
-    def prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
+    def prepare(self, path: str, ask: Ask, body: bytes, plan: Plan) -> Prompt:
         """Tokenise and hash; may run in a thread. Never raises: a prompt that cannot be read is routed without a chain."""
         try:
-            return self._prepare(path, ask, body, model)
+            loaded = plan.loaded
+            tokenizer = loaded.tokenizer if loaded is not None else None
+            if tokenizer is None:
+                if loaded is not None and loaded.loading:
+                    return LOADING
+                fields = _decode(body)
+            else:
+                fields = _decode(body)
+                try:
+                    return self._token_prompt(tokenizer.prompts(path, fields), ask, plan)
+                except PromptError:
+                    return UNREAD  # the caller's mistake: the engine answers it in its own words
+                except NotTokenizable as error:
+                    self._say(f"{plan.model.name} {path} {error.reason}", str(error))
+            return _text_prompt(text_of(path, fields), ask, plan)
         except Exception:  # tokenizers and chat templates are foreign code, fed by strangers
             log.exception("a prompt could not be read", extra={"f": {"model": ask.model, "path": path}})
             return UNREAD
 
-    def _prepare(self, path: str, ask: Ask, body: bytes, model: pb.ModelView | None) -> Prompt:
-        if model is None or not ask.readable:
-            return UNREAD
-        if not self.wanted:
-            return skipped(len(body))
-        plan = self._plan(model)
-        entry = plan.loaded
-        if entry is not None and entry.tokenizer is None and entry.loading:
-            return LOADING
-        fields = _decode(body)
-        tokenizer = entry.tokenizer if entry is not None else None
-        if tokenizer is not None:
-            try:
-                return self._token_prompt(tokenizer.prompts(path, fields), ask, plan)
-            except PromptError:
-                return UNREAD  # the caller's mistake: the engine answers it in its own words
-            except NotTokenizable as error:
-                self._say(f"{model.name} {path} {error.reason}", str(error))
-        return _text_prompt(text_of(path, fields), ask, plan)
-
-    def _token_prompt(self, prompts: list[bytes], ask: Ask, plan: _Plan) -> Prompt:
+    def _token_prompt(self, prompts: list[bytes], ask: Ask, plan: Plan) -> Prompt:
         """Batches: the longest prompt's chain, and the tokens of all."""
         if len(prompts) == 1:
             longest = prompts[0]
@@ -168,18 +173,9 @@ class Prompts:
         chains: tuple[tuple[int, bytes], ...] = ()
         for size in plan.block_sizes:
             if len(longest) >= 4 * size:  # shorter than a block: there is no full one
-                root = _root(plan.base, plan.lora, ask.cache_salt)
-                chains += ((size, self._chains.chain(longest, size, root).tobytes()),)
+                root = _root(plan.base, plan.lora, ask.cache_salt) if ask.cache_salt else plan.root
+                chains += ((size, self._chains.packed(longest, size, root)),)
         return Prompt("tokens", tokens, chains)
-
-    def _plan(self, model: pb.ModelView) -> _Plan:
-        name = model.name
-        plan = self._plans.get(name)
-        if plan is None or plan.model is not model:
-            sizes = tuple(size for size in model.block_sizes if size > 0)
-            loaded = self._by_spec.get(self._spec(model))
-            plan = self._plans[name] = _Plan(model, loaded, model.base or name, _lora(model), sizes)
-        return plan
 
     def _spec(self, model: pb.ModelView) -> str:
         return self._overrides.get(model.name) or self._overrides.get(model.base) or model.tokenizer
@@ -212,7 +208,7 @@ class Prompts:
             log.warning("prompts are hashed as text, not tokens", extra={"f": {"model": name, "why": why}})
 
 
-def _text_prompt(text: bytes, ask: Ask, plan: _Plan) -> Prompt:
+def _text_prompt(text: bytes, ask: Ask, plan: Plan) -> Prompt:
     root = _text_root(plan.base, plan.lora, ask.cache_salt)
     sizes = plan.block_sizes or (FALLBACK_BLOCK_TOKENS,)
     chains = tuple((size, blocks.text_chain(text, size, root).tobytes()) for size in sizes)

@@ -14,10 +14,13 @@ from threading import Lock
 
 from xxhash import xxh64_intdigest
 
-from contract.blocks import chain
+from contract.blocks import chain, packed_chain
 
 STRIDE_BLOCKS = 64
 """Blocks looked up at once: 1,024 tokens of 16-token blocks. One look-up costs as much as hashing about five blocks."""
+
+SHORT_BLOCKS_MAX = 12
+"""Chains up to here are made the short way, which costs less to begin and more a block."""
 
 ENTRY_BYTES = 8 * STRIDE_BLOCKS + 250
 """What a remembered stride costs: its hashes, two numbers, a tuple, a place in the dictionary."""
@@ -32,6 +35,12 @@ class ChainCache:
         self._lock = Lock()
         self.hits = 0
         self.misses = 0
+
+    def packed(self, tokens: bytes, block_size: int, parent: int) -> bytes:
+        """`chain` in its wire form."""
+        if len(tokens) <= 4 * block_size * SHORT_BLOCKS_MAX:
+            return packed_chain(tokens, block_size, parent)
+        return self.chain(tokens, block_size, parent).tobytes()
 
     def chain(self, tokens: bytes, block_size: int, parent: int) -> array[int]:
         """What `contract.blocks.chain` returns for the same arguments."""

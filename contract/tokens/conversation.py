@@ -19,26 +19,27 @@ BILLING_HEADER = "x-anthropic-billing-header"
 """A system text of one coding client that differs with every request; vLLM drops it, for the prefix cache's sake."""
 
 
+PLAIN_ROLES = ("user", "assistant", "system")
+"""Of messages that are left as they are, but for the billing line."""
+
+
 def messages_of(messages: object, content_format: str) -> list[dict[str, Any]]:
     """The template's messages. content_format: 'string' or 'openai'. PromptError, NotTokenizable."""
     if not isinstance(messages, list):
         raise PromptError("'messages' must be a list of messages", "messages")
     as_text = content_format == "string"
     return [
-        # most messages are already what the template gets; those of a long history cost 0.2 us each
-        message if as_text and _is_plain(message) else _message(message, f"messages[{index}]", content_format)
+        message
+        # Most messages are already what the template gets: a role (other than those with rules of their own) and a text.
+        if as_text
+        and type(message) is dict
+        and len(message) == 2
+        and message.get("role") in PLAIN_ROLES
+        and type(content := message.get("content")) is str
+        and content[:2] != BILLING_HEADER[:2]
+        else _message(message, f"messages[{index}]", content_format)
         for index, message in enumerate(messages)
     ]
-
-
-def _is_plain(message: object) -> bool:
-    """Just a role (other than those with rules of their own) and a text."""
-    return (
-        type(message) is dict
-        and len(message) == 2
-        and message.get("role") in ("user", "assistant")
-        and type(message.get("content")) is str
-    )
 
 
 def _message(message: object, param: str, content_format: str) -> dict[str, Any]:

@@ -74,10 +74,11 @@ class Fast:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.enable_segment_cache(cache_bytes_max)
+        self._encode = self._tokenizer.encode_batch_flat
 
     def encode(self, text: str, add_special_tokens: bool) -> bytes:
         """Flat little-endian uint32 token ids."""
-        ids: bytes = self._tokenizer.encode_batch_flat([text], add_special_tokens=add_special_tokens)[0]
+        ids: bytes = self._encode([text], add_special_tokens)[0]
         return ids
 
     def stats(self) -> CacheStats:

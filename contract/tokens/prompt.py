@@ -14,6 +14,8 @@ from contract.tokens.errors import NotTokenizable, PromptError, TokenizerUnavail
 from contract.tokens.source import Source
 from contract.tokens.template import ChatTemplate
 
+CHAT_PATH = "/v1/chat/completions"
+
 UNSET = (None, "auto")
 """Values of `chat_template_kwargs` that vLLM takes for not given."""
 
@@ -21,6 +23,14 @@ RESERVED = frozenset({"chat_template", "tokenize", "messages"})
 """Names in `chat_template_kwargs` that the engine refuses, or follows only where its operator trusts every caller."""
 
 _OPTIONS = frozenset({"chat_template_kwargs", "chat_template", "reasoning_effort"})
+
+_SHAPING = _OPTIONS | {
+    *("tools", "documents", "add_generation_prompt", "continue_final_message", "add_special_tokens", "truncate_prompt_tokens")
+}
+"""Fields by which a chat differs from its messages alone."""
+
+PLAIN: Mapping[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
+"""What a template gets beside the messages where a request says nothing else."""
 
 CHEAP_BODY_BYTES_MAX = 16 * 1024
 """Bodies up to this size take less than 1 ms to tokenize, chat template included, with fastokens: they need no thread."""
@@ -50,9 +60,10 @@ class PromptTokenizer:
             self._templates = {name: ChatTemplate(text) for name, text in source.templates.items()}
         except TemplateError as error:
             raise TokenizerUnavailable(f"the chat template of {name!r} cannot be compiled: {error}") from error
+        self._plain: dict[str, Any] = {**self._special_tokens, **PLAIN}
         chat, completion = self._chat_of, self._completion_of
         self._by_path: dict[str, Callable[[Mapping[str, Any]], list[bytes]]] = {
-            "/v1/chat/completions": chat,
+            CHAT_PATH: chat,
             "/v1/chat/completions/render": chat,
             "/v1/completions": completion,
             "/v1/completions/render": completion,
@@ -92,6 +103,8 @@ class PromptTokenizer:
         Read: messages, tools, documents, add_generation_prompt, continue_final_message, chat_template_kwargs,
         reasoning_effort, add_special_tokens (off unless asked for: the template writes them).
         """
+        if _SHAPING.isdisjoint(body):
+            return self._plain_chat(body)
         _refuse_truncation(body)
         return self.encode(self.render(body), add_special_tokens=bool(body.get("add_special_tokens", False)))
 
@@ -117,6 +130,14 @@ class PromptTokenizer:
             continue_final_message=resume,
             variables={**self._special_tokens, **options},
         )
+
+    def _plain_chat(self, body: Mapping[str, Any]) -> bytes:
+        """`chat` of a body with nothing in it but messages: most are, and the least steps are taken."""
+        template = self._templates.get("default") or self._template(with_tools=False)
+        chat = conversation.messages_of(body.get("messages"), template.content_format)
+        if not chat:
+            raise PromptError("'messages' must have at least one message", "messages")
+        return self.encode(template.text({**self._plain, "messages": chat}), add_special_tokens=False)
 
     def completion(self, prompt: object, *, add_special_tokens: bool = True, param: str = "prompt") -> list[bytes]:
         """Token ids of every prompt of a /v1/completions body: a text, texts, token ids, or lists of token ids.
@@ -146,8 +167,10 @@ class PromptTokenizer:
 
     def prompts(self, path: str, body: Mapping[str, Any]) -> list[bytes]:
         """The token ids of every prompt in a request body, by the path that it was sent to. PromptError, NotTokenizable."""
-        if not isinstance(body, Mapping):
+        if type(body) is not dict and not isinstance(body, Mapping):
             raise PromptError("the request body must be a JSON object")
+        if path == CHAT_PATH and _SHAPING.isdisjoint(body):
+            return [self._plain_chat(body)]
         of_path = self._by_path.get(path)
         if of_path is None:
             raise NotTokenizable(f"path {path}")

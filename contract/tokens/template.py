@@ -73,14 +73,11 @@ class ChatTemplate:
         named["tools"] = tools
         named["documents"] = documents
         named["add_generation_prompt"] = add_generation_prompt
-        text = self._text(named)
+        text = self.text(named)
         return _cut(text, final) if continue_final_message else text
 
-    def plain(self, variables: Mapping[str, Any]) -> str:
-        """`render` of a chat without further options. variables: all that the template may read, `messages` and so on."""
-        return self._text(variables)
-
-    def _text(self, named: Mapping[str, Any]) -> str:
+    def text(self, named: Mapping[str, Any]) -> str:
+        """`render` without a message to continue. named: all that the template may read, `messages` and so on."""
         if self._compiled is not None:
             try:
                 return self._compiled(named)
