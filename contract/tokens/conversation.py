@@ -27,19 +27,26 @@ def messages_of(messages: object, content_format: str) -> list[dict[str, Any]]:
     """The template's messages. content_format: 'string' or 'openai'. PromptError, NotTokenizable."""
     if not isinstance(messages, list):
         raise PromptError("'messages' must be a list of messages", "messages")
-    as_text = content_format == "string"
+    plain = _plain(messages) if content_format == "string" else 0
+    if plain == len(messages):
+        return messages
     return [
-        message
-        # Most messages are already what the template gets: a role (other than those with rules of their own) and a text.
-        if as_text
-        and type(message) is dict
-        and len(message) == 2
-        and message.get("role") in PLAIN_ROLES
-        and type(content := message.get("content")) is str
-        and content[:2] != BILLING_HEADER[:2]
-        else _message(message, f"messages[{index}]", content_format)
+        message if index < plain else _message(message, f"messages[{index}]", content_format)
         for index, message in enumerate(messages)
     ]
+
+
+def _plain(messages: list[Any]) -> int:
+    """How many, from the first on, are already what the template gets: a role (of those without rules) and a text."""
+    count = 0
+    for message in messages:
+        if type(message) is not dict or len(message) != 2 or message.get("role") not in PLAIN_ROLES:
+            return count
+        content = message.get("content")
+        if type(content) is not str or content[:2] == "x-":  # as the billing line begins
+            return count
+        count += 1
+    return count
 
 
 def _message(message: object, param: str, content_format: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Method: `wrk` (2 threads, 64 connections, a few seconds) against one data-plane process in front of one scripted engine that
 answers at once from a raw protocol; CPU time of the processes from /proc/PID/stat, divided by the requests that were
 answered. Three set-ups: the engine alone (what wrk and kernel take), the fallback (no control plane), and decisions by a
-small control plane in a process of its own. A 200-byte prompt; with the shipped tokenizer where a control plane says so.
+small control plane in a process of its own. 2,000 different prompts of 200 characters; with the shipped tokenizer where a
+control plane says so, and then `prompt_us` is what the data plane itself timed from a body to its block hashes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,14 @@ import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 
 CONNECTIONS = 64
 SECONDS = 3
+BODIES = 2_000
+_TEXT = "the of and to in is that for it with as was on be at by from this have an or they which one you had not but"
+WORDS = _TEXT.split()
+PROMPT = r"(?m)^headway_proxy_prompt_seconds_%s ([0-9.e+-]+)$"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 ANSWER = {
@@ -55,6 +61,20 @@ async def main():
     server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", int(sys.argv[1]), backlog=1024)
     await server.serve_forever()
 uvloop.run(main())
+"""
+
+SCRIPT = """
+local bodies = {%s}
+local requests, at = {}, 0
+function init()
+  for number, body in ipairs(bodies) do
+    requests[number] = wrk.format("POST", "/v1/chat/completions", {["Content-Type"] = "application/json"}, body)
+  end
+end
+function request()
+  at = at %% #requests + 1
+  return requests[at]
+end
 """
 
 CONTROL = """
@@ -96,13 +116,15 @@ def _until_answers(url: str, wanted: str) -> None:
     raise TimeoutError(f"{url} did not say {wanted!r}")
 
 
+def _bodies(rng: Random) -> list[str]:
+    texts = (" ".join(rng.choices(WORDS, k=60)) for _ in range(BODIES))
+    return [json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}) for text in texts]
+
+
 def _wrk(directory: Path, port: int) -> int:
     """Requests answered."""
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "word " * 40}]})
     script = directory / "post.lua"
-    script.write_text(
-        f"wrk.method='POST'\nwrk.body={json.dumps(body)}\nwrk.headers['Content-Type']='application/json'\nwrk.path='/v1/chat/completions'\n"
-    )
+    script.write_text(SCRIPT % ",\n".join(json.dumps(body) for body in _bodies(Random(1))))
     command = ["wrk", "-t2", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), f"http://127.0.0.1:{port}"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in text or "Socket errors" in text:
@@ -117,6 +139,14 @@ def _measure(directory: Path, port: int, *pids: int) -> tuple[int, list[float]]:
     before = [_cpu_s(pid) for pid in pids]
     requests = _wrk(directory, port)
     return requests, [1e6 * (_cpu_s(pid) - was) / requests for pid, was in zip(pids, before, strict=True)]
+
+
+def _prompt_us(url: str) -> float:
+    """From a body to its block hashes, by the data plane's own clock: the mean of all requests since its start."""
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        page = answer.read().decode()
+    total, count = (float(found[1]) for end in ("sum", "count") if (found := re.search(PROMPT % end, page)))
+    return 1e6 * total / count
 
 
 def run(base_port: int = 18_700) -> dict[str, dict[str, float]]:
@@ -146,6 +176,8 @@ def run(base_port: int = 18_700) -> dict[str, dict[str, float]]:
                 _until_answers(f"http://127.0.0.1:{port}/ready", '"m":"ready"')
             requests, cpus = _measure(directory, port, proxy.pid, *pids)
             results[name] = {"requests_per_s": requests / SECONDS, "dataplane_us": cpus[0], "control_us": sum(cpus[1:])}
+            if tokenizer:
+                results[name]["prompt_us"] = _prompt_us(f"http://127.0.0.1:{port}/metrics")
             proxy.kill()
     for name, figures in results.items():
         print(f"{name:18}", "  ".join(f"{key} {value:10.1f}" for key, value in figures.items()))
