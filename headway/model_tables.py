@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from prediction.choices import Chosen
 from prediction.scores import Score, Scores
 from prediction.zones import ZONES
 from proto import trainer_pb2
@@ -33,6 +34,30 @@ def zone_table(rows: Sequence[tuple[str, Scores]]) -> Table:
 LEGEND = (
     "zones by true TTFT: low < 1 s, medium 1 to 10 s, high from 10 s; 'as predicted': coverage by the predicted zone\n"
     "pinball: mean, of log seconds; rank: how often the fastest of 4 candidates is put first (alike: prompts of like length)"
+)
+
+
+def choice_table(rows: Sequence[tuple[str, tuple[tuple[Chosen, ...], Chosen]]]) -> Table:
+    """One line a model and zone of the fastest, the whole last."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("model", "zone"):
+        table.add_column(name, no_wrap=True)
+    for name in ("choices", "all apart", "rank", "first apart", "rank", "near the best", "regret"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, (by_zone, overall) in rows:
+        for zone, chosen in zip((*ZONES, "all"), (*by_zone, overall), strict=True):
+            table.add_row(
+                *(name, zone, f"{chosen.choices:,}", f"{chosen.apart:,}", _percent(chosen.rank_apart), f"{chosen.first:,}"),
+                *(_percent(chosen.rank_first), _percent(chosen.near), _percent(chosen.regret)),
+                style="bold" if zone == "all" else "",
+            )
+    return table
+
+
+CHOICE_LEGEND = (
+    "one request at every worker; rank: how often the fastest is put first, where any two differ by over 10 % (all apart),\n"
+    "or the fastest from the next (first apart); near the best: the chosen one within 10 % of the fastest, where the slowest\n"
+    "is not; regret: over all requests, how much longer the chosen ones took than the fastest"
 )
 
 

@@ -26,6 +26,8 @@ from headway import profile_workload, runfile
 from headway.arguments import positive, whole
 from headway.control_client import add_control_argument
 from headway.errors import UsageError
+from headway.profile_choices import FILE as CHOICES_FILE
+from headway.profile_choices import Choices
 from headway.profile_sim import SimulatedFleet
 from headway.replay import KEY_VARIABLE
 from loadgen import profile, profile_columns, sweep
@@ -44,7 +46,7 @@ from prediction import zones
 from runtime.clock import SystemClock
 
 KEPT = (
-    *("simulate", "preset", "workers", "worker_speeds", "workload", "tokens_max"),
+    *("simulate", "preset", "workers", "worker_speeds", "workload", "tokens_max", "choices"),
     *("model", "endpoint", "tokenizer", "seed"),
 )
 """Arguments that a resumed run takes from its plan: others would make other rows."""
@@ -80,6 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     virtual.add_argument("--simulate", action="store_true", help="no fleet: engines and router in this process")
     virtual.add_argument("--preset", choices=tuple(PRESETS), default="llama3-8b-h100", help="default %(default)s")
     virtual.add_argument("--workers", type=whole, default=4, help="default %(default)s")
+    virtual.add_argument(
+        "--choices",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of about N requests in each step, find the TTFT at every worker, and write choices.parquet "
+        "(for `headway train --choices`)",
+    )
     virtual.add_argument("--worker-speeds", default="", metavar="X,X,...", help="unequal workers, in turn, such as 1,1,0.4,0.4")
 
 
@@ -112,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
             _take(KEPT, plan, args)
         elif args.steps_of is not None:
             _take(ROWS, RunDirectory(args.steps_of).plan(), args)
+        if args.choices and not args.simulate:
+            raise UsageError("profile: --choices: only a fleet in virtual time can be asked twice: give --simulate")
         if args.simulate:
             return asyncio.run(_in_virtual_time(args, plan, directory))
         return uvloop.run(_live(args, plan, directory))
@@ -128,13 +140,19 @@ def _take(names: tuple[str, ...], plan: Plan, args: argparse.Namespace) -> None:
 
 
 async def _in_virtual_time(args: argparse.Namespace, plan: Plan | None, directory: RunDirectory) -> int:
+    if args.choices < 0 or (args.choices and args.workers < 2):
+        raise UsageError("profile: --choices: a number above 0, of a fleet of two workers or more")
     if args.workers > WORKERS_MAX:
         raise UsageError(f"profile: --workers: {args.workers} is above {WORKERS_MAX}")
     name, started_at = (plan.run, plan.started_at) if plan else _new_run()
     speeds = numbers("--worker-speeds", args.worker_speeds, least=0.01)
-    fleet = SimulatedFleet((args.preset,) * args.workers, speeds, run=name, started_at=started_at)
+    choices = Choices(args.choices, directory.path) if args.choices else None
+    fleet = SimulatedFleet((args.preset,) * args.workers, speeds, run=name, started_at=started_at, choices=choices)
     source = profile_workload.source(args, directory.path, _room(PRESETS[args.preset].max_model_len))
-    return await _sweep(args, plan, directory, fleet, source, name, started_at)
+    code = await _sweep(args, plan, directory, fleet, source, name, started_at)
+    if choices is not None:
+        print(f"{choices.finish()} choices\n{directory.path / CHOICES_FILE}")
+    return code
 
 
 async def _live(args: argparse.Namespace, plan: Plan | None, directory: RunDirectory) -> int:

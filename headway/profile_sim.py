@@ -19,6 +19,7 @@ from contract.outcome import Outcome
 from controlplane import profiles
 from emulator.presets import PRESETS
 from headway.errors import UsageError
+from headway.profile_choices import Choices
 from loadgen import arrivals
 from loadgen.profile import Result
 from loadgen.profile_rows import Gauges, Played
@@ -64,8 +65,17 @@ class SimulatedFleet:
 
     speed = 1.0
 
-    def __init__(self, presets: tuple[str, ...], speeds: tuple[float, ...], *, run: str, started_at: float) -> None:
-        """UsageError: presets that serve different models, or one that there is not."""
+    def __init__(
+        self,
+        presets: tuple[str, ...],
+        speeds: tuple[float, ...],
+        *,
+        run: str,
+        started_at: float,
+        choices: Choices | None = None,
+    ) -> None:
+        """choices: who asks what the other workers would have been. UsageError: presets that serve different models, or one
+        that there is not."""
         if unknown := [name for name in presets if name not in PRESETS]:
             raise UsageError(f"--preset: no preset {unknown[0]!r}; there are {', '.join(PRESETS)}")
         if len({PRESETS[name].model for name in presets}) > 1:
@@ -75,6 +85,7 @@ class SimulatedFleet:
         self._speeds = speeds
         self._run = run
         self._started_at = started_at
+        self._choices = choices
 
     async def play(self, step: Step, rows: list[Row]) -> Result:
         preset = PRESETS[self._presets[0]]
@@ -87,9 +98,17 @@ class SimulatedFleet:
             model_len_max=preset.max_model_len,
         )
         outcomes: list[Outcome] = []
-        simulation = _Listened(self._setup(step, arriving, shape, Parts(profiles=_unbounded, outcome=outcomes.append)))
-        report = simulation.run()
         first = next((job.index for job in arriving if job.index >= warm_up), 0)
+        parts = Parts(profiles=_unbounded, outcome=outcomes.append)
+        if self._choices is None or step.index < 0:
+            simulation = _Listened(self._setup(step, arriving, shape, parts))
+            report = simulation.run()
+        else:
+            chooser = self._choices.chooser(step, workers=self.workers, skipped=first)
+            simulation = _Listened(self._setup(step, arriving, shape, chooser.parts(parts, step.policy or POLICY_DEFAULT)))
+            with chooser.contained():
+                report = simulation.run()
+            self._choices.keep(step, chooser)
         good = [result for result in report.results if result.fate is Fate.COMPLETE and result.index >= warm_up]
         bad = [result for result in report.results if result.fate is not Fate.COMPLETE and result.index >= warm_up]
         begin_s = WARM_UP_S + (arriving[first].at_s if arriving else 0.0)

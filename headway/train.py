@@ -19,9 +19,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from contract.features import INDEX
 from headway import recorded_profile
 from headway.errors import UsageError
-from headway.model_tables import LEGEND, scores_of, zone_table
+from headway.model_tables import CHOICE_LEGEND, LEGEND, choice_table, scores_of, zone_table
 from headway.trainer_client import add_trainer_argument, call
-from prediction import dataset
+from prediction import choices, dataset
+from prediction.choices import Chosen
 from prediction.dataset import Dataset
 from prediction.errors import DatasetError
 from prediction.scores import Scores, score
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cross", action="store_true", help="five models, so that every sample is judged once, by one it did not teach"
     )
+    parser.add_argument(
+        "--choices",
+        type=Path,
+        metavar="FILE",
+        help="and how the model would have chosen: choices.parquet of another profile (`headway profile --simulate --choices`)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     parser.add_argument(
         "--samples-max", type=int, default=0, metavar="N", help="train on N of them, rare states kept (default: all)"
@@ -64,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed: {args.seed} is not between 0 and {SEEDS - 1}")
     if args.cross and (args.out or args.source is None or args.submit):
         raise UsageError("--cross: makes figures, no model to keep: give --from, without --out and --submit")
+    if args.choices and (args.source is None or args.submit or args.cross):
+        raise UsageError("--choices: judges a model that is trained here: give --from, without --cross and --submit")
     if args.samples_max < 0:
         raise UsageError(f"--samples-max: {args.samples_max} is below 0")
     console = Console(stderr=True)
@@ -85,7 +94,9 @@ def _train_here(args: argparse.Namespace, console: Console) -> int:
     samples = _thinned(_read(args.source), args.samples_max, args.seed)
     kinds = list(KINDS) if args.kind == ALL else [args.kind]
     registry = Registry(args.out) if args.out else None
+    asked = choices.read(args.choices) if args.choices else None
     made: list[tuple[str, Scores]] = []
+    chosen: list[tuple[str, tuple[tuple[Chosen, ...], Chosen]]] = []
     for kind in kinds:
         if args.cross:
             made.append((kind, _crossed(samples, kind, args.seed, console, fit)))
@@ -94,12 +105,18 @@ def _train_here(args: argparse.Namespace, console: Console) -> int:
         trained = _one(samples, kind, args.seed, console, fit)
         took_s = time.perf_counter() - began
         made.append((kind, trained.scores))
+        if asked is not None:
+            chosen.append((kind, choices.judge(asked, trained.predictor.predict(asked.rows)[0])))
         name = trained.bundle.manifest.model_id
         console.print(f"{kind}: {trained.bundle.manifest.samples:,} samples in {took_s:.1f} s", style="dim", highlight=False)
         if registry is not None:
             registry.add(trained.bundle, trained.scores, now_unix=time.time())
             console.print(f"kept as {name} in {args.out}", style="dim", highlight=False)
     _show(made, args.json)
+    if chosen:
+        out = _wide()
+        out.print(choice_table(chosen), highlight=False)
+        out.print(CHOICE_LEGEND, style="dim", highlight=False)
     return 0
 
 
@@ -168,10 +185,15 @@ def _show(made: list[tuple[str, Scores]], path: Path | None) -> None:
         import msgspec
 
         path.write_bytes(msgspec.json.format(msgspec.json.encode(dict(made)), indent=1))
-    out = Console()
-    out.width = max(out.width, WIDTH)
+    out = _wide()
     out.print(zone_table(made), highlight=False)
     out.print(LEGEND, style="dim", highlight=False)
+
+
+def _wide() -> Console:
+    out = Console()
+    out.width = max(out.width, WIDTH)
+    return out
 
 
 def _bar(console: Console) -> Progress:

@@ -14,6 +14,7 @@ import pytest
 from headway.__main__ import UsageError, dispatch
 from headway.embedded_redis import RedisServer
 from prediction import dataset
+from tests.prediction.test_choices import table as choice_table
 from tests.trainer.process import PATIENCE_S, running, target
 from tests.trainer.traffic import outcomes
 from trainer.registry import Registry
@@ -62,6 +63,17 @@ def test_a_file_becomes_a_table_and_a_model_in_a_registry(
     judged = json.loads(figures.read_text())["lightgbm"]["overall"]
     assert judged["mape"] == pytest.approx(entry.scores.overall.mape)
     assert judged["mape"] < 0.15
+
+
+def test_a_model_is_judged_by_how_it_would_have_chosen(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset.write(choice_table([[0.1, 0.2], [2.0, 1.0], [3.0, 3.1]]), tmp_path / "choices.parquet")
+    out = printed(capsys, "train", "--from", str(data), "--kind", "linear", "--choices", str(tmp_path / "choices.parquet"))
+    for words in ("all apart", "near the best", "regret"):
+        assert words in out
+    with pytest.raises(UsageError, match="--choices: judges a model that is trained here"):
+        dispatch(["train", "--from", str(data), "--cross", "--choices", str(tmp_path / "choices.parquet")])
+    with pytest.raises(UsageError, match="no choices"):
+        dispatch(["train", "--from", str(data), "--choices", str(data)])
 
 
 def test_all_kinds_are_compared_in_one_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
