@@ -11,6 +11,8 @@ anthropic       a /v1/messages body as a chat body
 conversation    a chat body as the template gets it
 content_format  does a template want texts or parts
 template        rendering
+compiled        a template as a plain function, where it is covered
+coverage        which templates are
 encoder         text to token ids
 segments        the token cache of the fallback, and why it is exact
 proof           are two encoders equal on a vocabulary

@@ -27,12 +27,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from keyword import iskeyword
+from types import CodeType
 from typing import Any
 
 from jinja2 import nodes, runtime
 from jinja2.compiler import CodeGenerator, Frame, find_undeclared
 from jinja2.environment import Environment
 from jinja2.idtracking import VAR_LOAD_PARAMETER, VAR_LOAD_RESOLVE
+
+from contract.tokens.coverage import all_nodes, is_covered
 
 Render = Callable[[Mapping[str, Any]], str]
 """The template's variables to its text. Whatever it raises: render with jinja2."""
@@ -50,38 +53,6 @@ METHODS = STR_METHODS | DICT_METHODS
 ALWAYS_THERE = frozenset(("role", "content"))
 """Keys that every message has: where one is missing after all, jinja2 renders."""
 
-FILTERS = frozenset(
-    (
-        *("trim", "tojson", "length", "count", "list", "string", "upper", "lower", "title", "capitalize", "replace", "join"),
-        *("first", "last", "default", "d", "items", "selectattr", "rejectattr", "select", "reject", "map", "int", "float"),
-        *("abs", "round", "min", "max", "sum", "sort", "unique", "reverse", "dictsort", "indent"),
-    )
-)
-"""Filters that make no Markup of what is none: a string that escapes what is added to it is not just joined."""
-
-NODES = (
-    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Assign, nodes.AssignBlock, nodes.Macro),
-    *(
-        nodes.Call,
-        nodes.CallBlock,
-        nodes.With,
-        nodes.Name,
-        nodes.NSRef,
-        nodes.Const,
-        nodes.Tuple,
-        nodes.List,
-        nodes.Dict,
-        nodes.Pair,
-    ),
-    *(nodes.Keyword, nodes.CondExpr, nodes.Filter, nodes.Test, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Concat),
-    *(nodes.Compare, nodes.Operand, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Pow),
-    *(nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.Break, nodes.Continue),
-)
-"""What is compiled; blocks, includes and imports, for example, are not."""
-
-NOT_COMPILED_NAMES = frozenset(("lipsum", "self"))
-"""`lipsum` makes Markup, `self` needs jinja2's Context."""
-
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 _BUFFER = "out"
 
@@ -91,10 +62,12 @@ def compiled(environment: Environment, tree: nodes.Template) -> Render | None:
 
     environment: the one that parsed it, with autoescape off; its globals are read now.
     """
-    if not _is_covered(tree):
+    if not is_covered(tree):
         return None
-    generator = _Generator(environment, None, None, optimized=True)
-    generator.visit(tree)
+    try:
+        code = _code(environment, tree)
+    except Exception:  # a tree that jinja2's own code takes and this does not
+        return None
     nothing = environment.undefined()
     namespace: dict[str, Any] = {name: getattr(runtime, name) for name in runtime.exported}
     namespace.update(
@@ -108,35 +81,15 @@ def compiled(environment: Environment, tree: nodes.Template) -> Render | None:
         known=dict(environment.globals),
         space=environment.globals["namespace"],
     )
-    exec(compile(generator.code(), "<chat template>", "exec"), namespace)  # as jinja2 does, of the same tree
+    exec(code, namespace)  # as jinja2 does, of the same tree
     render: Render = namespace["make"]()
     return render
 
 
-def _is_covered(tree: nodes.Template) -> bool:
-    for node in _all(tree):
-        if type(node) not in NODES:
-            return False
-        if isinstance(node, nodes.Filter) and not _makes_no_markup(node):
-            return False
-        if isinstance(node, nodes.Name) and node.name in NOT_COMPILED_NAMES:
-            return False
-    return True
-
-
-def _all(node: nodes.Node) -> Iterator[nodes.Node]:
-    yield node
-    for child in node.iter_child_nodes():
-        yield from _all(child)
-
-
-def _makes_no_markup(node: nodes.Filter) -> bool:
-    if node.name not in FILTERS or node.node is None or node.dyn_args is not None or node.dyn_kwargs is not None:
-        return False
-    if node.name != "map" or not node.args:
-        return True
-    named = node.args[0]
-    return isinstance(named, nodes.Const) and named.value in FILTERS
+def _code(environment: Environment, tree: nodes.Template) -> CodeType:
+    generator = _Generator(environment, None, None, optimized=True)
+    generator.visit(tree)
+    return compile(generator.code(), "<chat template>", "exec")
 
 
 def _is_plain(name: str) -> bool:
@@ -418,7 +371,7 @@ def _is_counted(body: Sequence[nodes.Node]) -> bool:
     """Is every `loop` in there read for a property in COUNTED?"""
     names = properties = 0
     for part in body:
-        for node in _all(part):
+        for node in all_nodes(part):
             if isinstance(node, (nodes.Macro, nodes.CallBlock)):
                 return False
             names += isinstance(node, nodes.Name) and node.name == "loop"
