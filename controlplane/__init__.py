@@ -11,7 +11,8 @@ pure:
     director         from a question to a decision, from an outcome to everything that learns from it
     admission        refusals, and the bounded fair queue of those that wait for room
     scheduler        one profile applied: filters, scorers, picker; profiles names the routing policies
-    endpoint         an engine address with its living state, and Candidate, the row that a decision sees
+    endpoint         an engine address with its living state, and Candidate, the row that a decision sees; feature_rows makes
+                     a model's matrix of them
     snapshot         the fleet: registrations, reports, who is alive, endpoint numbers
     ledger           what the router dispatched and has not seen end
     breaker          whether an endpoint works

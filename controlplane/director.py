@@ -33,7 +33,6 @@ from controlplane.picker import Turn
 from controlplane.predictor import Sample
 from controlplane.profiles import Profile
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
-from controlplane.queue_plan import begins_s
 from controlplane.rankers import LeastPredicted, Ranking
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
@@ -396,6 +395,7 @@ class Director:
         if endpoint is None:
             return
         endpoint.breaker.first_byte(now, decision_id)
+        endpoint.standing = None  # what was learned of its rates below shows from the next decision on
         if reservation.decision is not None:
             row = reservation.decision.candidate
             pairs = attention_pairs(reservation.uncached_tokens, reservation.input_tokens)
@@ -438,6 +438,7 @@ class Director:
         if ended.end in FAILURES:
             endpoint.failures += 1
         self._count_end(endpoint.record.worker, ended.end)
+        endpoint.standing = None
         endpoint.rates.gap(ended.itl_s)
         if ended.ttft_s > 0 and ended.end == _COMPLETE:
             bound = 0 if decision is None else decision.candidate.max_tokens
@@ -542,46 +543,17 @@ def _last_block(question: Question, endpoint: Endpoint) -> int:
 
 
 def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: float) -> list[Candidate]:
-    """One row per serving endpoint. The hot loop: everything it reads is an attribute, everything it makes is one struct."""
+    """One row per serving endpoint: the hot loop."""
     input_tokens, max_tokens = request.input_tokens, request.max_tokens
     rows = []
     for endpoint in lane.serving:
-        slot = endpoint.slot
+        standing = endpoint.standing
+        if standing is None or standing.changes != endpoint.load.changes:
+            standing = endpoint.stands(now)
+        breaker = endpoint.breaker
+        admits = breaker.closed or breaker.admits(now)
         matched = 0
-        if slot in matches and endpoint.credit:
-            matched = _usable(matches[slot], endpoint, request)
-        load, rates = endpoint.load, endpoint.rates
-        active, running, waiting = load.active, endpoint.running, endpoint.waiting
-        reported = running + waiting
-        rows.append(
-            Candidate(
-                endpoint,
-                slot,
-                input_tokens,
-                matched,
-                input_tokens - matched,
-                active,
-                load.no_first_byte,
-                load.prefill_tokens,
-                load.prefill_pairs,
-                now - load.prefill_since if load.queue else 0.0,
-                load.head_tokens,
-                load.context_tokens,
-                running,
-                waiting,
-                endpoint.kv_usage,
-                now - endpoint.reported_at,
-                max_tokens,
-                rates.prefill_tokens_per_s,
-                rates.decode_itl_s,
-                rates.ttft_ewma_s,
-                endpoint.cache_tokens,
-                endpoint.seats,
-                rates.hold_s,
-                endpoint.clock.step_s,
-                begins_s(endpoint, now) if load.queue or active >= endpoint.seats else 0.0,
-                active if active > reported else reported,
-                endpoint.breaker.closed or endpoint.breaker.admits(now),
-            )
-        )
+        if matches and endpoint.slot in matches and endpoint.credit:
+            matched = _usable(matches[endpoint.slot], endpoint, request)
+        rows.append(Candidate(standing, input_tokens, matched, input_tokens - matched, max_tokens, now, admits))
     return rows

@@ -1,21 +1,24 @@
 """One engine address, and the row that a decision sees of it.
 
 `Endpoint` is the joined, living state: what the registration and the reports say (written by the snapshot), what the
-router itself dispatched (the ledger's `Load`), its breaker and its learned rates. `Candidate` is one immutable row of it
-for one question; filters, scorers and pickers are plain functions over such rows and see nothing else.
+router itself dispatched (the ledger's `Load`), its breaker and its learned rates. `Standing` is that state as it was from one
+change to the next, and `Candidate` one immutable row of it for one question; filters, scorers and pickers are plain functions
+over such rows and see nothing else. A decision changes one endpoint, so the rows of the next share all standings but one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from operator import attrgetter
 
 import msgspec
 
-from contract.features import FEATURES
+from contract.features import FEATURES, prefill_work
 from contract.keyspace import EngineState, WorkerRecord
 from controlplane.breaker import Breaker
-from controlplane.ledger import Load
+from controlplane.ledger import Load, attention_pairs
+from controlplane.queue_plan import AT_ONCE, Beginning, planned, seated
 from controlplane.rates import Rates, StepClock
 
 
@@ -45,6 +48,14 @@ class Endpoint:
     models: tuple[str, ...] = ()
     cache_tokens: int = 0
     seats: int = 0  # requests computed at once at most: as its record says, or the most seen while others waited
+    standing: Standing | None = None  # the latest; None: something but its load has changed since
+
+    def stands(self, now: float) -> Standing:
+        """What it is now."""
+        standing = self.standing
+        if standing is None or standing.changes != self.load.changes:
+            standing = self.standing = _standing(self, now)
+        return standing
 
     @property
     def worker(self) -> str:
@@ -69,26 +80,24 @@ class Endpoint:
         return "" if self.state == EngineState.READY else self.state.name.lower()
 
 
-class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint as one question sees it. Tokens and requests are counts, `kv_usage` is 0..1."""
+class Standing(msgspec.Struct, gc=False):
+    """What an endpoint is whatever is asked of it, from one change of it to the next. Never changed once made. Moments are
+    monotonic seconds; `changes`: of its load, by then."""
 
     endpoint: Endpoint
     slot: int
-    input_tokens: int
-    matched_tokens: int
-    uncached_tokens: int
+    changes: int
     active: int
     no_first_byte: int
     prefill_tokens: int
     prefill_pairs: float
-    prefill_wait_s: float
+    queued_since: float  # infinity where nothing is queued
     head_tokens: int
     context_tokens: int
     running: int
     waiting: int
     kv_usage: float
-    report_age_s: float
-    max_tokens: int
+    reported_at: float
     prefill_tokens_per_s: float
     decode_itl_s: float
     ttft_ewma_s: float
@@ -96,14 +105,161 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     seats: int
     hold_s: float
     step_s: float
-    begins_s: float
+    head_input_tokens: int  # the whole prompt of the oldest request without a first token
+    planned: Beginning | None  # where all seats are taken
     batch: int  # requests there: the larger of the router's own count and the report's, which includes it one scrape late
+    packed: bytes = b""  # see controlplane.feature_rows, which fills it
+
+    def beginning(self) -> Beginning:
+        """When the engine would begin with one more prompt."""
+        if self.planned is not None:
+            return self.planned
+        if self.queued_since == inf:
+            return AT_ONCE
+        head = prefill_work(self.head_tokens, attention_pairs(self.head_tokens, self.head_input_tokens))
+        work = prefill_work(self.prefill_tokens, self.prefill_pairs)
+        return seated(head, work, self.queued_since, self.prefill_tokens_per_s)
+
+
+def _standing(endpoint: Endpoint, now: float) -> Standing:
+    load, rates = endpoint.load, endpoint.rates
+    active, reported = load.active, endpoint.running + endpoint.waiting
+    queue = load.queue
+    return Standing(
+        endpoint,
+        endpoint.slot,
+        load.changes,
+        active,
+        load.no_first_byte,
+        load.prefill_tokens,
+        load.prefill_pairs,
+        load.prefill_since if queue else inf,
+        load.head_tokens,
+        load.context_tokens,
+        endpoint.running,
+        endpoint.waiting,
+        endpoint.kv_usage,
+        endpoint.reported_at,
+        rates.prefill_tokens_per_s,
+        rates.decode_itl_s,
+        rates.ttft_ewma_s,
+        endpoint.cache_tokens,
+        endpoint.seats,
+        rates.hold_s,
+        endpoint.clock.step_s,
+        next(iter(queue.values())).input_tokens if queue else 0,
+        planned(endpoint, now) if active >= endpoint.seats > 0 else None,
+        active if active > reported else reported,
+    )
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """One endpoint as one question sees it at `now`. Tokens and requests are counts, `kv_usage` is 0..1.
+
+    Has every name of contract.features.FEATURES; whoever looks at many rows takes what is the same for all questions from
+    `standing`, at half the price.
+    """
+
+    standing: Standing
+    input_tokens: int
+    matched_tokens: int
+    uncached_tokens: int
+    max_tokens: int
+    now: float
     admits: bool  # the breaker lets a request through
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.standing.endpoint
+
+    @property
+    def slot(self) -> int:
+        return self.standing.slot
+
+    @property
+    def active(self) -> int:
+        return self.standing.active
+
+    @property
+    def no_first_byte(self) -> int:
+        return self.standing.no_first_byte
+
+    @property
+    def prefill_tokens(self) -> int:
+        return self.standing.prefill_tokens
+
+    @property
+    def prefill_pairs(self) -> float:
+        return self.standing.prefill_pairs
+
+    @property
+    def head_tokens(self) -> int:
+        return self.standing.head_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        return self.standing.context_tokens
+
+    @property
+    def running(self) -> int:
+        return self.standing.running
+
+    @property
+    def waiting(self) -> int:
+        return self.standing.waiting
+
+    @property
+    def kv_usage(self) -> float:
+        return self.standing.kv_usage
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.standing.prefill_tokens_per_s
+
+    @property
+    def decode_itl_s(self) -> float:
+        return self.standing.decode_itl_s
+
+    @property
+    def ttft_ewma_s(self) -> float:
+        return self.standing.ttft_ewma_s
+
+    @property
+    def cache_tokens(self) -> int:
+        return self.standing.cache_tokens
+
+    @property
+    def seats(self) -> int:
+        return self.standing.seats
+
+    @property
+    def hold_s(self) -> float:
+        return self.standing.hold_s
+
+    @property
+    def step_s(self) -> float:
+        return self.standing.step_s
+
+    @property
+    def batch(self) -> int:
+        return self.standing.batch
+
+    @property
+    def prefill_wait_s(self) -> float:
+        return max(0.0, self.now - self.standing.queued_since)
+
+    @property
+    def report_age_s(self) -> float:
+        return self.now - self.standing.reported_at
+
+    @property
+    def begins_s(self) -> float:
+        return self.standing.beginning().wait_s(self.now)
 
 
 _row = attrgetter(*FEATURES)
 
 
 def features(candidate: Candidate) -> list[float]:
-    """The row of contract.features.FEATURES, in order."""
+    """The row of contract.features.FEATURES, in order. Of many at once: controlplane.feature_rows."""
     return list(map(float, _row(candidate)))

@@ -56,7 +56,7 @@ def below_guard(active_max: int) -> Filter:
 
     def sift(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
         for candidate in candidates:
-            if candidate.active > active_max:
+            if candidate.standing.active > active_max:
                 return [candidate for candidate in candidates if candidate.active <= active_max]
         return candidates
 

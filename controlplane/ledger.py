@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
     from controlplane.question import Decision
     from controlplane.queue_plan import Plan
@@ -43,11 +45,11 @@ class Load:
     context_tokens: int = 0
     ends: list[float] = field(default_factory=list)  # of answers that have begun: the decode step each is to end at, ascending
     plan: Plan | None = None  # its queue played ahead, where somebody asked since the last first byte or end there
+    changes: int = 0  # of anything above, counted
     moved_at: float = 0.0  # when the first of the active ones came, or the last sign of life of any of them
 
 
-@dataclass(slots=True, eq=False)
-class Reservation:
+class Reservation(msgspec.Struct, gc=False, eq=False):
     decision_id: int
     url: str
     owner: str
@@ -130,6 +132,7 @@ class Ledger:
         self._reservations[decision_id] = reservation
         if load.active == 0:
             load.moved_at = now
+        load.changes += 1
         load.active += 1
         if not load.queue:
             load.prefill_since, load.head_tokens = now, uncached_tokens
@@ -155,6 +158,7 @@ class Ledger:
         reservation.service_s = now - max(load.prefill_since, reservation.reserved_at)
         self._refund_prefill(reservation)
         load.moved_at = load.prefill_since = now
+        load.changes += 1
         return reservation
 
     def seated(self, reservation: Reservation, ends_at: float) -> None:
@@ -162,6 +166,7 @@ class Ledger:
         if reservation.decision_id in self._reservations and not reservation.ends_at:
             reservation.ends_at = ends_at
             insort(reservation.load.ends, ends_at)
+            reservation.load.changes += 1
 
     def release(self, decision_id: int, now: float) -> Reservation | None:
         """Ends a reservation. None: there is none (it was released before, or never made)."""
@@ -170,6 +175,7 @@ class Ledger:
             return None
         self._refund_prefill(reservation)
         load = reservation.load
+        load.changes += 1
         load.active -= 1
         load.plan = None
         load.context_tokens -= reservation.input_tokens

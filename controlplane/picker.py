@@ -58,23 +58,19 @@ def power_of_two(candidates: Sequence[Candidate], totals: Sequence[float], model
 def round_robin(candidates: Sequence[Candidate], totals: Sequence[float], model: str, turn: Turn) -> int:
     """The next slot after the last one that had a turn for this model."""
     last = turn.after(model)
-    first = following = -1  # positions
-    for position, candidate in enumerate(candidates):
-        slot = candidate.slot
-        if first < 0 or slot < candidates[first].slot:
-            first = position
-        if slot > last and (following < 0 or slot < candidates[following].slot):
-            following = position
-    chosen = first if following < 0 else following
-    turn.took(model, candidates[chosen].slot)
-    return chosen
+    slots = [candidate.standing.slot for candidate in candidates]
+    later = [slot for slot in slots if slot > last]
+    slot = min(later or slots)
+    turn.took(model, slot)
+    return slots.index(slot)
 
 
 def _by_slot(candidates: Sequence[Candidate], positions: Sequence[int]) -> list[int]:
-    return sorted(positions, key=lambda position: candidates[position].slot)
+    return sorted(positions, key=lambda position: candidates[position].standing.slot)
 
 
 def _least_loaded(candidates: Sequence[Candidate], positions: Sequence[int], turn: Turn) -> int:
-    low = min([candidates[position].batch for position in positions])
-    tied = [position for position in positions if candidates[position].batch == low]
+    loads = [candidates[position].standing.batch for position in positions]
+    low = min(loads)
+    tied = [position for position, load in zip(positions, loads, strict=True) if load == low]
     return tied[0] if len(tied) == 1 else turn.rng.choice(_by_slot(candidates, tied))

@@ -1,10 +1,11 @@
 """Predicted TTFT of every candidate of a decision: the feature rows, the model, and what its workers taught us since.
 
-One matrix is made once and filled row by row, the model scores all rows in one call, and each worker's correction is applied to
-its own. What comes back is a `Forecast`, in the order of the candidates. Several decisions of one moment are scored in one call
-ahead of the first (`foresee`): most of what a call costs, it costs for any number of rows. A decision changes the row of the
-worker it chose, and that row is scored again, so that every forecast is what it would have been alone. The truth comes a few
-times a second, in one batch over all requests that got their first token (`learn`). Pure; one thread.
+The rows of all candidates are filled in one go (see feature_rows), the model scores them in one call, and each worker's
+correction is applied to its own. What comes back is a `Forecast`, in the order of the candidates. Several decisions of one
+moment are scored in one call ahead of the first (`foresee`): most of what a call costs, it costs for any number of rows. A
+decision changes the row of the worker it chose, and that row is scored again, so that every forecast is what it would have been
+alone. The truth comes a few times a second, in one batch over all requests that got their first token (`learn`). Pure; one
+thread.
 """
 
 from __future__ import annotations
@@ -12,27 +13,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from operator import attrgetter
-from struct import Struct
 from typing import Protocol
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from contract.features import FEATURES
 from contract.keyspace import WorkerRecord
 from controlplane.corrections import Correction, Corrections
 from controlplane.endpoint import Candidate, Endpoint
+from controlplane.feature_rows import WIDTH, Floats, Rows
 
-Floats = npt.NDArray[np.float64]
-
+ROW_BYTES = 8 * WIDTH
 RECENT_MAX = 1_024
 """First tokens remembered, to learn the corrections of a new model from."""
-ROWS_START = 64
-
-_row = attrgetter(*FEATURES)
-_PACK = Struct(f"{len(FEATURES)}d")
 
 
 class Predictor(Protocol):
@@ -65,28 +58,6 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     factors: list[float]  # of the corrections, as they were
 
 
-class Rows:
-    """Candidates to a C-contiguous float64 matrix (n, len(FEATURES)), in memory that is used again by the next call."""
-
-    def __init__(self) -> None:
-        self._grow(ROWS_START)
-
-    def _grow(self, count: int) -> None:
-        self._matrix = np.empty((count, len(FEATURES)))
-        self._bytes = self._matrix.reshape(-1).view(np.uint8).data
-
-    def of(self, candidates: Sequence[Candidate]) -> Floats:
-        count = len(candidates)
-        if count > len(self._matrix):
-            self._grow(2 * count)
-        pack, target, width = _PACK.pack_into, self._bytes, _PACK.size
-        at = 0
-        for candidate in candidates:
-            pack(target, at, *_row(candidate))
-            at += width
-        return self._matrix[:count]
-
-
 class Forecaster:
     """A predictor and its corrections. Without a predictor it forecasts nothing."""
 
@@ -110,7 +81,7 @@ class Forecaster:
         predictor = self._predictor
         if predictor is None:
             return None
-        p50, p90 = self._foretold(predictor, candidates) if self._foreseen else _lists(predictor, self._rows.of(candidates))
+        p50, p90 = self._foretold(predictor, candidates) if self._foreseen else _lists(predictor, self._rows.of_one(candidates))
         corrections = [self._of(candidate.endpoint) for candidate in candidates]
         factors = [one.factor for one in corrections]
         p50_s = [seconds * factor for seconds, factor in zip(p50, factors, strict=True)]
@@ -125,12 +96,12 @@ class Forecaster:
         self._foreseen = {}
         if self._predictor is None or not candidates:
             return
-        rows = list(dict.fromkeys([_PACK.pack(*_row(candidate)) for candidate in candidates]))
+        rows = list(dict.fromkeys(_packed(self._rows.of(candidates))))
         p50, p90 = _lists(self._predictor, _matrix(rows))
         self._foreseen = dict(zip(rows, zip(p50, p90, strict=True), strict=True))
 
     def _foretold(self, predictor: Predictor, candidates: Sequence[Candidate]) -> tuple[Sequence[float], Sequence[float]]:
-        rows = [_PACK.pack(*_row(candidate)) for candidate in candidates]
+        rows = _packed(self._rows.of_one(candidates))
         known = self._foreseen
         if missing := [row for row in rows if row not in known]:
             p50, p90 = _lists(predictor, _matrix(missing))
@@ -200,9 +171,15 @@ def _lists(predictor: Predictor, rows: Floats) -> tuple[list[float], list[float]
     return p50.tolist(), p90.tolist()
 
 
+def _packed(rows: Floats) -> list[bytes]:
+    """Each row as bytes."""
+    data = rows.tobytes()
+    return [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
+
+
 def _matrix(rows: Sequence[bytes]) -> Floats:
     """Packed rows to (n, len(FEATURES)), read-only."""
-    return np.frombuffer(b"".join(rows)).reshape(len(rows), len(FEATURES))
+    return np.frombuffer(b"".join(rows)).reshape(len(rows), WIDTH)
 
 
 def residuals(predictor: Predictor, samples: Sequence[Sample]) -> list[tuple[Sample, float]]:

@@ -12,7 +12,7 @@ in between. Where every queued prompt has a seat there is nothing to play: the w
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from contract.features import SPEED_UNKNOWN, prefill_work
 from controlplane.ledger import attention_pairs
@@ -27,23 +27,37 @@ ANSWER_STEPS = 64.0
 """Of an answer whose length nothing is known of."""
 
 
-def begins_s(endpoint: Endpoint, now: float) -> float:
-    """Seconds until the engine would begin with a prompt that is sent now; 0 where it would at once."""
+class Beginning(NamedTuple):
+    """When the engine would begin with a prompt that is sent now: `at` (monotonic seconds; overdue where that has passed) it is
+    done with what it is at, `rest_s` later with what is queued behind it."""
+
+    at: float
+    rest_s: float
+
+    def wait_s(self, now: float) -> float:
+        """0 where it would begin at once."""
+        return max(0.0, self.at - now) + self.rest_s
+
+
+AT_ONCE = Beginning(0.0, 0.0)
+
+
+def seated(head: float, work: float, since: float, speed: float) -> Beginning:
+    """Where everybody has a seat. head: prefill work of the prompt that it has been at since then; work: of all without a first
+    token, that one included; speed: prefill tokens a second, 0 until known."""
+    speed = speed or SPEED_UNKNOWN
+    return Beginning(since + head / speed, (work - head) / speed)
+
+
+def planned(endpoint: Endpoint, now: float) -> Beginning | None:
+    """Where all seats are taken; None where they are not."""
     load, seats = endpoint.load, endpoint.seats
     if load.active < seats or not seats:
-        return _work_s(endpoint, now) if load.queue else 0.0
+        return None
     plan = load.plan
     if plan is None:
         plan = load.plan = Plan(endpoint, now)
-    return plan.begins_s(now)
-
-
-def _work_s(endpoint: Endpoint, now: float) -> float:
-    """Where everybody has a seat."""
-    load = endpoint.load
-    speed = endpoint.rates.prefill_tokens_per_s or SPEED_UNKNOWN
-    head_s = _work(next(iter(load.queue.values()))) / speed
-    return prefill_work(load.prefill_tokens, load.prefill_pairs) / speed - min(head_s, max(0.0, now - load.prefill_since))
+    return plan.beginning()
 
 
 def _work(reservation: Reservation) -> float:
@@ -99,15 +113,14 @@ class Plan:
         self._rest_s += work_s
         self._seat(reservation)
 
-    def begins_s(self, now: float) -> float:
-        """As the function of this name."""
-        seconds = self._from - now
-        if seconds < 0.0 and self._computes:
-            seconds = 0.0  # it is overdue, and so is all that comes after it
-        seconds += self._rest_s
+    def beginning(self) -> Beginning:
+        """Of one more prompt."""
+        rest_s = self._rest_s
         if len(self._ends) >= self._seats:
-            seconds += max(0.0, self._ends[0] - self._steps) * self._step_s
-        return max(0.0, seconds)
+            rest_s += max(0.0, self._ends[0] - self._steps) * self._step_s
+        if self._computes:  # once overdue, so is all that comes after it
+            return Beginning(self._from, rest_s)
+        return Beginning(self._from + rest_s, 0.0)
 
     def _pass(self, end: float) -> float:
         """The steps until an end; seconds."""

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from controlplane.endpoint import Candidate, Endpoint
+from controlplane.feature_rows import Rows
 from controlplane.online import (
     RUNNING_PRIOR,
     WORK_PRIOR,
@@ -21,7 +22,7 @@ from controlplane.online import (
     running_columns,
     work_columns,
 )
-from controlplane.predictor import Forecast, Forecaster, Rows, Sample
+from controlplane.predictor import Forecast, Forecaster, Sample
 
 RATIO_MAX = 10.0
 """p90 over median of the best candidate, above which its prediction does not decide."""
@@ -155,7 +156,7 @@ class Layered:
     def _judge(self, candidates: Sequence[Candidate]) -> Ranking:
         if self.middle.samples < ZONE_SAMPLES_MIN or self.middle.spread > ZONE_SPREAD_MAX:
             return Ranking(reason=UNLEARNED)
-        rows = self._rows.of(candidates)
+        rows = self._rows.of_one(candidates)
         if not self._low_s <= float(self.all.predict(rows)[0].min()) < self._high_s:
             return Ranking(reason=OUTSIDE)
         p50, p90 = self.middle.predict(rows)

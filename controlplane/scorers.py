@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from controlplane.endpoint import Candidate
+from controlplane.endpoint import Candidate, Standing
 
 Scorer = Callable[[Sequence[Candidate]], list[float]]
 
@@ -28,17 +28,21 @@ def _from_costs(costs: Sequence[float]) -> list[float]:
 
 def load(candidates: Sequence[Candidate]) -> list[float]:
     """Fewest requests there."""
-    return _from_costs([candidate.batch for candidate in candidates])
+    return _from_costs([candidate.standing.batch for candidate in candidates])
 
 
 def queue(candidates: Sequence[Candidate]) -> list[float]:
     """Shortest queue: requests without a first token by the router's count, or waiting by the report where that is more."""
-    return _from_costs([max(candidate.no_first_byte, candidate.waiting) for candidate in candidates])
+    return _from_costs([_queued(candidate.standing) for candidate in candidates])
+
+
+def _queued(there: Standing) -> int:
+    return there.no_first_byte if there.no_first_byte > there.waiting else there.waiting
 
 
 def kv_free(candidates: Sequence[Candidate]) -> list[float]:
     """Share of the KV cache that no running request uses."""
-    return [min(1.0, max(0.0, 1.0 - candidate.kv_usage)) for candidate in candidates]
+    return [min(1.0, max(0.0, 1.0 - candidate.standing.kv_usage)) for candidate in candidates]
 
 
 def prefix_share(candidates: Sequence[Candidate]) -> list[float]:
@@ -58,7 +62,10 @@ def prefix_length(candidates: Sequence[Candidate]) -> list[float]:
 def lmetric(candidates: Sequence[Candidate]) -> list[float]:
     """(uncached + queued prefill tokens) x batch size, this request included in the batch."""
     return _from_costs(
-        [(candidate.uncached_tokens + candidate.prefill_tokens) * (candidate.batch + 1) for candidate in candidates]
+        [
+            (candidate.uncached_tokens + candidate.standing.prefill_tokens) * (candidate.standing.batch + 1)
+            for candidate in candidates
+        ]
     )
 
 
@@ -68,13 +75,13 @@ def kv_cost(candidates: Sequence[Candidate]) -> list[float]:
 
 
 def _kv_blocks(candidate: Candidate) -> float:
-    tokens = candidate.uncached_tokens + candidate.prefill_tokens + candidate.context_tokens
-    return tokens / candidate.endpoint.record.block_size
+    there = candidate.standing
+    return (candidate.uncached_tokens + there.prefill_tokens + there.context_tokens) / there.endpoint.record.block_size
 
 
 def cache_aware(candidates: Sequence[Candidate]) -> list[float]:
     """SGLang's: the best match where it is worth it and the fleet is balanced, else the least loaded."""
-    loads = [candidate.batch for candidate in candidates]
+    loads = [candidate.standing.batch for candidate in candidates]
     low, high = min(loads), max(loads)
     imbalanced = high - low > CACHE_AWARE_BALANCE_ABS and high > CACHE_AWARE_BALANCE_REL * low
     shares = prefix_share(candidates)

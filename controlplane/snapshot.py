@@ -88,6 +88,7 @@ class FleetSnapshot:
         if endpoint is None or endpoint.record.epoch != report.epoch:
             return
         endpoint.last_seen = now
+        endpoint.standing = None
         endpoint.running, endpoint.waiting, endpoint.kv_usage = report.running, report.waiting, report.kv_usage
         endpoint.reported_at = now - report.scrape_age_s
         endpoint.clock.reported(report.generation_tokens, report.running, endpoint.reported_at)
@@ -224,6 +225,7 @@ class FleetSnapshot:
 
     def _adopt(self, endpoint: Endpoint, record: WorkerRecord) -> None:
         endpoint.record = record
+        endpoint.standing = None
         endpoint.models = tuple(card.name for card in record.models)
         endpoint.cache_tokens = record.cache_blocks * record.block_size
         endpoint.seats = record.max_num_seqs or endpoint.seats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from math import inf
 from random import Random
 
 from contract.keyspace import EngineReport, EngineState, ModelCard, WorkerRecord
@@ -10,13 +11,14 @@ from contract.outcome import End, Outcome
 from controlplane.admission import WaitingRoom
 from controlplane.breaker import Breaker, BreakerBounds
 from controlplane.director import Director
-from controlplane.endpoint import Candidate, Endpoint
+from controlplane.endpoint import Candidate, Endpoint, Standing
 from controlplane.explain import DecisionRing
 from controlplane.index_state import IndexState
 from controlplane.ledger import Ledger, Load
 from controlplane.prefix_index import PrefixIndex
 from controlplane.profiles import Profile, build
 from controlplane.question import Decision, Ended, Question, Request, Shed
+from controlplane.queue_plan import Beginning
 from controlplane.rankers import LeastPredicted
 from controlplane.rates import Rates
 from controlplane.self_check import SelfCheck
@@ -55,26 +57,34 @@ def endpoint(slot: int = 0, **fields: object) -> Endpoint:
 
 
 def candidate(
-    slot: int = 0, *, input_tokens: int = 100, matched_tokens: int = 0, active: int = 0, **fields: object
+    slot: int = 0,
+    *,
+    input_tokens: int = 100,
+    matched_tokens: int = 0,
+    max_tokens: int = 0,
+    active: int = 0,
+    admits: bool = True,
+    prefill_wait_s: float | None = None,
+    report_age_s: float = 0.0,
+    begins_s: float = 0.0,
+    **fields: object,
 ) -> Candidate:
-    row: dict[str, object] = {
+    """As it is at 0."""
+    standing: dict[str, object] = {
         "endpoint": endpoint(slot),
         "slot": slot,
-        "input_tokens": input_tokens,
-        "matched_tokens": matched_tokens,
-        "uncached_tokens": input_tokens - matched_tokens,
+        "changes": 0,
         "active": active,
         "no_first_byte": 0,
         "prefill_tokens": 0,
         "prefill_pairs": 0.0,
-        "prefill_wait_s": 0.0,
+        "queued_since": inf if prefill_wait_s is None else -prefill_wait_s,
         "head_tokens": 0,
         "context_tokens": 0,
         "running": 0,
         "waiting": 0,
         "kv_usage": 0.0,
-        "report_age_s": 0.0,
-        "max_tokens": 0,
+        "reported_at": -report_age_s,
         "prefill_tokens_per_s": 0.0,
         "decode_itl_s": 0.0,
         "ttft_ewma_s": 0.0,
@@ -82,11 +92,12 @@ def candidate(
         "seats": 0,
         "hold_s": 0.0,
         "step_s": 0.0,
-        "begins_s": 0.0,
+        "head_input_tokens": 0,
+        "planned": Beginning(0.0, begins_s),
         "batch": active,
-        "admits": True,
     }
-    return Candidate(**(row | fields))  # type: ignore[arg-type]
+    made = Standing(**(standing | fields))  # type: ignore[arg-type]
+    return Candidate(made, input_tokens, matched_tokens, input_tokens - matched_tokens, max_tokens, 0.0, admits)
 
 
 def hashes(*blocks: int) -> array[int]:
