@@ -67,6 +67,12 @@ def inputs(rows: Floats) -> Floats:
     return out
 
 
+def speed_unknown(rows: Floats) -> npt.NDArray[np.bool_]:
+    """rows: (n, len(FEATURES)). (n,) whether the endpoint has not shown its prefill speed yet."""
+    unknown: npt.NDArray[np.bool_] = rows[:, _SPEED] <= SPEED_MIN
+    return unknown
+
+
 def log_estimate(columns: Floats) -> Floats:
     """columns: as `inputs` returns. (n,) log seconds."""
     return np.log(columns[:, _ESTIMATE] + FLOOR_S)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.features import FEATURES, VERSION
-from prediction import booster, calibration, linear, network, tree, zoned
+from prediction import booster, calibration, derive, linear, network, tree, zoned
 from prediction.bundle import Bundle
 from prediction.errors import BundleError
 
@@ -50,7 +50,7 @@ class Calibrated:
 
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         log_p50, log_p90 = self._raw.log_quantiles(rows)
-        return self._calibration.apply(log_p50, log_p90)
+        return self._calibration.apply(log_p50, log_p90, derive.speed_unknown(rows))
 
 
 def load(bundle: Bundle) -> Predictor:

@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from contract.features import FEATURES, VERSION
-from prediction import bundle, calibration, predictor
+from prediction import bundle, calibration, derive, predictor
 from prediction.bundle import Bundle
 from prediction.calibration import Calibration
 from prediction.dataset import Dataset
@@ -106,7 +106,7 @@ def _learned(fit: Fit, divided: Split, kind: str, seed: int, tell: Tell) -> tupl
         log_p50[judged], log_p90[judged] = _raw(files, kind).log_quantiles(learn.take(judged).rows)
     files = _fitted(fit, learn, kind, seed, share(fits - 1))
     tell("calibrate", 0.0, f"the p90 on {len(learn)} samples")
-    return files, calibration.fit(log_p50, log_p90, learn.ttft_s)
+    return files, calibration.fit(log_p50, log_p90, learn.ttft_s, derive.speed_unknown(learn.rows))
 
 
 def _raw(files: dict[str, bytes], kind: str) -> Quantiles:

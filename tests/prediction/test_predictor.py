@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from contract.features import FEATURES, VERSION
 from prediction import booster, bundle, calibration, derive, predictor, tree
 from prediction.bundle import Bundle, BundleError
-from prediction.calibration import Calibration
+from prediction.calibration import Calibration, Floats
 from tests.trainer.traffic import foresee, law, rows, samples
 from trainer.train import Trained, train
 from trainer.zoo import KINDS
@@ -133,9 +133,59 @@ def test_calibration_covers_nine_in_ten_of_each_zone() -> None:
         assert np.mean(covered[(p50_s >= low) & (p50_s < high)]) == pytest.approx(0.9, abs=0.05)
 
 
-def test_a_zone_with_few_samples_takes_the_offset_of_all() -> None:
-    middle = np.log(np.concatenate([np.full(500, 0.5), np.full(5, 20.0)]))
-    fitted = calibration.fit(middle, middle, np.exp(middle + np.linspace(0, 1, 505)))
-    assert fitted.offsets[2] == fitted.offsets[1]
+def sparse(rng: np.random.Generator, high: int, scale: float, *, others: int = 300) -> tuple[Floats, Floats]:
+    """Predicted log medians and true TTFTs: plenty, and in a slow zone a few, `scale` times as unsure."""
+    plenty = rng.uniform(np.log(0.05), np.log(9.0), others)
+    middle = np.concatenate([plenty, rng.uniform(np.log(15.0), np.log(60.0), high)])
+    spread = np.where(middle > np.log(12.0), 0.1 * scale, 0.1)
+    return middle, np.exp(middle + rng.normal(0, 1, len(middle)) * spread)
+
+
+@pytest.mark.parametrize("samples", [9, 25, 59, 300])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_zone_with_few_samples_is_covered_like_the_others(samples: int, scale: float) -> None:
+    rng = np.random.default_rng(7)
+    covered = []
+    for _ in range(100):
+        middle, ttft_s = sparse(rng, samples, scale)
+        fitted = calibration.fit(middle, middle, ttft_s)
+        middle, ttft_s = sparse(rng, 200, scale, others=0)
+        covered.append(np.mean(ttft_s <= fitted.apply(middle, middle)[1]))
+    assert 0.88 < np.mean(covered) < 0.97
+
+
+@pytest.mark.parametrize("samples", [0, 3, 9, 40])
+def test_a_zone_with_few_samples_is_not_believed_to_be_surer_than_its_neighbour(samples: int) -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        middle, ttft_s = sparse(rng, samples, 0.2)
+        _, medium, high = calibration.fit(middle, middle, ttft_s).offsets
+        assert high >= medium * (1 - samples / calibration.ZONE_SAMPLES_MIN)
+
+
+def test_the_worst_of_very_few_samples_is_covered() -> None:
+    middle, ttft_s = sparse(np.random.default_rng(9), 3, 1.0)
+    ttft_s[-1] = np.exp(middle[-1] + 2.0)
+    fitted = calibration.fit(middle, middle, ttft_s)
+    assert (ttft_s <= fitted.apply(middle, middle)[1])[-3:].all()
+
+
+def test_where_a_speed_is_not_known_the_prediction_decides_nothing_until_it_was_seen_to_be_right() -> None:
+    rng = np.random.default_rng(10)
+    middle, ttft_s = sparse(rng, 100, 1.0, others=700)
+    unknown = np.arange(len(middle)) % 20 == 0
+    few = calibration.fit(middle, middle, ttft_s, unknown)
+    p50_s, p90_s = few.apply(middle, middle, unknown)
+    assert (p90_s[unknown] >= 0.999 * calibration.UNKNOWN_FACTOR * p50_s[unknown]).all()
+    assert (p90_s[~unknown] < 2 * p50_s[~unknown]).all()
+    unknown = np.arange(len(middle)) % 4 == 0
+    ttft_s[unknown] *= np.exp(rng.uniform(0.0, 1.0, unknown.sum()))
+    many = calibration.fit(middle, middle, ttft_s, unknown)
+    p50_s, p90_s = many.apply(middle, middle, unknown)
+    assert np.mean(ttft_s[unknown] <= p90_s[unknown]) == pytest.approx(0.9, abs=0.03)
+    assert (p90_s[~unknown] < 2 * p50_s[~unknown]).all(), "the others are none the wider for it"
+
+
+def test_without_samples_there_is_no_calibration() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        calibration.fit(middle[:0], middle[:0], middle[:0])
+        calibration.fit(np.empty(0), np.empty(0), np.empty(0))
