@@ -76,9 +76,11 @@ async def serve(settings: Settings, life: Life) -> None:
         hung_after_s=settings.hung_after_s,
         predicted=predicted,
         thinning=Thinning(settings.outcomes_per_s_max),
+        settle_s=settings.settle_ms / 1000,
     )
     watch = FleetWatch(snapshot, director, first_version=unix_ms)
     routing = RoutingServicer(director, ring, watch, clock)
+    ingest.on_applied = routing.answer_settled
     fleet = FleetServicer(snapshot=snapshot, director=director, index=index, bus=ingest, self_check=self_check, clock=clock)
     alarms = AlarmLog(snapshot.endpoints, fleet.alarm)
     upkeep = Upkeep(director=director, index=index, bus=ingest, routing=routing, watch=watch, alarms=alarms, clock=clock)

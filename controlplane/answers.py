@@ -27,6 +27,7 @@ from array import array
 from collections import deque
 from typing import NamedTuple
 
+NEVER = float("-inf")
 BLOCKS_MAX = 2
 """Blocks at an answer's end that may be credited unseen."""
 TTL_S = 2.0
@@ -37,23 +38,37 @@ WALK_BLOCKS_MAX = 32
 """How far before the end of what is announced the end of a prompt is looked for: longer answers earn nothing here."""
 
 
-TRUST_AFTER = 3
+TRUST_AFTER = 12
 """Claims in a row that must come true before they are credited; twice as many after each that did not, half as many
 after each such row while trust is given."""
-TRUST_AFTER_MAX = 64
+TRUST_AFTER_MAX = 96
+RECENT = 16
+"""Where none of so many claims in a row came true, none is waited for until one does."""
 
 
 class Trust:
     """Whether callers pass answers back as the engines gave them, judged by what engines then found in their caches."""
 
-    __slots__ = ("_needed", "_streak", "given")
+    __slots__ = ("_needed", "_recent", "_streak", "given")
 
     def __init__(self) -> None:
         self.given = False
         self._streak = 0
         self._needed = TRUST_AFTER
+        self._recent: deque[bool] = deque(maxlen=RECENT)
+
+    @property
+    def hopeless(self) -> bool:
+        """Hardly any claim comes true: replayed recordings, reasoning that is not passed back."""
+        return len(self._recent) == RECENT and not any(self._recent)
+
+    @property
+    def mixed(self) -> bool:
+        """Some claims come true and some do not."""
+        return not self.given and not all(self._recent) and not self.hopeless
 
     def judge(self, *, came_true: bool) -> None:
+        self._recent.append(came_true)
         if came_true:
             self._streak += 1
             if self._streak >= self._needed:
@@ -70,19 +85,23 @@ class _Answer(NamedTuple):
     life: int
     prompt_blocks: int
     filled_blocks: int
+    ended_at: float
 
 
 class Answers:
     """Those of the last seconds, by the last full block of their prompts. Pure; `now` never goes back."""
 
-    __slots__ = ("_by_block", "_lives", "_order", "claims", "trust")
+    __slots__ = ("_by_block", "_heard", "_lives", "_order", "awaited", "claims", "trust")
 
     def __init__(self) -> None:
         self.trust = Trust()
         self.claims: dict[int, int] = {}
-        """Slot -> blocks, of the last chain asked for: with those that only the answer's length speaks for."""
+        """Slot -> blocks, of the last chain asked for: with those that were not announced, credited or not."""
+        self.awaited: dict[int, float] = {}
+        """Slot -> end of the answer, of the last chain asked for: where blocks are not credited that may come any moment."""
         self._by_block: dict[int, list[_Answer]] = {}
         self._order: deque[tuple[float, int]] = deque()  # (when, last block), oldest first
+        self._heard: dict[int, float] = {}  # slot -> everything that its engine did until then has been taken in
         self._lives: dict[int, int] = {}  # slot -> how often it was emptied
 
     def __len__(self) -> int:
@@ -92,39 +111,53 @@ class Answers:
         """last_block: hash of the prompt's last full block; prompt_blocks, filled_blocks: without and with the answer."""
         if len(self._order) >= ANSWERS_MAX:
             self._forget_oldest()
-        self._by_block.setdefault(last_block, []).append(_Answer(slot, self._lives.get(slot, 0), prompt_blocks, filled_blocks))
+        self._by_block.setdefault(last_block, []).append(
+            _Answer(slot, self._lives.get(slot, 0), prompt_blocks, filled_blocks, now)
+        )
         self._order.append((now, last_block))
+
+    def heard(self, slot: int, until: float) -> None:
+        """Whatever this slot's engine did until then is in the index: no answer that ended before lacks a block any more."""
+        if until > self._heard.get(slot, NEVER):
+            self._heard[slot] = until
 
     def extend(self, hashes: array[int], found: dict[int, int]) -> dict[int, int]:
         """found: slot -> blocks it holds of the chain, above 0. Returns it with what recent answers add, in another object."""
-        longer: dict[int, int] = {}
-        claims: dict[int, int] = {}
-        self.claims = claims
+        begun: set[int] = set()  # slots that announced blocks of the answer: the caller passes it back
+        self.claims, self.awaited = {}, {}
         for position in set(found.values()):
             if position < len(hashes):
-                self._extend_from(hashes, position, found, longer, claims)
-        if claims and self.trust.given:
-            longer = claims | longer
-        return found | longer if longer else found
+                self._claim_from(hashes, position, found, begun)
+        claims, trust = self.claims, self.trust
+        if not claims:
+            return found
+        credited = claims
+        if not trust.given:
+            credited = {slot: claims[slot] for slot in begun} if begun and not trust.mixed else {}
+        for slot in list(self.awaited) if trust.hopeless else credited:
+            del self.awaited[slot]
+        return found | credited if credited else found
 
-    def _extend_from(
-        self, hashes: array[int], position: int, found: dict[int, int], longer: dict[int, int], claims: dict[int, int]
-    ) -> None:
+    def _claim_from(self, hashes: array[int], position: int, found: dict[int, int], begun: set[int]) -> None:
         start = max(0, position - WALK_BLOCKS_MAX)
         before = hashes[start:position]
         if self._by_block.keys().isdisjoint(before):
             return
         for prompt_blocks, block in enumerate(before, start + 1):
             for answer in self._by_block.get(block, ()):
-                slot, life, its_blocks, filled = answer
+                slot, life, its_blocks, filled, ended_at = answer
                 here = its_blocks == prompt_blocks and found.get(slot) == position and self._lives.get(slot, 0) == life
+                here = here and self._heard.get(slot, NEVER) < ended_at
                 if here and 0 < filled - position <= BLOCKS_MAX:
-                    said = longer if position > its_blocks else claims
-                    said[slot] = max(said.get(slot, 0), min(filled, len(hashes)))
+                    self.claims[slot] = max(self.claims.get(slot, 0), min(filled, len(hashes)))
+                    self.awaited[slot] = max(self.awaited.get(slot, ended_at), ended_at)
+                    if position > its_blocks:
+                        begun.add(slot)
 
     def forget(self, slot: int) -> None:
         """This slot's cache was emptied, or is another's."""
         self._lives[slot] = self._lives.get(slot, 0) + 1
+        self._heard.pop(slot, None)
 
     def expire(self, now: float) -> None:
         """Forgets what is too old."""

@@ -23,6 +23,7 @@ from contract.features import prefill_work
 from contract.outcome import END_NAMES, End, Outcome
 from controlplane import admission
 from controlplane.admission import Waiting, WaitingRoom
+from controlplane.answers import NEVER
 from controlplane.breaker import FAILURES
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.explain import DecisionRing, Trace
@@ -36,6 +37,7 @@ from controlplane.question import Decision, Ended, Question, Request, Shed, Shed
 from controlplane.rankers import LeastPredicted, Ranking
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
+from controlplane.settling import Held, Settling
 from controlplane.snapshot import FleetSnapshot, Lane
 from controlplane.thinning import Thinning
 
@@ -73,6 +75,12 @@ class Index(Protocol):
 
     @property
     def claims(self) -> dict[int, int]: ...
+
+    @property
+    def awaited(self) -> float: ...
+
+    @property
+    def generation(self) -> int: ...
 
     def detach(self, slot: int) -> None: ...
 
@@ -120,19 +128,23 @@ class Director:
         hung_after_s: float = HUNG_AFTER_S,
         predicted: LeastPredicted | None = None,
         thinning: Thinning | None = None,
+        settle_s: float = 0.0,
     ) -> None:
         """record: takes every outcome; unix_offset_s: Unix time less `now`; predicted: judges TTFT bounds, whatever the
-        policy; thinning: which records of complete requests are taken, by default all. UnknownPolicyError."""
+        policy; thinning: which records of complete requests are taken, by default all; settle_s: how long after an answer's end
+        the next turn may wait for the engine's word on it, by default not at all. UnknownPolicyError."""
         self._snapshot = snapshot
         self._ledger = ledger
         self._index = index
         self._waiting = waiting
         self._may_wait = waiting.enabled
+        self.settling = Settling(settle_s)
         self._ring = ring
         self._self_check = self_check
         self._profiles = profiles
         self._turn = Turn(rng)
         self._claims: dict[int, int] = {}
+        self._awaited = NEVER  # when the answer ended whose blocks the last question's match may lack
         self._record = record
         self._unix_offset_s = unix_offset_s
         self._next_id = first_decision_id
@@ -168,16 +180,19 @@ class Director:
     # ------------------------------------------------------------------------------------------------------- decide
 
     def ask(self, question: Question, now: float, *, owner: str, question_id: int) -> Decision | Shed | None:
-        """As `decide` with a reservation; None: it waits for room, and `answers` or `cancel` will have it."""
-        if self._may_wait:
-            if self._waiting.waits_for(question.request.model):
+        """As `decide` with a reservation; None: it waits for room, or for the engine's word on the answer before it, and
+        `answers` or `cancel` will have it."""
+        if self._may_wait and self._waiting.waits_for(question.request.model):
+            return self._queue(question, now, owner, question_id)
+        result = self._attempt(question, now, owner, question_id, reserve=True, may_hold=True)
+        if isinstance(result, Shed):
+            if self._may_wait and result.reason == ShedReason.ALL_SATURATED:
                 return self._queue(question, now, owner, question_id)
-            result = self._attempt(question, now, owner, question_id, reserve=True)
-            if isinstance(result, Shed) and result.reason == ShedReason.ALL_SATURATED:
-                return self._queue(question, now, owner, question_id)
-        else:
-            result = self._attempt(question, now, owner, question_id, reserve=True)
-        return self._refused(question, result, now) if isinstance(result, Shed) else result
+            return self._refused(question, result, now)
+        if result is None:
+            until = self.settling.until(self._awaited, now)
+            self.settling.hold(Held(question, owner, question_id, until, self._claims))
+        return result
 
     def ask_all(
         self, questions: Sequence[tuple[int, Question]], now: float, *, owner: str
@@ -210,9 +225,13 @@ class Director:
     def decide(self, question: Question, now: float, *, reserve: bool = False) -> Decision | Shed:
         """At once, without an owner. reserve False: a dry run that leaves no trace."""
         result = self._attempt(question, now, "", 0, reserve=reserve)
+        assert result is not None
         return self._refused(question, result, now) if reserve and isinstance(result, Shed) else result
 
-    def _attempt(self, question: Question, now: float, owner: str, question_id: int, *, reserve: bool) -> Decision | Shed:
+    def _attempt(
+        self, question: Question, now: float, owner: str, question_id: int, *, reserve: bool, may_hold: bool = False
+    ) -> Decision | Shed | None:
+        """None: it had better be held back. may_hold: where it may."""
         snapshot = self._snapshot
         request = question.request
         model = request.model
@@ -223,6 +242,8 @@ class Director:
         if request.input_tokens + request.max_tokens > lane.taken_by_all:
             lane = lane.for_tokens(request.input_tokens + request.max_tokens)
         matches = self._matches(lane, question)
+        if self._claims and may_hold and not request.slo_ttft_ms and self.settling.until(self._awaited, now):
+            return None
         candidates = _candidates(lane, request, matches, now)
         profile = self._profile
         choice = schedule(profile, candidates, request, self._turn)
@@ -263,6 +284,7 @@ class Director:
         """Slot -> matched blocks, for every block size in use."""
         matches: dict[int, int] = {}
         self._claims = {}
+        self._awaited = NEVER
         if not question.chains:
             return matches
         for size, mask in lane.masks.items():
@@ -271,6 +293,7 @@ class Director:
                 matches.update(self._index.match(hashes, mask))
                 if self._index.claims:
                     self._claims |= self._index.claims
+                    self._awaited = max(self._awaited, self._index.awaited)
         return matches
 
     def _reserve(
@@ -346,19 +369,44 @@ class Director:
         return None if refusal is None else self._refused(question, refusal, now)
 
     def answers(self, now: float) -> list[Answer]:
-        """Those that waited and can be answered now: a place came free, or their deadline passed."""
+        """Those that waited and can be answered now: a place came free, an engine's word came, or their deadline passed."""
+        settled = self._settle(now) if len(self.settling) else []
         if not len(self._waiting):
-            return []
-        answered = [self._late(waiting, now) for waiting in self._waiting.expire(now)]
+            return settled
+        answered = settled + [self._late(waiting, now) for waiting in self._waiting.expire(now)]
         for model in self._waiting.models():
             while (waiting := self._waiting.next(model)) is not None:
                 result = self._attempt(waiting.question, now, waiting.owner, waiting.question_id, reserve=True)
+                assert result is not None
                 if isinstance(result, Shed):
                     if result.reason == ShedReason.ALL_SATURATED:
                         break
                     result = self._refused(waiting.question, result, now)
                 self._waiting.served(waiting)
                 answered.append(Answer(waiting.owner, waiting.question_id, result))
+        return answered
+
+    def _settle(self, now: float) -> list[Answer]:
+        """Decides held questions of which nothing is awaited any more, or whose time is over."""
+        answered = []
+        for held in self.settling.due(self._index.generation, now):
+            question, owner, question_id, until, claims = held
+            result = self._attempt(question, now, owner, question_id, reserve=True, may_hold=now < until)
+            if result is None:
+                continue
+            self.settling.settled(held, now)
+            if isinstance(result, Shed):
+                if self._may_wait and result.reason == ShedReason.ALL_SATURATED:
+                    refusal = self._queue(question, now, owner, question_id)
+                    if refusal is None:
+                        continue
+                    result = refusal
+                else:
+                    result = self._refused(question, result, now)
+            elif not result.claimed_tokens and result.candidate.slot in claims:
+                claimed = _usable(claims[result.candidate.slot], result.candidate.endpoint, question.request)
+                self._index.claim_judged(came_true=result.expected_tokens >= claimed)
+            answered.append(Answer(owner, question_id, result))
         return answered
 
     def _late(self, waiting: Waiting, now: float) -> Answer:
@@ -368,7 +416,7 @@ class Director:
 
     def cancel(self, owner: str, question_id: int, now: float) -> None:
         """Its caller has gone: whatever it was given, or waits for, is released. Not an outcome of any engine."""
-        if self._waiting.withdraw(owner, question_id):
+        if self._waiting.withdraw(owner, question_id) or self.settling.withdraw(owner, question_id):
             return
         released = self._ledger.cancel(owner, question_id, now)
         if released is not None:
@@ -384,6 +432,7 @@ class Director:
     def departed(self, owner: str, now: float) -> None:
         """Its stream broke."""
         self._waiting.withdraw_all(owner)
+        self.settling.withdraw_all(owner)
         self._ledger.departed(owner, now)
 
     def first_byte(self, decision_id: int, ttft_s: float, now: float) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol, cast
 
 import redis.asyncio as redis
@@ -49,6 +49,8 @@ APPLY_BLOCKS_MAX = 2_048
 """Blocks that go into the index before the event loop has its turn."""
 LOADS_MAX = 8
 """Snapshots that load at the same time."""
+EVENT_S = 0.05
+"""From an engine's step to its agent, rather more: what a report covers at least."""
 RECORDS_INTERVAL_S = 1.0
 """Registrations are read again this often: new workers that have not reported, changed model lists."""
 RECORD_RETRY_S = 0.05
@@ -110,6 +112,8 @@ class Ingest:
         self._records_at = float("-inf")
         self._unread: dict[str, float] = {}  # workers that report and are not registered -> when their record was asked for
         self._started_at = clock.now()
+        self.on_applied: Callable[[], None] | None = None
+        """Called when what a read brought is in the index."""
         self.connected = False
         self.last_word_at = clock.now()
         """Monotonic seconds of Redis's last answer."""
@@ -237,7 +241,7 @@ class Ingest:
         self._apply(changes)
         for entry_id, fields in reports:
             self._reports_from = entry_id
-            await self._take_report(client, fields, now)
+            await self._take_report(client, entry_id, fields, now)
         for one in list(self._workers.values()):
             if one.key in streams and one.key not in full:
                 self._note_drained(one, now)
@@ -263,8 +267,8 @@ class Ingest:
                 self._apply(changes)
                 self._index.clear(one.slot, delta.rank)
             if delta.added or delta.removed:
-                changes.append(BlockChange(one.slot, delta.rank, delta.added, delta.removed))
-                self.apply_lag_s = self._clock.unix() - delta.at
+                self.apply_lag_s = lag_s = self._clock.unix() - delta.at
+                changes.append(BlockChange(one.slot, delta.rank, delta.added, delta.removed, self._clock.now() - lag_s))
                 return len(delta.added) + len(delta.removed)
         elif take in (Take.LOST, Take.FOREIGN):
             self._apply(changes)
@@ -278,8 +282,10 @@ class Ingest:
             self._index.apply(changes)
             self.blocks_applied += sum(len(change.added) + len(change.removed) for change in changes)
             changes.clear()
+            if self.on_applied is not None:
+                self.on_applied()
 
-    async def _take_report(self, client: redis.Redis, fields: list[bytes], now: float) -> None:
+    async def _take_report(self, client: redis.Redis, entry_id: bytes, fields: list[bytes], now: float) -> None:
         try:
             report = keyspace.decode_report(_field(fields, keyspace.REPORT_FIELD))
         except CodecError as error:
@@ -299,6 +305,9 @@ class Ingest:
         if one.follower is not None:
             one.follower.report(report)
             self._publish_state(one)
+            if one.follower.sequence >= report.delta_sequence:
+                sent_s_ago = self._clock.unix() - _number(entry_id)[0] / 1000
+                self._index.heard(one.slot, now - sent_s_ago - EVENT_S)
 
     def _note_drained(self, one: _Followed, now: float) -> None:
         if one.follower is not None:

@@ -37,6 +37,8 @@ OUTCOMES_THINNED = "headway_outcomes_thinned"
 OUTCOMES_BUFFERED = "headway_outcomes_buffered"
 RESERVATIONS = "headway_reservations"
 WAITING = "headway_waiting_questions"
+HELD = "headway_held_questions"
+HELD_IN_VAIN = "headway_held_questions_in_vain"
 STREAMS = "headway_dataplane_streams"
 WARM = "headway_warm"
 REDIS_CONNECTED = "headway_redis_connected"
@@ -106,6 +108,9 @@ class ControlPlaneCollector(Collector):
         yield ends
         yield CounterMetricFamily(INPUT_TOKENS, "prompt tokens of placed requests", value=tally.input_tokens)
         yield CounterMetricFamily(MATCHED_TOKENS, "of these, predicted to be in the chosen cache", value=tally.matched_tokens)
+        settling = self._director.settling
+        yield CounterMetricFamily(HELD, "next turns that waited for the engine's events", value=settling.held)
+        yield CounterMetricFamily(HELD_IN_VAIN, "of these, those decided without them", value=settling.in_vain)
         yield CounterMetricFamily(DUPLICATE_OUTCOMES, "outcomes of no living reservation", value=tally.duplicates)
         yield CounterMetricFamily(BREAKERS_OPENED, "breakers that opened", value=tally.breakers_opened)
         yield CounterMetricFamily(OUTCOMES_WRITTEN, "outcome records written to Redis", value=self._outcomes.written)

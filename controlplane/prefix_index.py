@@ -41,7 +41,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from controlplane.answers import Answers
+from controlplane.answers import NEVER, Answers
 from controlplane.block_table import BlockTable
 from controlplane.index_state import IndexState
 from controlplane.speculation import SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Guesses
@@ -90,12 +90,14 @@ class Table(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlockChange:
-    """What one rank of one endpoint announced at once. added and removed are disjoint."""
+    """What one rank of one endpoint announced at once. added and removed are disjoint; at: when the engine did the first of it,
+    on the clock of the index's `now`."""
 
     slot: int
     rank: int
     added: array[int]
     removed: array[int]
+    at: float = NEVER
 
 
 def _net(changes: list[BlockChange]) -> BlockChange:
@@ -148,7 +150,11 @@ class PrefixIndex:
         self._guessing: dict[int, Guesses] = {}  # slots whose guesses may count: most have none
         self._answers = Answers()
         self.claims: dict[int, int] = _NO_CLAIMS
-        """Of the last question: slot -> blocks that it holds if a short answer was passed back unchanged (see answers)."""
+        """Of the last question: slot -> blocks that it holds if the answer was passed back unchanged (see answers)."""
+        self.awaited = NEVER
+        """Of the last question: when the latest answer ended whose blocks are worth waiting for."""
+        self.generation = 0
+        """Another one after every change of what is announced."""
         self._asked: array[int] | None = None  # the last question, while its answer below still holds
         self._announced: dict[int, int] = {}  # slot -> blocks of it that the slot announced
 
@@ -211,10 +217,13 @@ class PrefixIndex:
         self._asked, self._announced = hashes, found
         if self._guessing:
             found = self._with_guesses(hashes, found)
-        self.claims = _NO_CLAIMS
+        self.claims, self.awaited = _NO_CLAIMS, NEVER
         if self._answers and found:
             found = self._answers.extend(hashes, found)
             self.claims = self._answers.claims
+            if self._answers.awaited:
+                live = [at for slot, at in self._answers.awaited.items() if live_mask is None or live_mask >> slot & 1]
+                self.awaited = max(live, default=NEVER)
         if live_mask is not None:
             return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
         return dict(found)
@@ -247,6 +256,7 @@ class PrefixIndex:
         """The worker announced these blocks. KeyError: not attached."""
         entry = self._slots[slot]
         self._asked = None
+        self.generation += 1
         self._count(entry, rank, self._table.add(self._lane(slot, entry, rank), hashes))
         if entry.guesses:
             entry.guesses.discard(hashes)
@@ -255,6 +265,7 @@ class PrefixIndex:
         """The worker removed these blocks. KeyError: not attached."""
         entry = self._slots[slot]
         self._asked = None
+        self.generation += 1
         lane = entry.lanes.get(rank)
         if lane is not None:
             self._count(entry, rank, -self._table.discard(lane, hashes))
@@ -271,9 +282,20 @@ class PrefixIndex:
             if change.slot in self._slots:
                 by_rank.setdefault((change.slot, change.rank), []).append(change)
         self._apply_disjoint([group[0] if len(group) == 1 else _net(group) for group in by_rank.values()])
+        if self._answers:
+            for (slot, _), group in by_rank.items():
+                self.heard(slot, group[-1].at)
+
+    def heard(self, slot: int, until: float) -> None:
+        """What this endpoint's engine did until then is in the index, as its later word shows. Of several ranks, each with an
+        order of its own, nothing follows."""
+        entry = self._slots.get(slot)
+        if entry is not None and len(entry.lanes) <= 1:
+            self._answers.heard(slot, until)
 
     def _apply_disjoint(self, changes: list[BlockChange]) -> None:
         self._asked = None
+        self.generation += 1
         removing = [change for change in changes if change.removed and change.rank in self._slots[change.slot].lanes]
         if removing:
             lanes = [self._slots[change.slot].lanes[change.rank] for change in removing]
@@ -399,6 +421,7 @@ class PrefixIndex:
 
     def _retire_lane(self, lane: int) -> None:
         self._asked = None
+        self.generation += 1
         self._credited &= ~(1 << lane)
         self._slot_of_lane[lane] = -1
         self._table.retire(lane)
@@ -406,6 +429,7 @@ class PrefixIndex:
     def _refresh(self, slot: int) -> None:
         """After a change of state or lanes: what counts."""
         self._asked = None
+        self.generation += 1
         entry = self._slots[slot]
         state = self.state(slot)
         for lane in entry.lanes.values():

@@ -137,6 +137,11 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
             director.cancel(owner, question_id, now)
         return results
 
+    def answer_settled(self) -> None:
+        """Blocks were announced: what waited for them need not wait for the next look."""
+        if len(self._director.settling):
+            self.answer_waiting(self._clock.now())
+
     def answer_waiting(self, now: float) -> None:
         """Sends what the waiting room can answer now; called after every release and every few milliseconds."""
         by_owner: dict[str, list[Result]] = {}

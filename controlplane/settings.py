@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlplane import admission, director, filters, ledger, profiles, rankers, thinning
+from controlplane import admission, director, filters, ledger, profiles, rankers, settling, thinning
 from runtime import log
 from runtime.settings import SettingsError, check_port, check_positive, setting
 from runtime.shared_settings import BusSettings, GrpcSettings
@@ -21,6 +21,10 @@ class Settings(BusSettings, GrpcSettings):
     active_max: int = setting(filters.ACTIVE_MAX, "requests active at one endpoint above which it gets no more")
     waiting_max: int = setting(admission.WAITING_MAX, "questions that may wait for room; 0: refuse at once")
     wait_s_max: float = setting(admission.WAIT_S_MAX, "how long a question may wait for room")
+    settle_ms: int = setting(
+        round(1000 * settling.SETTLE_S),
+        "how long after an answer the next turn may wait for the engine's events; 0: never",
+    )
     grace_s_max: float = setting(ledger.GRACE_S_MAX, "how long reservations of a broken stream wait for their data plane")
     hung_after_s: float = setting(director.HUNG_AFTER_S, "no progress for this long with requests there: the engine hangs")
     uncertain_ratio_max: float = setting(rankers.RATIO_MAX, "p90 over median above which a predicted TTFT does not decide")
@@ -51,6 +55,8 @@ class Settings(BusSettings, GrpcSettings):
             raise SettingsError(f"--zone-high-s: {self.zone_high_s} is not above --zone-low-s {self.zone_low_s}")
         if self.outcomes_per_s_max < 0:
             raise SettingsError(f"--outcomes-per-s-max: {self.outcomes_per_s_max} is below 0")
+        if self.settle_ms < 0:
+            raise SettingsError(f"--settle-ms: {self.settle_ms} is below 0")
         if self.waiting_max < 0:
             raise SettingsError(f"--waiting-max: {self.waiting_max} is below 0")
         self.check_bus()

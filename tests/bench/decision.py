@@ -72,6 +72,9 @@ class _NoIndex:
     def claims(self) -> dict[int, int]:
         return {}
 
+    awaited = float("-inf")
+    generation = 0
+
     def claim_judged(self, *, came_true: bool) -> None: ...
 
     def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None: ...

@@ -126,6 +126,7 @@ class Plant:
         seed: int = 1,
         profiles: dict[str, Profile] | None = None,
         predicted: LeastPredicted | None = None,
+        settle_s: float = 0.0,
     ) -> None:
         self.now = 100.0
         self.ledger = Ledger(grace_s_max=grace_s_max)
@@ -148,6 +149,7 @@ class Plant:
             record=self.outcomes.append,
             unix_offset_s=UNIX,
             predicted=predicted,
+            settle_s=settle_s,
         )
         self.director.warm = True
         for number in range(workers):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from controlplane import answers
 from controlplane.index_state import IndexState
-from controlplane.prefix_index import PrefixIndex
+from controlplane.prefix_index import BlockChange, PrefixIndex
 
 PROMPT = array("Q", range(1, 11))  # ten full blocks
 NEXT = PROMPT + array("Q", range(11, 16))  # the next turn: three blocks of the answer, two of the question
@@ -87,7 +87,7 @@ def test_each_claim_that_does_not_come_true_makes_trust_dearer() -> None:
         needed.append(streak)
         trust.judge(came_true=False)
         assert not trust.given
-    assert needed == [3, 6, 12, 24, 48, 64, 64]
+    assert needed == [12, 24, 48, 96, 96, 96, 96]
 
 
 def test_trust_that_is_kept_makes_up_for_what_was_broken() -> None:
@@ -104,6 +104,95 @@ def test_trust_that_is_kept_makes_up_for_what_was_broken() -> None:
         assert not trust.given
         trust.judge(came_true=True)
     assert trust.given
+
+
+def judge(index: PrefixIndex, *verdicts: bool) -> None:
+    for came_true in verdicts:
+        index.claim_judged(came_true=came_true)
+
+
+def test_what_is_not_credited_is_worth_waiting_for() -> None:
+    index = an_index(10, slots=2)
+    assert index.awaited == answers.NEVER
+    index.answered(0, PROMPT[-1], 10, 12, now=5.0)
+    index.answered(0, PROMPT[-1], 10, 11, now=7.0)
+    index.match(NEXT)
+    assert index.awaited == 7.0
+    index.match(NEXT, 0b10)
+    assert index.awaited == answers.NEVER
+    index.match(PROMPT)
+    assert index.awaited == answers.NEVER
+
+
+def test_what_is_credited_is_not_waited_for() -> None:
+    index = an_index(11)
+    index.answered(0, PROMPT[-1], 10, 13, now=5.0)
+    assert index.match(NEXT) == {0: 13}
+    assert index.awaited == answers.NEVER
+    index = an_index(10)
+    judge(index, *[True] * answers.TRUST_AFTER)
+    index.answered(0, PROMPT[-1], 10, 12, now=5.0)
+    assert index.match(NEXT) == {0: 12}
+    assert index.awaited == answers.NEVER
+
+
+def test_where_some_claims_come_true_and_some_do_not_nothing_is_credited_unseen() -> None:
+    """Text that does not always read back as the tokens it was written in: even an answer that began as announced."""
+    index = an_index(11)
+    judge(index, True, False, True)
+    index.answered(0, PROMPT[-1], 10, 13, now=5.0)
+    assert index.match(NEXT) == {0: 11}
+    assert index.claims == {0: 13}
+    assert index.awaited == 5.0
+
+
+def test_where_no_claim_comes_true_nothing_is_waited_for_until_one_does() -> None:
+    """Recordings that are replayed: what is sent next are other words than the engine's."""
+    index = an_index(10)
+    index.answered(0, PROMPT[-1], 10, 12, now=5.0)
+    judge(index, *[False] * answers.RECENT)
+    assert index.match(NEXT) == {0: 10}
+    assert index.awaited == answers.NEVER
+    judge(index, True)
+    index.match(NEXT)
+    assert index.awaited == 5.0
+
+
+def test_an_answer_whose_events_must_be_here_claims_nothing_more() -> None:
+    """Its engine's later word was taken in, and the chain still ends before: it was not passed back as it was."""
+    index = an_index(10, slots=2)
+    for slot in (0, 1):
+        index.answered(slot, PROMPT[-1], 10, 12, now=5.0)
+    other, none = array("Q", [77]), array("Q")
+    index.apply([BlockChange(0, 0, other, none, at=4.9), BlockChange(1, 0, other, none, at=5.0)])
+    index.match(NEXT)
+    assert index.claims == {0: 12}
+    index.heard(0, 5.1)
+    index.match(NEXT)
+    assert (index.claims, index.awaited) == ({}, answers.NEVER)
+    index.answered(0, PROMPT[-1], 10, 12, now=6.0)
+    index.match(NEXT)
+    assert index.claims == {0: 12}
+
+
+def test_of_several_ranks_the_word_of_one_says_nothing_about_the_others() -> None:
+    index = an_index(10)
+    index.store(0, array("Q", [77]), rank=1)
+    index.answered(0, PROMPT[-1], 10, 12, now=5.0)
+    index.apply([BlockChange(0, 1, array("Q", [78]), array("Q"), at=6.0)])
+    index.match(NEXT)
+    assert index.claims == {0: 12}
+
+
+def test_a_new_life_of_a_worker_has_not_been_heard_yet() -> None:
+    index = an_index(10)
+    index.answered(0, PROMPT[-1], 10, 12, now=5.0)
+    index.heard(0, 9.0)
+    index.clear(0)
+    index.store(0, NEXT[:10])
+    index.answered(0, PROMPT[-1], 10, 12, now=6.0)
+    index.match(NEXT)
+    assert index.claims == {0: 12}
 
 
 def test_claims_are_of_the_last_question_only() -> None:

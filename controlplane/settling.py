@@ -1,0 +1,74 @@
+"""Questions held back, for moments, until the engine's word on the answer before them is here.
+
+The next turn of a conversation may be asked within a millisecond of the last one's end, and then what the engine cached of the
+answer is still under way: see `answers`, which knows when that is so and whether to wait is worth it. A held question is asked
+again with every change of the index, and decided by what is known once SETTLE_S have passed since that answer's end. Whoever
+thinks longer than that between turns is never held, nor is a request that names a bound for its TTFT.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from controlplane.question import Question
+
+SETTLE_S = 0.1
+"""From an answer's end; an engine's event is here after 5 to 20 ms where processors are free."""
+HELD_MAX = 64
+"""Each is matched again at every change of the index; more questions than this are decided at once."""
+
+
+class Held(NamedTuple):
+    """A question that waits. until: monotonic seconds; claims: slot -> blocks that it holds if the answer was passed back."""
+
+    question: Question
+    owner: str
+    question_id: int
+    until: float
+    claims: dict[int, int]
+
+
+class Settling:
+    """Those that wait, in the order in which they came. Pure. settle_s 0: nobody waits."""
+
+    def __init__(self, settle_s: float) -> None:
+        self._settle_s = settle_s
+        self._held: dict[tuple[str, int], Held] = {}
+        self._looked_at = -1
+        self.held = 0
+        """Questions that ever waited."""
+        self.in_vain = 0
+        """Those of them whose time was over first."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def until(self, ended_at: float, now: float) -> float:
+        """When to decide a question whose last answer ended then; 0: now."""
+        until = ended_at + self._settle_s
+        return until if now < until and len(self._held) < HELD_MAX else 0.0
+
+    def hold(self, held: Held) -> None:
+        self._held[held.owner, held.question_id] = held
+        self.held += 1
+
+    def due(self, generation: int, now: float) -> list[Held]:
+        """Those to look at: all after a change of the index (another `generation`), else those whose time is over."""
+        if not self._held:
+            return []
+        changed, self._looked_at = generation != self._looked_at, generation
+        return [held for held in self._held.values() if changed or now >= held.until]
+
+    def settled(self, held: Held, now: float) -> None:
+        """It is being decided."""
+        self.in_vain += now >= held.until
+        del self._held[held.owner, held.question_id]
+
+    def withdraw(self, owner: str, question_id: int) -> bool:
+        """Its caller has gone. False: it was not held."""
+        return self._held.pop((owner, question_id), None) is not None
+
+    def withdraw_all(self, owner: str) -> None:
+        """Its stream broke."""
+        for key in [key for key in self._held if key[0] == owner]:
+            del self._held[key]
