@@ -14,22 +14,35 @@ Changes are netted between two `take()`s: `added` and `removed` are disjoint wha
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby, starmap
 from operator import attrgetter
 from typing import Any, cast
+
+from xxhash import xxh64_intdigest
 
 from contract import blocks
 from contract.keyspace import Tier
 from worker_agent.block_identity import block_extras, first_block_salt, lora_of
-from worker_agent.kv_events import CLEARED, REMOVED, Batch, BlockRemoved, BlockStored, EngineHash
+from worker_agent.kv_events import (
+    CLEARED,
+    FULL_ATTENTION,
+    PLAIN,
+    REMOVED,
+    Batch,
+    BlockRemoved,
+    BlockStored,
+    EngineHash,
+    PlainStored,
+)
 from worker_agent.shelf import Shelf
 
-FULL_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
-"""Kinds of KV group whose blocks cover the whole prefix; other groups (sliding window, mamba) are ignored."""
+COLUMNS_EVENTS_MIN = 4
+"""Fewer one-block stores than these are quicker handled one by one."""
 NAMES_SLACK = 65_536
 """Names kept beyond twice the blocks held."""
 
@@ -56,7 +69,7 @@ class Change:
 
 @dataclass(slots=True)
 class _Rank:
-    names: dict[EngineHash, int] = field(default_factory=dict)
+    names: dict[EngineHash | None, int]  # None: the parent of a prompt's first block
     shelves: dict[Tier, Shelf] = field(default_factory=dict)
     group: int | None = None  # the full-attention group that is followed; None until the first store
     exact: bool = False
@@ -81,6 +94,7 @@ class BlockSet:
         self._capacity = capacity
         self._ranks: dict[int, _Rank] = {}
         self._plain_root = blocks.root_hash(model)
+        self._pack_block = struct.Struct(f"{block_size}I").pack
         self.ignored: Counter[str] = Counter()
         """Events that were not applied, by reason."""
         self.foreign_block_size = 0
@@ -112,12 +126,12 @@ class BlockSet:
 
     def expect(self, rank: int) -> None:
         """A rank that will be followed: not exact before `begin`."""
-        self._ranks.setdefault(rank, _Rank())
+        self._rank(rank)
 
     def begin(self, rank: int, at: float) -> None:
         """The rank's cache is empty here and everything after will be seen."""
         state = self._rank(rank)
-        state.names.clear()
+        state.names = {None: self._plain_root}
         state.group = None
         state.exact = True
         self._clear(state, at)
@@ -133,18 +147,21 @@ class BlockSet:
         for state in self._ranks.values():
             self._clear(state, at)
 
-    def apply(self, rank: int, batch: Batch) -> None:
-        """Every event of a payload, in order."""
-        state = self._rank(rank)
-        for kind, events in groupby(batch.events, type):
-            if kind in REMOVED:
-                self._removed(state, cast("Iterator[BlockRemoved]", events), batch.ts)
+    def apply(self, rank: int, *payloads: Batch) -> None:
+        """Every event of payloads that follow one another, in order. The changes bear the time of the first."""
+        state, at = self._rank(rank), payloads[0].ts
+        events = payloads[0].events if len(payloads) == 1 else chain.from_iterable(payload.events for payload in payloads)
+        for kind, run in groupby(events, type):
+            if kind in PLAIN:
+                self._stored_plain(state, cast("list[PlainStored]", list(run)), at)
+            elif kind in REMOVED:
+                self._removed(state, cast("list[BlockRemoved]", list(run)), at)
             elif kind in CLEARED:
                 # Said of the GPU's pool; lower tiers may go with it silently. Forgetting them costs credit, keeping them trust.
                 state.exact = True
-                self._clear(state, batch.ts)
+                self._clear(state, at)
             else:
-                self._stored(state, cast("Iterator[BlockStored]", events), batch.ts)
+                self._stored(state, cast("Iterator[BlockStored]", run), at)
 
     # ------------------------------------------------------------------------------------------------------------ results
 
@@ -174,7 +191,7 @@ class BlockSet:
     def _rank(self, rank: int) -> _Rank:
         found = self._ranks.get(rank)
         if found is None:
-            found = self._ranks[rank] = _Rank()
+            found = self._ranks[rank] = _Rank({None: self._plain_root})
         return found
 
     def _clear(self, state: _Rank, at: float) -> None:
@@ -201,8 +218,63 @@ class BlockSet:
                 else:
                     fresh += self._named(state, event)
             shelf.put(fresh)
-            if self._capacity and shelf.total > self._capacity and shelf is state.shelves.get(Tier.GPU):
-                self._too_many(state, at)
+            self._check_capacity(state, at)
+
+    def _stored_plain(self, state: _Rank, events: list[PlainStored], at: float) -> None:
+        """As `_stored`, for stores of which it is known that they say nothing but tokens. Those of one block each, as decoding
+        sends them, are taken column by column: a pass of C over all of them for what would be Python for each."""
+        if state.group is None and any(event.group_idx == 0 for event in events):
+            state.group = 0
+        if state.group:  # the group with whole prefixes is another
+            self._stored(state, iter(events), at)
+            return
+        shelf = state.shelf(Tier.GPU)
+        shelf.stamp(at)
+        fresh: list[int] = []
+        start, lengths = 0, [len(event.block_hashes) for event in events]
+        longer = [number for number, length in enumerate(lengths) if length != 1] if lengths.count(1) < len(lengths) else []
+        for end in [*longer, len(events)]:
+            start += self._one_block_each(state, events[start:end], fresh) if end - start >= COLUMNS_EVENTS_MIN else 0
+            for event in events[start : end + 1]:
+                self._one_plain(state, event, fresh)
+            start = end + 1
+        shelf.put(fresh)
+        self._check_capacity(state, at)
+
+    def _one_plain(self, state: _Rank, event: PlainStored, fresh: list[int]) -> None:
+        if event.token_ids:
+            hashes = self._rehash(state, event)
+            if hashes is None:
+                state.exact = False
+            else:
+                fresh += hashes
+        else:
+            fresh += self._named(state, event)
+
+    def _one_block_each(self, state: _Rank, events: list[PlainStored], fresh: list[int]) -> int:
+        """Takes so many of these events, from the first on; what stopped it is not among them."""
+        names, done, count = state.names, 0, len(events)
+        parents = [event.parent_block_hash for event in events]
+        tokens = [event.token_ids for event in events]
+        if {event.block_size for event in events} != {self._block_size}:
+            return 0
+        while count - done >= COLUMNS_EVENTS_MIN:
+            known: list[int] = []
+            try:
+                known.extend(map(names.__getitem__, parents[done:] if done else parents))
+            except KeyError:
+                pass  # whose parent is named by one of those before it, or by none
+            if len(known) < COLUMNS_EVENTS_MIN:
+                break
+            end = done + len(known)
+            try:
+                hashes = list(map(xxh64_intdigest, starmap(self._pack_block, tokens[done:end]), known))
+            except struct.error:
+                break  # too many tokens, too few, or what is none
+            names.update(zip([name for event in events[done:end] for name in event.block_hashes], hashes, strict=True))
+            fresh += hashes
+            done = end
+        return done
 
     def _named(self, state: _Rank, event: BlockStored) -> list[int]:
         """A copy to another tier names its blocks and does not say what is in them."""
@@ -212,22 +284,21 @@ class BlockSet:
             state.exact = False
         return known
 
-    def _removed(self, state: _Rank, events: Iterator[BlockRemoved], at: float) -> None:
+    def _removed(self, state: _Rank, events: list[BlockRemoved], at: float) -> None:
         """As `_stored`: engines evict one block an event, dozens in a payload."""
-        block_of, followed = state.names.get, state.group
-        for medium, run in groupby(events, _MEDIUM):
-            gone: list[int] = []
-            for event in run:
-                if event.group_idx is not None and followed is not None and event.group_idx != followed:
-                    self.ignored["other KV group"] += 1
-                    continue
-                for engine_hash in event.block_hashes:
-                    block = block_of(engine_hash)
-                    if block is not None:
-                        gone.append(block)
-            shelf = state.shelf(_tier(medium))
-            shelf.stamp(at)
-            shelf.drop(gone)
+        if len({event.medium for event in events}) > 1:
+            for _, run in groupby(events, _MEDIUM):
+                self._removed(state, list(run), at)
+            return
+        medium, followed = events[0].medium, state.group
+        if followed is not None and not {event.group_idx for event in events} <= {None, followed}:
+            ours = [event for event in events if event.group_idx in (None, followed)]
+            self.ignored["other KV group"] += len(events) - len(ours)
+            events = ours
+        names = chain.from_iterable([event.block_hashes for event in events])
+        shelf = state.shelf(_tier(medium))
+        shelf.stamp(at)
+        shelf.drop([block for block in map(state.names.get, names) if block is not None])
 
     def _is_followed(self, state: _Rank, event: BlockStored) -> bool:
         kind, group = event.kv_cache_spec_kind, event.group_idx
@@ -280,17 +351,19 @@ class BlockSet:
     def _root(self, lora: str, salt: str) -> int:
         return blocks.root_hash(self._model, lora=lora, cache_salt=salt) if lora or salt else self._plain_root
 
-    def _too_many(self, state: _Rank, at: float) -> None:
+    def _check_capacity(self, state: _Rank, at: float) -> None:
         """More copies than the engine has room for: some announcements were no copies (vLLM repeats reused blocks where a
         request asks for `kv_cache_report_mode: full`), so some blocks may be gone. Nothing believed here can be trusted."""
-        self.ignored["more copies than the engine has blocks"] += 1
-        state.exact = False
-        self._clear(state, at)
+        if self._capacity and state.shelf(Tier.GPU).total > self._capacity:
+            self.ignored["more copies than the engine has blocks"] += 1
+            state.exact = False
+            self._clear(state, at)
 
     def _bound_names(self, state: _Rank) -> None:
         if len(state.names) > 2 * state.blocks + NAMES_SLACK:
             shelves = [shelf.held for shelf in state.shelves.values()]
-            state.names = {name: block for name, block in state.names.items() if any(block in held for held in shelves)}
+            kept = {name: block for name, block in state.names.items() if any(block in held for held in shelves)}
+            state.names = {None: self._plain_root} | kept
 
 
 def _tier(medium: str | None) -> Tier:

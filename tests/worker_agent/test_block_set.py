@@ -71,7 +71,7 @@ def test_a_recording_leaves_what_its_copies_say(name: str, size: int) -> None:
                 elif event.extra_keys and event.extra_keys[0]:
                     salt = ([key for key in event.extra_keys[0] if key != lora] or [""])[0]
                 for number, engine_hash in enumerate(event.block_hashes, start=1):
-                    prefixes[engine_hash] = (head + event.token_ids[: number * size], lora, salt)
+                    prefixes[engine_hash] = ([*head, *event.token_ids[: number * size]], lora, salt)
                     copies[engine_hash] += 1
             elif isinstance(event, REMOVED):
                 copies.subtract(event.block_hashes)
@@ -99,7 +99,7 @@ def test_the_recorded_adapter_and_salts_have_roots_of_their_own() -> None:
                 one.apply(0, Decoder().decode(payload))
                 held = one.held()
                 first = chain(
-                    event.token_ids[: event.block_size],
+                    list(event.token_ids[: event.block_size]),
                     size=event.block_size,
                     model="tiny",
                     lora=event.lora_name or "",

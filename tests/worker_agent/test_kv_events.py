@@ -23,7 +23,7 @@ def test_every_release_is_understood(row: dict[str, str]) -> None:
     assert batch.ts == 1795211000.25
     if row["event"].startswith("BlockStored"):
         assert isinstance(event, STORED)
-        assert event.token_ids == list(range(300, 316))
+        assert list(event.token_ids) == list(range(300, 316))
         assert event.block_size == 16
         assert event.medium == "GPU"
         assert isinstance(event.block_hashes[0], bytes if row["event"].endswith("bytes") else int)
