@@ -26,6 +26,10 @@ CACHE_BYTES_MAX = 64 * 1024 * 1024
 """Memory for texts and their token ids, per model."""
 
 
+PACKED_AT_ONCE_MAX = 16_384
+"""Token ids put into an array in one go, in which no other thread has its turn: 0.1 ms."""
+
+
 @dataclass(frozen=True)
 class CacheStats:
     """How the token cache does: look-ups of text segments since the start, and its size now."""
@@ -54,7 +58,13 @@ class Reference:
 
     def encode(self, text: str, add_special_tokens: bool) -> bytes:
         """Flat little-endian uint32 token ids."""
-        return array("I", self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids).tobytes()
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        if len(ids) <= PACKED_AT_ONCE_MAX:
+            return array("I", ids).tobytes()
+        packed = array("I")
+        for start in range(0, len(ids), PACKED_AT_ONCE_MAX):
+            packed.extend(ids[start : start + PACKED_AT_ONCE_MAX])
+        return packed.tobytes()
 
     def stats(self) -> CacheStats:
         """All zero."""

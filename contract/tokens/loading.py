@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from contract.tokens import proof, segments
@@ -16,6 +17,8 @@ VOCABULARY_SAMPLE = 4096
 
 def load(spec: str, *, fast: bool = True) -> PromptTokenizer:
     """See `contract.tokens.load`. fast: False does without fastokens (for comparisons)."""
+    # One text a call leaves nothing to do in parallel; the library's own threads would only take processors from other work.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     source = sources.read(spec)
     chosen = _proven(source, lambda: Fast(source.serialized)) if fast else None
     return PromptTokenizer(spec, source, chosen or fallback(source), fast=chosen is not None)

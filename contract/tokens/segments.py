@@ -12,13 +12,14 @@ before are looked up. Such cuts are of two kinds.
         white space with it (`lstrip`, `rstrip`) or wants word boundaries (`single_word`): the match is another than ours;
       - a step treats the first piece of a text differently: Metaspace with `prepend_scheme: first`.
 
-2.  In long pieces, between an ASCII letter and a space that is followed by an ASCII letter. All of the pre-tokenizers that
-    `SPLITS` names (GPT-2's, Llama 3's, Qwen's and their kin) split words by a regular expression in which no alternative
-    matches across "letter, space": a run of letters ends before the space, and the space opens the next match, together with
-    the letters after it. The matches before the cut end at the cut, and none of them looks ahead past a letter. The expression
-    has no memory, so those after it begin afresh. Canonical and compatibility normalization (NFC, NFKC) keeps such a cut
-    too: an ASCII letter and a space do not compose. This bounds how long one call is, and gives growing plain prompts a
-    common prefix to look up.
+2.  In long pieces, behind a letter and before what is neither a letter nor a mark that could go with it: an ASCII letter or a
+    Chinese character, then white space, a digit or punctuation. In the expressions by which all of the pre-tokenizers that
+    `SPLITS` names (GPT-2's, Llama 3's, Qwen's and their kin) split words, letters stand at the end of an alternative or in
+    none: whatever match has the letter in it ends with its run of letters, at the cut, and what follows opens the next match.
+    None looks ahead past a letter. The expression has no memory, so the matches after the cut begin afresh.
+    Canonical and compatibility normalization (NFC, NFD, NFKC, NFKD) keeps such a cut, too: these letters neither decompose
+    nor compose with these neighbours, and stay letters. This bounds how long one call is, and gives growing plain
+    prompts a common prefix to look up.
 
 Where a tokenizer is of another kind than this argument covers, pieces are as long as need be: `cuts` says which.
 A load-time proof (`proof`) checks the result on this vocabulary, and a property test does on generated conversations.
@@ -45,7 +46,7 @@ SEARCH_CHARS_MAX = 32 * 1024
 ENTRY_BYTES = 200
 """What a cache entry costs beside its text and its tokens: two objects and a place in the dictionary."""
 
-SAFE_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+SAFE_CUT = re.compile(r"(?<=[A-Za-z\u4e00-\u9fff])(?=[\t\n\r -@\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])")
 
 _SPACED_WORD = re.compile(r"[A-Za-z] [A-Za-z]")
 

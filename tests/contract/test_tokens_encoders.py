@@ -37,6 +37,9 @@ words = st.one_of(
     st.sampled_from(
         ["the quick brown fox", "def f(x):\n    return x", "世界", "👩‍👩‍👧", "foo bar", "a b", "x = [1, 2]", "\r\n", "\u00a0"]
     ),
+    st.sampled_from(
+        ["世界，您好。", "好！", "ﬁ,", "がﾞ、", "各\u0301，", "a\u0301.", "é;", "I'LL", "a1b2", "x'sy", "word_word", "。\n\n"]
+    ),
     st.text(max_size=8),
 )
 prompts = st.lists(words, max_size=30).map("".join)
@@ -76,6 +79,77 @@ def test_any_safe_cut_leaves_the_tokens_as_they_are(text: str) -> None:
         left, right = text[: cut.start()], text[cut.start() :]
         assert TRUTH.encode(left, False) + TRUTH.encode(right, False) == TRUTH.encode(text, False)
         assert VLLM_TRUTH.encode(left, False) + VLLM_TRUTH.encode(right, False) == VLLM_TRUTH.encode(text, False)
+
+
+NORMALIZERS = [None, *({"type": kind} for kind in ("NFC", "NFD", "NFKC", "NFKD"))]
+SPLITTERS = [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}] + [
+    {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    }
+    for split in segments.SPLITS
+]
+
+
+@cache
+def eager(normalizer: int, splitter: int) -> tuple[Reference, segments.Segmented]:
+    """The shipped vocabulary under another way to normalize and to split words; every possible cut is made."""
+    serialized = changed(normalizer=NORMALIZERS[normalizer], pre_tokenizer=SPLITTERS[splitter])
+    truth = Reference(Tokenizer.from_str(serialized))
+    allowed = segments.cuts(serialized)
+    assert allowed.words
+    return truth, segments.Segmented(truth, allowed, cache_bytes_max=0)
+
+
+@pytest.mark.parametrize("normalizer", range(len(NORMALIZERS)))
+@pytest.mark.parametrize("splitter", range(len(SPLITTERS)))
+@given(text=prompts)
+@settings(deadline=None, max_examples=60)
+def test_sliced_texts_have_the_tokens_of_the_whole_under_every_split_and_normalization(
+    normalizer: int, splitter: int, text: str
+) -> None:
+    truth, sliced = eager(normalizer, splitter)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "PIECE_CHARS_MIN", 1)
+        assert sliced.encode(text, False) == truth.encode(text, False)
+
+
+class _Measuring:
+    """An encoder that keeps how long its texts were."""
+
+    def __init__(self) -> None:
+        self.chars: list[int] = []
+
+    def encode(self, text: str, add_special_tokens: bool) -> bytes:
+        self.chars.append(len(text))
+        return TRUTH.encode(text, add_special_tokens)
+
+    def stats(self) -> CacheStats:
+        return CacheStats(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "between_chars"),
+    [
+        ("word after word ", 5),
+        ("def f(x):\n\treturn [x, 'y']\n", 20),
+        ("您好，世界。我们去看一看吧！", 8),
+        ("QUJD+0ab/" * 3, 9),
+    ],
+)
+def test_no_call_gets_more_than_a_slice_of_a_long_text(text: str, between_chars: int) -> None:
+    """between_chars: how far it is at most from one place where it may be cut to the next."""
+    measuring = _Measuring()
+    sliced = segments.Segmented(measuring, segments.cuts(SERIALIZED), cache_bytes_max=0)
+    long = text * (500_000 // len(text))
+    measuring.chars.clear()
+    ids = sliced.encode(long, False)
+    assert ids == TRUTH.encode(long, False)
+    assert sum(measuring.chars) == len(long)
+    assert max(measuring.chars) <= segments.PIECE_CHARS_MIN + between_chars
 
 
 turns = st.lists(

@@ -83,7 +83,10 @@ def test_half_a_surrogate_pair_has_a_text_too() -> None:
 @settings(deadline=None)
 def test_a_chain_with_a_memory_is_the_chain(data: bytes, block_size: int, parent: int) -> None:
     for _ in range(2):
-        assert SHARED.chain(data, block_size, parent) == blocks.chain(data, block_size, parent)
+        whole = blocks.chain(data, block_size, parent)
+        assert SHARED.chain(data, block_size, parent) == whole
+        assert SHARED.packed(data, block_size, parent) == whole.tobytes()
+        assert blocks.packed_chain(data, block_size, parent) == whole.tobytes()
 
 
 SHARED = ChainCache()
@@ -96,6 +99,9 @@ def test_a_remembered_beginning_is_not_hashed_again_and_memory_is_bounded() -> N
     assert (chains.hits, chains.misses) == (0, 3)
     chains.chain(stride * 4, 16, 1)
     assert (chains.hits, chains.misses) == (3, 4)
+    assert {len(hashes) for hashes in chains._hashes.values()} == {
+        STRIDE_BLOCKS
+    }  # none is hashed or looked up in a larger slice
     for parent in range(100):
         chains.chain(stride, 16, parent)
     assert len(chains._hashes) <= 10 * 1024 // 512
