@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
+import uvloop
 from tokenizers import Tokenizer
 
 from contract import tokens
@@ -18,6 +21,11 @@ from contract.tokens import loading
 from contract.tokens.chains import ChainCache
 from contract.tokens.prompt import PromptTokenizer
 from contract.tokens.source import BUILTIN_FOLDER
+from dataplane.__main__ import GC_OBJECTS, SWITCH_INTERVAL_S
+from dataplane.openai import Ask, read_json
+from dataplane.prompts import Prompts
+from proto import routing_pb2 as pb
+from tests.bench._heartbeat import Heartbeat, Waits
 
 BLOCK_TOKENS = 16
 ROOT = 1
@@ -25,7 +33,7 @@ HISTORY_TOKENS = 8_000
 TURN_TOKENS = 200
 LONG_TOKENS = 128_000
 REPEATS = 30
-TICK_S = 0.0005
+CHAT_PATH = "/v1/chat/completions"
 
 
 def run() -> None:
@@ -33,9 +41,9 @@ def run() -> None:
     imports()
     for fast in (True, False):
         next_turn(loading.load(tokens.BUILTIN, fast=fast))
+    print("\nlongest wait for the event loop, median and worst of 10, ms (<= 2):    held          awake           wall")
     for fast in (True, False):
-        for interval_s in (0.005, 0.0005):
-            loop_held(loading.load(tokens.BUILTIN, fast=fast), interval_s)
+        loop_held(fast=fast)
 
 
 def imports() -> None:
@@ -74,58 +82,69 @@ def next_turn(tokenizer: PromptTokenizer) -> None:
     print(f"next turn, {name}: {mine * 1e6:.0f} us; `tokenizers` on the whole: {theirs * 1e6:.0f} us: {mine / theirs:.2%}")
 
 
-def loop_held(tokenizer: PromptTokenizer, interval_s: float) -> None:
-    """The longest gap between the ticks of an event loop while a thread tokenizes and hashes 128,000 new tokens, 10 times.
+def loop_held(*, fast: bool) -> None:
+    """How long the data plane's loop lets a byte wait while a request of 128,000 tokens is made blocks of, 10 times each.
 
-    Held by the thread: what the thread computed within one gap, at most. Where other processes want the processors, a gap
-    is longer, and no fault of it.
+    The data plane's own steps and settings: the body is read on the loop, then `Prompts.prepare` runs in a thread. `_heartbeat`
+    says what is measured. `first`: every word is new; `next`: the same conversation, with 200 tokens more.
     """
     before = sys.getswitchinterval()
-    sys.setswitchinterval(interval_s)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_OBJECTS, 20, 100)
     try:
-        gaps, held = asyncio.run(_ticks(tokenizer))
+        for messages in (200, 1):
+            uvloop.run(_held(fast, messages))
     finally:
         sys.setswitchinterval(before)
-    name = "fastokens" if tokenizer.fast else "tokenizers"
-    print(
-        f"128k tokens in a thread, {name}, switch interval {interval_s * 1e3:.1f} ms: loop held by it "
-        f"{median(held) * 1e3:.2f} ms (<= 2 ms; median of 10 maxima), worst {max(held) * 1e3:.2f}; "
-        f"by wall, others included, {median(gaps) * 1e3:.2f} and {max(gaps) * 1e3:.2f}"
-    )
+        gc.unfreeze()
+    uvloop.run(_held(fast, 0))
 
 
-async def _ticks(tokenizer: PromptTokenizer) -> tuple[list[float], list[float]]:
-    """(gaps, what the thread computed in them), the longest of each prompt."""
+async def _held(fast: bool, messages: int) -> None:
+    """messages: how many the prompt is in; 0: there is none, to show what the method itself finds."""
     rng = random.Random(2)
-    loop = asyncio.get_running_loop()
-    chains = ChainCache()
     clocks: list[int] = []
+    executor = ThreadPoolExecutor(1, initializer=lambda: clocks.append(time.pthread_getcpuclockid(threading.get_ident())))
+    prompts = Prompts(lambda spec: loading.load(spec, fast=fast), {})
+    model = pb.ModelView(name="m", tokenizer=tokens.BUILTIN, block_sizes=[BLOCK_TOKENS])
+    prompts.see([model], 0.0)
+    while prompts.status([model])["m"] != "ready":  # noqa: ASYNC110 (a thread loads it)
+        await asyncio.sleep(0.01)
+    plan = prompts.plan("m", model)
+    loop = asyncio.get_running_loop()
+    found: dict[str, list[Waits]] = {"first": [], "next": []}
+    with Heartbeat(clocks) as heartbeat:
+        for _ in range(10):
+            chat = conversation(rng, LONG_TOKENS, messages) if messages else []
+            for turn, waits in found.items():
+                if turn == "next":
+                    chat = [*chat, {"role": "user", "content": words(rng, TURN_TOKENS)}]
+                body = json.dumps({"model": "m", "messages": chat}).encode()
+                await asyncio.sleep(0.05)
+                heartbeat.stretch()
+                if messages:
+                    ask = read_json(body, CHAT_PATH)
+                    assert isinstance(ask, Ask)
+                    assert not plan.is_quick(len(body))
+                    prompt = await loop.run_in_executor(executor, prompts.prepare, CHAT_PATH, ask, body, plan)
+                    assert prompt.kind == "tokens"
+                else:
+                    await asyncio.sleep(0.05)
+                waits.append(heartbeat.stretch())
+    executor.shutdown()
+    name = "fastokens" if fast else "tokenizers"
+    for turn, waits in found.items():
+        what = f"128k tokens in {messages} messages, {name}, {turn}" if messages else f"nothing, {turn}"
+        print(
+            f"{what:46}{_spread(w.held_s for w in waits)}{_spread(w.awake_s for w in waits)}{_spread(w.wall_s for w in waits)}"
+        )
 
-    def work(chat: list[dict[str, str]]) -> None:
-        clocks.append(time.pthread_getcpuclockid(threading.get_ident()))
-        tokens_and_hashes(tokenizer, chains, chat)
 
-    gaps, held = [], []
-    for _ in range(10):
-        chat = conversation(rng, LONG_TOKENS, messages=200)
-        clocks.clear()
-        gap, computed = await _longest_gap(loop.run_in_executor(None, work, chat), clocks)
-        gaps.append(gap)
-        held.append(computed)
-    return gaps, held
-
-
-async def _longest_gap(work: asyncio.Future[Any], clocks: list[int]) -> tuple[float, float]:
-    longest = most = 0.0
-    last, computed = time.perf_counter(), 0.0
-    while not work.done():
-        await asyncio.sleep(TICK_S)
-        now, before = time.perf_counter(), computed
-        if clocks:
-            computed = time.clock_gettime(clocks[0])
-            most = max(most, min(now - last, computed - before)) if before else most
-        longest, last = max(longest, now - last), now
-    return longest - TICK_S, most - TICK_S
+def _spread(seconds: Iterable[float]) -> str:
+    values = sorted(seconds)
+    return f"{values[len(values) // 2] * 1e3:9.2f} {values[-1] * 1e3:6.2f}"
 
 
 def tokens_and_hashes(tokenizer: PromptTokenizer, chains: ChainCache, chat: list[dict[str, str]]) -> int:
