@@ -94,6 +94,7 @@ async def serve(settings: Settings, life: Life) -> None:
         self_check=self_check,
         outcomes=outcomes,
         routing=routing,
+        lag=upkeep.lag,
         clock=clock,
     )
     model_collector = ModelCollector(

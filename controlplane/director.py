@@ -53,6 +53,8 @@ TOGETHER_ROWS_MIN = 48
 """Candidates of several decisions of one moment, from which they are predicted together; looking twice costs more below."""
 TOGETHER_ROWS_MAX = 4_096
 
+_NO_BLOCKS: dict[int, int] = {}
+
 TOO_SHORT = "context too short"
 """Why an endpoint that serves was no candidate."""
 
@@ -185,14 +187,15 @@ class Director:
         if self._may_wait and self._waiting.waits_for(question.request.model):
             return self._queue(question, now, owner, question_id)
         result = self._attempt(question, now, owner, question_id, reserve=True, may_hold=True)
-        if isinstance(result, Shed):
-            if self._may_wait and result.reason == ShedReason.ALL_SATURATED:
-                return self._queue(question, now, owner, question_id)
-            return self._refused(question, result, now)
+        if isinstance(result, Decision):
+            return result
         if result is None:
             until = self.settling.until(self._awaited, now)
             self.settling.hold(Held(question, owner, question_id, until, self._claims))
-        return result
+            return None
+        if self._may_wait and result.reason == ShedReason.ALL_SATURATED:
+            return self._queue(question, now, owner, question_id)
+        return self._refused(question, result, now)
 
     def ask_all(
         self, questions: Sequence[tuple[int, Question]], now: float, *, owner: str
@@ -254,18 +257,19 @@ class Director:
             if hopeless is not None:
                 return hopeless
         chosen, at, ranking = choice.candidate, choice.position, choice.ranking
+        endpoint = chosen.standing.endpoint
         forecast = None if ranking is None else ranking.forecast
         decision = Decision(
             decision_id=self._take_id() if reserve else 0,
             decided_at=now + self._unix_offset_s,
             request=request,
             candidate=chosen,
-            expected_tokens=_usable(matches.get(chosen.slot, 0), chosen.endpoint, request) if matches else 0,
+            expected_tokens=_usable(matches.get(endpoint.slot, 0), endpoint, request) if matches else 0,
             checkable=request.exact_tokens,
             policy=profile.name,
             candidates=choice.kept,
-            claimed_tokens=_usable(self._claims.get(chosen.slot, 0), chosen.endpoint, request) if self._claims else 0,
-            last_block=_last_block(question, chosen.endpoint) if question.chains else 0,
+            claimed_tokens=_usable(self._claims.get(endpoint.slot, 0), endpoint, request) if self._claims else 0,
+            last_block=_last_block(question, endpoint) if question.chains else 0,
             predicted_ttft_s=0.0 if forecast is None else forecast.p50_s[at],
             predicted_p90_s=0.0 if forecast is None else forecast.p90_s[at],
             model_id="" if forecast is None else forecast.model_id,
@@ -282,17 +286,18 @@ class Director:
 
     def _matches(self, lane: Lane, question: Question) -> dict[int, int]:
         """Slot -> matched blocks, for every block size in use."""
-        matches: dict[int, int] = {}
-        self._claims = {}
+        self._claims = matches = _NO_BLOCKS
         self._awaited = NEVER
-        if not question.chains:
+        chains = question.chains
+        if not chains:
             return matches
         for size, mask in lane.masks.items():
-            hashes = question.chains.get(size)
+            hashes = chains.get(size)
             if hashes:
-                matches.update(self._index.match(hashes, mask))
+                found = self._index.match(hashes, mask)
+                matches = matches | found if matches else found
                 if self._index.claims:
-                    self._claims |= self._index.claims
+                    self._claims = self._claims | self._index.claims
                     self._awaited = max(self._awaited, self._index.awaited)
         return matches
 
@@ -308,7 +313,7 @@ class Director:
         ranking: Ranking | None,
     ) -> None:
         request, chosen = decision.request, decision.candidate
-        endpoint = chosen.endpoint
+        endpoint = chosen.standing.endpoint
         self._ledger.reserve(
             decision.decision_id,
             endpoint.record.url,
@@ -319,9 +324,10 @@ class Director:
             question_id=question_id,
             decision=decision,
         )
-        endpoint.breaker.began(now, decision.decision_id)
+        if not endpoint.breaker.closed:
+            endpoint.breaker.began(now, decision.decision_id)
         endpoint.requests += 1
-        hashes = chains.get(endpoint.record.block_size)
+        hashes = chains.get(endpoint.record.block_size) if chains else None
         if hashes:
             self._index.speculate(endpoint.slot, hashes, now)
         tally = self.tally
@@ -472,9 +478,10 @@ class Director:
             return False
         self._ring.ended(ended)
         endpoint = self._snapshot.at_url(reservation.url)
-        self._learn(endpoint, reservation.decision, ended, now)
-        if reservation.decision is not None and reservation.decision.last_block:
-            self._note_answer(endpoint, reservation.decision, ended, now)
+        decision = reservation.decision
+        self._learn(endpoint, decision, ended, now)
+        if decision is not None and decision.last_block and ended.output_tokens > 0:
+            self._note_answer(endpoint, decision, ended, now)
         if ended.end != _COMPLETE or self.thinning.takes(now):
             at = reservation.reserved_at + self._unix_offset_s
             self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
@@ -483,16 +490,19 @@ class Director:
     def _learn(self, endpoint: Endpoint | None, decision: Decision | None, ended: Ended, now: float) -> None:
         if endpoint is None:
             return
-        self.tally.breakers_opened += endpoint.breaker.ended(now, ended.decision_id, ended.end)
-        if ended.end in FAILURES:
+        end, complete = ended.end, ended.end == _COMPLETE
+        if endpoint.breaker.ended(now, ended.decision_id, end):
+            self.tally.breakers_opened += 1
+        if not complete and end in FAILURES:
             endpoint.failures += 1
-        self._count_end(endpoint.record.worker, ended.end)
+        self._count_end(endpoint.record.worker, end)
         endpoint.standing = None
-        endpoint.rates.gap(ended.itl_s)
-        if ended.ttft_s > 0 and ended.end == _COMPLETE:
+        if ended.itl_s > 0:
+            endpoint.rates.gap(ended.itl_s)
+        if complete and ended.ttft_s > 0:
             bound = 0 if decision is None else decision.candidate.max_tokens
             endpoint.rates.held(ended.e2e_s - ended.ttft_s, tokens=ended.output_tokens, max_tokens=bound)
-        if decision is None or not decision.checkable or ended.end != _COMPLETE or ended.cached_tokens < 0:
+        if decision is None or not complete or ended.cached_tokens < 0 or not decision.checkable:
             return
         if decision.claimed_tokens:
             self._index.claim_judged(came_true=ended.cached_tokens >= decision.claimed_tokens)
@@ -592,8 +602,9 @@ def _last_block(question: Question, endpoint: Endpoint) -> int:
 
 
 def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: float) -> list[Candidate]:
-    """One row per serving endpoint: the hot loop."""
+    """One row per serving endpoint: the hot loop. Matched blocks count as `_usable` says."""
     input_tokens, max_tokens = request.input_tokens, request.max_tokens
+    last = max(0, input_tokens - 1)
     rows = []
     for endpoint in lane.serving:
         standing = endpoint.standing
@@ -602,7 +613,11 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
         breaker = endpoint.breaker
         admits = breaker.closed or breaker.admits(now)
         matched = 0
-        if matches and endpoint.slot in matches and endpoint.credit:
-            matched = _usable(matches[endpoint.slot], endpoint, request)
+        if matches and endpoint.credit:
+            blocks = matches.get(standing.slot)
+            if blocks:
+                size = endpoint.record.block_size
+                whole = last // size
+                matched = (blocks if blocks < whole else whole) * size
         rows.append(Candidate(standing, input_tokens, matched, input_tokens - matched, max_tokens, now, admits))
     return rows

@@ -22,6 +22,7 @@ from controlplane.outcomes import OutcomeLog
 from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.snapshot import FleetSnapshot
+from controlplane.upkeep import LoopLag
 from runtime.clock import Clock
 
 DECISIONS = "headway_decisions"
@@ -35,6 +36,8 @@ OUTCOMES_WRITTEN = "headway_outcomes_written"
 OUTCOMES_DROPPED = "headway_outcomes_dropped"
 OUTCOMES_THINNED = "headway_outcomes_thinned"
 OUTCOMES_BUFFERED = "headway_outcomes_buffered"
+LOOP_LAG = "headway_loop_lag_max_seconds"
+LOOP_STALLS = "headway_loop_stalls"
 RESERVATIONS = "headway_reservations"
 WAITING = "headway_waiting_questions"
 HELD = "headway_held_questions"
@@ -71,6 +74,7 @@ class ControlPlaneCollector(Collector):
         self_check: SelfCheck,
         outcomes: OutcomeLog,
         routing: RoutingServicer,
+        lag: LoopLag,
         clock: Clock,
     ) -> None:
         self._director = director
@@ -82,6 +86,7 @@ class ControlPlaneCollector(Collector):
         self._self_check = self_check
         self._outcomes = outcomes
         self._routing = routing
+        self._lag = lag
         self._clock = clock
 
     def describe(self) -> Iterable[Metric]:
@@ -126,6 +131,10 @@ class ControlPlaneCollector(Collector):
             value=self._director.thinning.left_out,
         )
         yield GaugeMetricFamily(OUTCOMES_BUFFERED, "outcome records not yet written", value=len(self._outcomes))
+        yield GaugeMetricFamily(
+            LOOP_LAG, "longest that the process let a due task wait since the last scrape", value=self._lag.worst_s()
+        )
+        yield CounterMetricFamily(LOOP_STALLS, "due tasks that waited longer than 5 ms", value=self._lag.long)
         yield GaugeMetricFamily(RESERVATIONS, "requests the router counts anywhere", value=len(self._ledger))
         yield GaugeMetricFamily(WAITING, "questions that wait for room", value=len(self._waiting))
         yield GaugeMetricFamily(STREAMS, "data planes connected", value=self._routing.streams)

@@ -42,6 +42,14 @@ def highest(candidates: Sequence[Candidate], totals: Sequence[float], model: str
     return _least_loaded(candidates, [position for position, total in enumerate(totals) if total == best], turn)
 
 
+def lowest(candidates: Sequence[Candidate], costs: Sequence[float], turn: Turn) -> int:
+    """The same by costs, least first, without making scores of them."""
+    least = min(costs)
+    if costs.count(least) == 1:
+        return costs.index(least)
+    return _least_loaded(candidates, [position for position, cost in enumerate(costs) if cost == least], turn)
+
+
 def uniform(candidates: Sequence[Candidate], totals: Sequence[float], model: str, turn: Turn) -> int:
     """Chance alone."""
     return turn.rng.choice(_by_slot(candidates, range(len(candidates))))

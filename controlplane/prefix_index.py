@@ -232,7 +232,7 @@ class PrefixIndex:
         found = dict(announced)
         blocks = len(hashes)
         for slot, guesses in self._guessing.items():
-            start = announced.get(slot, 0)
+            start = announced.get(slot, 0) if announced else 0
             if start < blocks and hashes[start] in guesses.made_at:
                 found[slot] = self._extend(self._slots[slot], hashes, start)
         return found
@@ -241,14 +241,12 @@ class PrefixIndex:
         """Guessed blocks from `start` on, with announced ones between them."""
         position = start
         while True:
-            guessed = entry.guesses.run(hashes, position)
-            announced = guessed
-            if guessed < len(hashes) and entry.state in _CREDITED:
+            guessed = position = entry.guesses.run(hashes, position)
+            if guessed < len(hashes) and entry.lanes and entry.state in _CREDITED:
                 for lane in entry.lanes.values():
-                    announced = max(announced, self._table.run(lane, hashes, guessed))
-            if announced == position:
+                    position = max(position, self._table.run(lane, hashes, guessed))
+            if position == guessed:
                 return position
-            position = announced
 
     # -------------------------------------------------------------------------------------------------------- events
 

@@ -21,7 +21,7 @@ from controlplane.filters import Filter
 from controlplane.picker import Picker
 from controlplane.predictor import Forecaster
 from controlplane.rankers import Layered, LeastOnline, LeastPredicted, Ranker
-from controlplane.scorers import Scorer
+from controlplane.scorers import Costs, Scorer
 
 NAMES = (
     "round_robin",
@@ -42,21 +42,26 @@ DEFAULT = "lmetric"
 
 @dataclass(frozen=True, slots=True)
 class WeightedScorer:
+    """costs: least is best, where the scores are nothing but costs brought into [0, 1]."""
+
     name: str
     weight: float
     score: Scorer
+    costs: Costs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One policy. Totals are the weighted mean of its scorers, so in [0, 1]; without scorers they are 0. Where it has a
-    ranker, that one decides, and the scorers among what it finds equal or leaves to them."""
+    ranker, that one decides, and the scorers among what it finds equal or leaves to them. costs: those of its only scorer,
+    where the least of them is what it picks."""
 
     name: str
     filters: tuple[Filter, ...]
     scorers: tuple[WeightedScorer, ...]
     pick: Picker
     ranker: Ranker | None = None
+    costs: Costs | None = None
 
     @property
     def needs_chains(self) -> bool:
@@ -74,10 +79,11 @@ def build(
     guards = (filters.NOT_TRIED, filters.BREAKER, filters.below_guard(active_max))
 
     def profile(name: str, pick: Picker, *weighted: WeightedScorer, ranker: Ranker | None = None) -> Profile:
-        return Profile(name, guards, weighted, pick, ranker)
+        costs = weighted[0].costs if len(weighted) == 1 and pick is picker.highest else None
+        return Profile(name, guards, weighted, pick, ranker, costs)
 
-    lmetric = WeightedScorer("lmetric", 1, scorers.lmetric)
-    load = WeightedScorer("load", 1, scorers.load)
+    lmetric = WeightedScorer("lmetric", 1, scorers.lmetric, scorers.lmetric_costs)
+    load = WeightedScorer("load", 1, scorers.load, scorers.load_costs)
     profiles = (
         profile("round_robin", picker.round_robin),
         profile("random", picker.uniform),
@@ -92,7 +98,7 @@ def build(
             WeightedScorer("queue", 2, scorers.queue),
             WeightedScorer("kv_free", 2, scorers.kv_free),
         ),
-        profile("kv_cost", picker.highest, WeightedScorer("kv_cost", 1, scorers.kv_cost)),
+        profile("kv_cost", picker.highest, WeightedScorer("kv_cost", 1, scorers.kv_cost, scorers.kv_costs)),
         profile("lmetric", picker.highest, lmetric),
         profile("linear_online", picker.highest, lmetric, ranker=LeastOnline()),
         profile("predictive", picker.highest, lmetric, ranker=predicted or LeastPredicted(Forecaster())),

@@ -8,7 +8,7 @@ import msgspec
 
 from controlplane.endpoint import Candidate
 from controlplane.filters import Filter
-from controlplane.picker import Turn
+from controlplane.picker import Turn, lowest
 from controlplane.profiles import Profile
 from controlplane.question import Request
 from controlplane.rankers import Ranking
@@ -37,6 +37,8 @@ def schedule(profile: Profile, candidates: Sequence[Candidate], request: Request
         return _ranked(profile, profile.ranker.rank(kept), kept, request, turn)
     if len(kept) == 1 and profile.scorers:
         return Choice(kept[0], 1)
+    if profile.costs is not None:
+        return Choice(kept[lowest(kept, profile.costs(kept), turn)], len(kept))
     return Choice(kept[profile.pick(kept, totals(profile, kept), request.model, turn)], len(kept))
 
 

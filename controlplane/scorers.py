@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from controlplane.endpoint import Candidate, Standing
 
 Scorer = Callable[[Sequence[Candidate]], list[float]]
+Costs = Callable[[Sequence[Candidate]], list[float]]
+"""The same with numbers of any size, 0 or more, least best."""
 
 CACHE_AWARE_MATCH_MIN = 0.3
 CACHE_AWARE_BALANCE_ABS = 64
@@ -26,9 +28,14 @@ def _from_costs(costs: Sequence[float]) -> list[float]:
     return [(high - cost) / span for cost in costs]
 
 
+def load_costs(candidates: Sequence[Candidate]) -> list[float]:
+    """Requests there."""
+    return [candidate.standing.batch for candidate in candidates]
+
+
 def load(candidates: Sequence[Candidate]) -> list[float]:
     """Fewest requests there."""
-    return _from_costs([candidate.standing.batch for candidate in candidates])
+    return _from_costs(load_costs(candidates))
 
 
 def queue(candidates: Sequence[Candidate]) -> list[float]:
@@ -59,19 +66,27 @@ def prefix_length(candidates: Sequence[Candidate]) -> list[float]:
     return [candidate.matched_tokens / longest if longest else 0.0 for candidate in candidates]
 
 
-def lmetric(candidates: Sequence[Candidate]) -> list[float]:
+def lmetric_costs(candidates: Sequence[Candidate]) -> list[float]:
     """(uncached + queued prefill tokens) x batch size, this request included in the batch."""
-    return _from_costs(
-        [
-            (candidate.uncached_tokens + candidate.standing.prefill_tokens) * (candidate.standing.batch + 1)
-            for candidate in candidates
-        ]
-    )
+    return [
+        (candidate.uncached_tokens + candidate.standing.prefill_tokens) * (candidate.standing.batch + 1)
+        for candidate in candidates
+    ]
+
+
+def lmetric(candidates: Sequence[Candidate]) -> list[float]:
+    """The least of `lmetric_costs`."""
+    return _from_costs(lmetric_costs(candidates))
+
+
+def kv_costs(candidates: Sequence[Candidate]) -> list[float]:
+    """Dynamo's: blocks to prefill, queued ones included, plus blocks that decoding requests hold."""
+    return [_kv_blocks(candidate) for candidate in candidates]
 
 
 def kv_cost(candidates: Sequence[Candidate]) -> list[float]:
-    """Dynamo's: blocks to prefill, queued ones included, plus blocks that decoding requests hold."""
-    return _from_costs([_kv_blocks(candidate) for candidate in candidates])
+    """The least of `kv_costs`."""
+    return _from_costs(kv_costs(candidates))
 
 
 def _kv_blocks(candidate: Candidate) -> float:

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
 """How often guesses expire, waiting questions are looked at, and changes of the fleet are noticed."""
+LAG_S_MAX = 0.005
+"""A turn that comes later than this is counted: the bound that decisions are held to."""
 TICK_S = 0.25
 """How often silent workers, lost reservations and hung engines are looked for."""
 REDIS_SILENT_S = 0.5
@@ -37,6 +39,28 @@ class Bus(Protocol):
     def warm(self) -> bool: ...
 
 
+class LoopLag:
+    """How late the loop gives a task its turn: what a question may wait for before anybody looks at it. Looked at every LOOK_S,
+    so a stall of the loop shows with what was left of it by then."""
+
+    __slots__ = ("_worst_s", "long")
+
+    def __init__(self) -> None:
+        self._worst_s = 0.0
+        self.long = 0
+        """Turns that came later than LAG_S_MAX."""
+
+    def add(self, late_s: float) -> None:
+        late_s = max(0.0, late_s)
+        self._worst_s = max(self._worst_s, late_s)
+        self.long += late_s > LAG_S_MAX
+
+    def worst_s(self) -> float:
+        """Since this was asked last."""
+        worst_s, self._worst_s = self._worst_s, 0.0
+        return worst_s
+
+
 class Upkeep:
     def __init__(
         self,
@@ -56,6 +80,7 @@ class Upkeep:
         self._watch = watch
         self._alarms = alarms
         self._clock = clock
+        self.lag = LoopLag()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -67,7 +92,9 @@ class Upkeep:
                 self._director.tick(now, connected=self._hears(now))
                 self._alarms.look(now)
             self.look(now)
+            asked_at = self._clock.now()
             await asyncio.sleep(LOOK_S)
+            self.lag.add(self._clock.now() - asked_at - LOOK_S)
 
     def _hears(self, now: float) -> bool:
         """Whether the silence of a worker would mean anything."""

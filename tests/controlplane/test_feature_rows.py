@@ -15,6 +15,7 @@ from tests.controlplane.parts import endpoint
 
 COUNTS = st.integers(0, 1 << 20)
 SECONDS = st.floats(0.0, 1e4)
+SPEEDS = st.just(0.0) | st.floats(1.0, 1e6)
 THERE = endpoint(3)
 
 
@@ -28,7 +29,7 @@ def standings(draw: st.DrawFn) -> Standing:
         *(draw(COUNTS), draw(COUNTS), draw(COUNTS), draw(SECONDS)),
         draw(SECONDS) if queued else inf,
         *(draw(COUNTS) if queued else 0, draw(COUNTS), draw(COUNTS), draw(COUNTS), draw(st.floats(0.0, 1.0))),
-        *(draw(SECONDS), draw(SECONDS), draw(SECONDS), draw(SECONDS), draw(COUNTS), draw(COUNTS), draw(SECONDS), draw(SECONDS)),
+        *(draw(SECONDS), draw(SPEEDS), draw(SECONDS), draw(SECONDS), draw(COUNTS), draw(COUNTS), draw(SECONDS), draw(SECONDS)),
         draw(COUNTS) if queued else 0,
         draw(st.none() | st.builds(Beginning, SECONDS, SECONDS)),
         draw(COUNTS),
