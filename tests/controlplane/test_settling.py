@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,10 @@ from contract.routing import Request
 from controlplane.answers import TRUST_AFTER
 from controlplane.question import Decision, Question
 from controlplane.settling import HELD_MAX, Held, Settling
-from tests.controlplane.parts import BLOCK, Plant
+from proto import routing_pb2 as pb
+from tests.controlplane.parts import BLOCK, Plant, hashes
+from tests.controlplane.served import asked as question
+from tests.controlplane.served import serve
 
 SETTLE_S = 0.1
 PROMPT = array("Q", range(1, 5))
@@ -151,14 +155,30 @@ def test_a_held_question_whose_worker_leaves_is_refused() -> None:
 
 def test_only_so_many_are_held() -> None:
     settling = Settling(SETTLE_S)
-    question = asked(NEXT)
+    held = asked(NEXT)
     for number in range(HELD_MAX):
         until = settling.until(5.0, 5.01)
         assert until == pytest.approx(5.0 + SETTLE_S)
-        settling.hold(Held(question, "dp", number, until, {}))
+        settling.hold(Held(held, "dp", number, until, {}))
     assert settling.until(5.0, 5.01) == 0.0
     assert len(settling.due(1, 5.02)) == HELD_MAX
     assert settling.due(1, 5.03) == []
     assert len(settling.due(2, 5.03)) == HELD_MAX
     settling.withdraw_all("dp")
     assert settling.until(5.0, 5.01) > 0
+
+
+async def test_over_the_wire_a_held_question_is_queued_and_answered_with_the_event(short_dir: Path) -> None:
+    async with serve(short_dir, workers=1, settle_s=5.0) as served:
+        index = served.plant.index
+        index.store(0, hashes(1, 2))
+        stream = served.stream(queue_notices=True)
+        [first] = await stream.ask(question(1, 1, 2))
+        ended = pb.Outcome(decision_id=first.decision_id, end=pb.COMPLETE, output_tokens=BLOCK, prompt_tokens=2 * BLOCK + 8)
+        await stream.send(question(2, 1, 2, 3, 4), outcomes=(ended,))
+        [notice] = await stream.receive()
+        assert (notice.question_id, notice.queued) == (2, True)
+        index.store(0, hashes(3))
+        served.routing.answer_settled()
+        [second] = await stream.receive()
+        assert (second.question_id, second.matched_tokens) == (2, 3 * BLOCK)
