@@ -291,3 +291,27 @@ async def test_unreadable_entries_are_counted_and_cost_no_more_than_a_snapshot(r
         agent.sequence += 1
         agent.delta([2])
         await plane.until(lambda: plane.agrees(agent) and plane.ingest.bad_entries >= 3, agent)
+
+
+async def test_an_engines_later_word_settles_the_answers_before_it(redis_url: str) -> None:
+    """By a delta or, where nothing changes any more, by a report; of another worker it says nothing."""
+    agents = [FakeAgent(redis_url, worker) for worker in ("by-delta", "by-report", "silent")]
+    for agent in agents:
+        agent.delta([1, 2])
+        agent.begin()
+    async with plane_on(redis_url) as plane:
+        await plane.until(lambda: all(plane.agrees(agent) for agent in agents), *agents)
+        changes: list[int] = []
+        plane.ingest.on_applied = lambda: changes.append(plane.index.generation)
+        for agent in agents:
+            plane.index.answered(plane.fleet.slots[agent.worker], 2, 2, 3, SystemClock.now())
+
+        def claimed() -> set[str]:
+            plane.matched("silent", 1, 2, 3)
+            return {worker for worker, slot in plane.fleet.slots.items() if slot in plane.index.claims}
+
+        assert claimed() == {"by-delta", "by-report", "silent"}
+        agents[0].delta([77])
+        await plane.until(lambda: "by-delta" not in claimed())
+        assert changes
+        await plane.until(lambda: claimed() == {"silent"}, agents[1])
