@@ -10,10 +10,14 @@ from runtime.clock import Clock
 from worker_agent.block_set import BlockSet
 from worker_agent.discovery import EngineIdentity
 from worker_agent.event_source import EventSource, RankEvent
-from worker_agent.kv_events import Decoder, MalformedPayload
-from worker_agent.sequence import Begin, Hole
+from worker_agent.kv_events import Batch, Decoder, MalformedPayload
+from worker_agent.sequence import Begin
 
 log = logging.getLogger(__name__)
+
+EVENTS_TOGETHER_MAX = 256
+"""Payloads that follow one another go to the block set together, for few events cost most a piece; up to about so many events,
+for more do not stay in the processor's caches."""
 
 
 class Follower:
@@ -68,22 +72,41 @@ class Follower:
 
     def _apply(self, event: RankEvent) -> bool:
         what, rank = event.what, event.rank
+        if isinstance(what, list):
+            self._deliver(rank, what)
+            return False
         if isinstance(what, Begin):
             self.blocks.begin(rank, self._clock.unix())
             return what.fresh
-        if isinstance(what, Hole):
-            self._hole(rank, f"events from {what.missed_from} on were missed for good")
-            return False
-        self.payloads += 1
-        try:
-            self.blocks.apply(rank, self._decoders[rank].decode(what.payload))
-        except MalformedPayload as error:
-            # Whatever it said is lost: as good as a missed payload.
-            self.malformed[error.kind] += 1
-            if self.malformed[error.kind] == 1:
-                log.warning("malformed KV event payload", extra={"f": {"rank": rank, "error": error}})
-            self.blocks.hole(rank, self._clock.unix())
+        self._hole(rank, f"events from {what.missed_from} on were missed for good")
         return False
+
+    def _deliver(self, rank: int, payloads: list[bytes]) -> None:
+        decode, batches, events = self._decoders[rank].decode, list[Batch](), 0
+        self.payloads += len(payloads)
+        for payload in payloads:
+            try:
+                batch = decode(payload)
+            except MalformedPayload as error:
+                if batches:
+                    self.blocks.apply(rank, *batches)
+                batches, events = [], 0
+                self._malformed(rank, error)
+                continue
+            batches.append(batch)
+            events += len(batch.events)
+            if events >= EVENTS_TOGETHER_MAX:
+                self.blocks.apply(rank, *batches)
+                batches, events = [], 0
+        if batches:
+            self.blocks.apply(rank, *batches)
+
+    def _malformed(self, rank: int, error: MalformedPayload) -> None:
+        """Whatever it said is lost: as good as a missed payload."""
+        self.malformed[error.kind] += 1
+        if self.malformed[error.kind] == 1:
+            log.warning("malformed KV event payload", extra={"f": {"rank": rank, "error": error}})
+        self.blocks.hole(rank, self._clock.unix())
 
     def _hole(self, rank: int, why: str) -> None:
         log.warning("the view of the KV cache is no longer exact", extra={"f": {"rank": rank, "why": why}})

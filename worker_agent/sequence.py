@@ -117,6 +117,13 @@ class RankSequence:
         self._held.clear()  # of the old connection; where they are still true, the replay has them
         return self._ask(now, first=True)
 
+    def follows(self, sequence: int, payload: bytes, now: float) -> bool:
+        """Takes a payload from the subscription if it is simply the next, to be delivered; all others are for `live`."""
+        if sequence != self._next or self._replaying or not self._begun:
+            return False
+        self._quiet_since, self._next, self._last = now, sequence + 1, payload
+        return True
+
     def live(self, sequence: int, payload: bytes, now: float) -> list[Step]:
         """A payload from the subscription."""
         self._quiet_since = now
