@@ -45,7 +45,7 @@ class PromptTokenizer:
     Every method may be called from several threads at once. What holds the GIL, and for how long: the head of
     `encoder` has the encoders; rendering is Python code and gives other threads their turn every
     `sys.getswitchinterval()`, 5 ms unless set. A process whose event loop shares the interpreter with a thread that
-    tokenizes or hashes long prompts sets it to 0.5 ms: then 128,000 tokens hold no other thread for more than 1 ms.
+    tokenizes or hashes long prompts sets it to 0.1 ms: then 128,000 tokens hold no other thread for more than 1 ms.
 
     name: as given to `load`; fast: fastokens encodes (it was proven equal at load), else `tokenizers`.
     """

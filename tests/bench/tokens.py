@@ -31,6 +31,7 @@ BLOCK_TOKENS = 16
 ROOT = 1
 HISTORY_TOKENS = 8_000
 TURN_TOKENS = 200
+CHINESE_TOKENS_PER_CHAR = 2.4
 LONG_TOKENS = 128_000
 REPEATS = 30
 CHAT_PATH = "/v1/chat/completions"
@@ -41,7 +42,7 @@ def run() -> None:
     imports()
     for fast in (True, False):
         next_turn(loading.load(tokens.BUILTIN, fast=fast))
-    print("\nlongest wait for the event loop, median and worst of 10, ms (<= 2):    held          awake           wall")
+    print("\nevent loop's longest wait, 128k tokens, ms (<= 2); median and worst of 10     held          awake           wall")
     for fast in (True, False):
         loop_held(fast=fast)
 
@@ -86,7 +87,7 @@ def loop_held(*, fast: bool) -> None:
     """How long the data plane's loop lets a byte wait while a request of 128,000 tokens is made blocks of, 10 times each.
 
     The data plane's own steps and settings: the body is read on the loop, then `Prompts.prepare` runs in a thread. `_heartbeat`
-    says what is measured. `first`: every word is new; `next`: the same conversation, with 200 tokens more.
+    says what is measured. First turn: every word is new; next turn: the same conversation, with 200 tokens more.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -94,15 +95,15 @@ def loop_held(*, fast: bool) -> None:
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 20, 100)
     try:
-        for messages in (200, 1):
-            uvloop.run(_held(fast, messages))
+        for messages, make in ((200, words), (1, words), (200, chinese)):
+            uvloop.run(_held(fast, messages, make))
     finally:
         sys.setswitchinterval(before)
         gc.unfreeze()
-    uvloop.run(_held(fast, 0))
+    uvloop.run(_held(fast, 0, words))
 
 
-async def _held(fast: bool, messages: int) -> None:
+async def _held(fast: bool, messages: int, make: Callable[[random.Random, int], str]) -> None:
     """messages: how many the prompt is in; 0: there is none, to show what the method itself finds."""
     rng = random.Random(2)
     clocks: list[int] = []
@@ -117,10 +118,10 @@ async def _held(fast: bool, messages: int) -> None:
     found: dict[str, list[Waits]] = {"first": [], "next": []}
     with Heartbeat(clocks) as heartbeat:
         for _ in range(10):
-            chat = conversation(rng, LONG_TOKENS, messages) if messages else []
+            chat = conversation(rng, LONG_TOKENS, messages, make) if messages else []
             for turn, waits in found.items():
                 if turn == "next":
-                    chat = [*chat, {"role": "user", "content": words(rng, TURN_TOKENS)}]
+                    chat = [*chat, {"role": "user", "content": make(rng, TURN_TOKENS)}]
                 body = json.dumps({"model": "m", "messages": chat}).encode()
                 await asyncio.sleep(0.05)
                 heartbeat.stretch()
@@ -136,9 +137,10 @@ async def _held(fast: bool, messages: int) -> None:
     executor.shutdown()
     name = "fastokens" if fast else "tokenizers"
     for turn, waits in found.items():
-        what = f"128k tokens in {messages} messages, {name}, {turn}" if messages else f"nothing, {turn}"
+        kind = "Chinese" if make is chinese else "English"
+        what = f"{kind}, {messages} message{'s' * (messages > 1)}, {name}, {turn} turn" if messages else f"nothing, {turn}"
         print(
-            f"{what:46}{_spread(w.held_s for w in waits)}{_spread(w.awake_s for w in waits)}{_spread(w.wall_s for w in waits)}"
+            f"{what:58}{_spread(w.held_s for w in waits)}{_spread(w.awake_s for w in waits)}{_spread(w.wall_s for w in waits)}"
         )
 
 
@@ -153,10 +155,12 @@ def tokens_and_hashes(tokenizer: PromptTokenizer, chains: ChainCache, chat: list
     return len(hashes.tobytes()) // 8
 
 
-def conversation(rng: random.Random, length_tokens: int, messages: int) -> list[dict[str, str]]:
-    """A chat of about so many tokens."""
+def conversation(
+    rng: random.Random, length_tokens: int, messages: int, make: Callable[[random.Random, int], str] | None = None
+) -> list[dict[str, str]]:
+    """A chat of about so many tokens. make: its texts, `words` unless given."""
     roles = ("user", "assistant")
-    return [{"role": roles[turn % 2], "content": words(rng, length_tokens // messages)} for turn in range(messages)]
+    return [{"role": roles[turn % 2], "content": (make or words)(rng, length_tokens // messages)} for turn in range(messages)]
 
 
 def words(rng: random.Random, length_tokens: int) -> str:
@@ -164,10 +168,18 @@ def words(rng: random.Random, length_tokens: int) -> str:
     return "".join(rng.choices(VOCABULARY, k=length_tokens))
 
 
+def chinese(rng: random.Random, length_tokens: int) -> str:
+    """The same without a space in it, and in JSON six bytes a character."""
+    chars = [chr(rng.randrange(0x4E00, 0x9000)) for _ in range(int(length_tokens / CHINESE_TOKENS_PER_CHAR))]
+    chars[::12] = "\uff0c" * len(chars[::12])
+    return "".join(chars)
+
+
 def timed(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    """CPU seconds, of all threads."""
+    began = time.process_time()
     call()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def median(values: list[float]) -> float:
