@@ -10,6 +10,7 @@ connection  one client connection: HTTP/1.1 parsed, pipelined requests one after
 listening   a port that can be left without losing who is at the door
 server      what is answered here, deadlines, drain
 exchange    one routed request as a state machine: attempts, retries, failures, exactly one outcome an attempt
+usual       the same by the shortest way, where nothing is out of the ordinary
 gateway     what exchanges share; where a request goes
 question    a request as a question to the control plane
 headers     response heads and error events

@@ -84,6 +84,7 @@ class App:
             ids=Ids(),
             exchanges=set(),
             extra_headers=_cors(settings.cors_origin),
+            extra_lines=b"".join([b"\r\n" + line for line in _cors(settings.cors_origin)]),
             access=_access(settings, clock.now(), limits),
             credentials=_upstream_keys(settings),
         )

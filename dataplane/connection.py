@@ -16,6 +16,7 @@ import httptools
 
 from dataplane.body import BodyStream
 from dataplane.errors import ApiError, protocol_error, too_large
+from dataplane.heads import NO_HEAD
 from dataplane.http1 import Request, path_of, reply
 from dataplane.openai import MULTIPART_SCAN_BYTES_MAX, multipart_model
 from dataplane.upstream import WRITE_BUFFER_BYTES_MAX, no_delay
@@ -46,7 +47,9 @@ class ClientConnection(asyncio.Protocol):
         "_head_bytes_fed",
         "_in_head",
         "_in_message",
+        "_known",
         "_lingering",
+        "_next",
         "_parser",
         "_pending",
         "_pending_bytes",
@@ -89,6 +92,7 @@ class ClientConnection(asyncio.Protocol):
         self._closing = False
         self._lingering = False
         self._deadline = NEVER
+        self._known = self._next = NO_HEAD
 
     # --- asyncio ---
 
@@ -101,6 +105,13 @@ class ClientConnection(asyncio.Protocol):
         self._deadline = self._server.clock.now() + self._server.settings.keep_alive_s
 
     def data_received(self, data: bytes) -> None:
+        known = self._next
+        sized = known.sized.get(len(data))
+        if sized is not None and data.startswith(sized[0]):
+            self._next = NO_HEAD
+            self._server.handle_known(self, known.request(data[len(sized[0]) :], sized[1]))
+            return
+        self._next = NO_HEAD
         if self._closing:
             return
         if self.exchange is not None or self._queue:
@@ -115,9 +126,11 @@ class ClientConnection(asyncio.Protocol):
         if self._in_message or self._refusal is not None or self.stalled_since or self._pending:
             self._parse(data)
         else:
-            request = self._server.heads.read(data)
-            if request is not None:
-                self._server.handle_known(self, request)
+            found = self._server.heads.find(data)
+            if found is not None:
+                self._known = found
+                head, forwarded = found.sized[len(data)]
+                self._server.handle_known(self, found.request(data[len(head) :], forwarded))
                 return
             parser = self._parser
             self._parse(data)
@@ -130,6 +143,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        self._next = NO_HEAD
         self.transport = None
         self._server.connections.discard(self)
         self._stream = None
@@ -140,6 +154,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.client_gone()
 
     def pause_writing(self) -> None:
+        self._next = NO_HEAD
         self.stalled_since = self._server.clock.now()
         if self.exchange is not None:
             self.exchange.pause()
@@ -165,13 +180,17 @@ class ClientConnection(asyncio.Protocol):
         settings = self._server.settings
         patience_s = settings.head_timeout_s if self._in_message else settings.keep_alive_s
         self._deadline = self._server.clock.now() + patience_s
-        if not self._pumping and (self._queue or self._pending or self._refusal is not None):
-            self._pump()
+        if self._queue or self._pending or self._refusal is not None:
+            if not self._pumping:
+                self._pump()
+        elif not self._in_message and not self.stalled_since and not self._closing:
+            self._next = self._known
 
     def cut(self) -> None:
         """Close at once, whatever is still to be written."""
         self.exchange = None
         self._closing = True
+        self._next = NO_HEAD
         if self.transport is not None:
             self.transport.abort()
 
@@ -233,6 +252,7 @@ class ClientConnection(asyncio.Protocol):
     def _end(self) -> None:
         """Close after what was written; input is ignored."""
         self._closing = True
+        self._next = NO_HEAD
         if self.transport is not None:
             self.transport.close()
 
@@ -248,6 +268,7 @@ class ClientConnection(asyncio.Protocol):
     def _linger(self) -> None:
         """Close after what was written, reading on for a moment."""
         self._closing = self._lingering = True
+        self._next = NO_HEAD
         self._stream = None
         self._deadline = self._server.clock.now() + LINGER_S
         if self.transport is not None:

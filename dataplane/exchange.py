@@ -25,9 +25,9 @@ from dataplane.hedge import Rival
 from dataplane.http1 import FramingError, Request
 from dataplane.limits import Permit
 from dataplane.placing import place
-from dataplane.prompts import Prompt
+from dataplane.prompts import UNREAD, Prompt
 from dataplane.relay import Phase, Relay
-from dataplane.served import Served
+from dataplane.served import NOT_READ, Served
 from dataplane.upstream import UpstreamConnection
 from proto import routing_pb2 as pb
 
@@ -58,16 +58,27 @@ class Exchange(Served):
         "_rival",
         "_spare",
         "_state",
-        "_tried",
     )
 
     def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
-        super().__init__(gateway, client, request, permit)
+        self._gateway = gateway
+        self._client = client
+        self._request = request
+        self._permit = permit
+        self._now = gateway.clock.now
+        self._started_at = self._now()
+        self._ask = NOT_READ
+        self._prompt = UNREAD
+        self._targets = ()
+        self._closes = False
+        self._relay = None
+        self._request_name, self._ids = gateway.ids.begin()
+        if request.forwarded is None:  # else its head is known to hold neither
+            self._take_names()
         self._state = _PREPARING
         self._question_id = 0
         self._attempt: Attempt | None = None  # the one under way
         self._rival: Rival | None = None
-        self._tried: tuple[str, ...] = ()
         self._failure: ApiError | None = None  # of the last attempt
         self._spare: Relay | None = None  # the last attempt's response, where it was complete
 
@@ -89,7 +100,7 @@ class Exchange(Served):
     def _prepared(self, prompt: Prompt) -> None:
         if self._state is not _PREPARING:
             return
-        self._gateway.metrics.chains.cell(prompt.kind).count += 1
+        self._gateway.metrics.prompts[prompt.kind].count += 1
         self._prompt = prompt
         if self._permit is not None:
             denied = preparing.reserve(self._gateway, self._request, self._ask, prompt, self._permit)
@@ -116,7 +127,7 @@ class Exchange(Served):
             self._fall_back()
         elif answer.refusal is not None:
             self._shed(answer.refusal)
-        elif answer.url in self._tried:
+        elif self.is_tried(answer.url):
             # Endpoint numbers changed under a control plane restart: do not try the same engine twice.
             self._gateway.control.release(answer)
             self._fall_back()
@@ -133,7 +144,7 @@ class Exchange(Served):
         self._give_up(errors.from_refusal(refusal, self._ask.model))
 
     def _fall_back(self) -> None:
-        chosen = place(self._gateway, self._ask.model, self._tried)
+        chosen = place(self._gateway, self._ask.model, self._tried_urls())
         if isinstance(chosen, ApiError):
             self._give_up(chosen)
         else:
@@ -146,7 +157,7 @@ class Exchange(Served):
         now = gateway.clock.now()
         attempt = self._attempt = Attempt(target, now, now)
         self._relay = None
-        self._count_attempt(target)
+        self._targets += (target,)
         gateway.fleet.began(url)
         # A body that is gone once sent finds out nothing from a connection that had been closed: it gets a new one.
         connection = gateway.pool.take(url, now) if self._request.stream is None else None
@@ -154,12 +165,6 @@ class Exchange(Served):
             self._send(attempt, connection)
         else:
             self._connect(attempt)
-
-    def _count_attempt(self, target: Answer) -> None:
-        self._shown = target
-        self._attempts += 1
-        self._tried += (target.url,)
-        self._excluded += (target.endpoint,)
 
     def _connect(self, attempt: Attempt) -> None:
         self._state = _CONNECTING
@@ -188,7 +193,7 @@ class Exchange(Served):
             self.upstream_lost(None)
             return
         hedges = self._gateway.hedges
-        if hedges is not None and self._attempts == 1 and self._ask.streams and self._request.stream is None:
+        if hedges is not None and len(self._targets) == 1 and self._ask.streams and self._request.stream is None:
             self._rival = self._rival or hedges.arm(self, attempt.target, self._prompt.input_tokens)
 
     # --- WAITING and RELAYING: called by the connection ---
@@ -323,7 +328,7 @@ class Exchange(Served):
         gateway, stream = self._gateway, self._request.stream
         if stream is not None and not stream.replayable:
             return False
-        return self._attempts < gateway.settings.attempts_max and gateway.budget.take(gateway.clock.now())
+        return len(self._targets) < gateway.settings.attempts_max and gateway.budget.take(gateway.clock.now())
 
     def _give_up(self, refusal: ApiError) -> None:
         """No endpoint (any more): the last one's own answer where there is one."""
@@ -360,7 +365,10 @@ class Exchange(Served):
         return self._state is _WAITING
 
     def is_tried(self, url: str) -> bool:
-        return url in self._tried
+        return url in self._tried_urls()
+
+    def _tried_urls(self) -> list[str]:
+        return [target.url for target in self._targets]
 
     def overtaken(self, rival: Rival) -> None:
         """The rival has an answer; ours had none."""
@@ -383,7 +391,7 @@ class Exchange(Served):
     def _take_over(self, rival: Rival) -> None:
         attempt, self._rival = rival.take_over(), None
         self._attempt, self._relay = attempt, attempt.relay
-        self._count_attempt(attempt.target)
+        self._targets += (attempt.target,)
         self._state = _WAITING
         if attempt.connection is not None:
             attempt.connection.owner = self
@@ -435,7 +443,7 @@ class Exchange(Served):
         gateway, target = self._gateway, attempt.target
         if target.url not in gateway.fleet.stuck or not gateway.control.connected:
             return
-        if gateway.fleet.has_other(self._ask.model, self._tried) and self._may_retry():
+        if gateway.fleet.has_other(self._ask.model, self._tried_urls()) and self._may_retry():
             failure = errors.gateway_timeout(f"Worker {target.worker} failed: it hangs.")
             self._failed(End.TIMED_OUT, failure, spare=None, retry=True)
 

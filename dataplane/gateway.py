@@ -61,6 +61,7 @@ class Gateway:
     ids: Ids
     exchanges: set[Holding]
     extra_headers: tuple[bytes, ...] = ()
+    extra_lines: bytes = b""  # the same, each behind its CRLF
     draining: bool = False
     hedges: Hedges | None = None
     access: Access | None = None  # None: whoever reaches the port may call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from contract.routing import Answer
@@ -27,15 +27,15 @@ def passed_on(relay: Relay, ids: bytes, about: bytes, ours: Iterable[bytes], *, 
     return b"".join(parts)
 
 
-def about(target: Answer | None, attempts: int, *, predicted: bool) -> bytes:
+def about(targets: Sequence[Answer], *, predicted: bool) -> bytes:
     """Where the request went and why, each line behind its CRLF.
 
-    target: the last one; attempts: 0 where it went nowhere; predicted: the prompt was read, so that matched tokens are a
-    prediction and not just nothing.
+    targets: of its attempts; predicted: the prompt was read, so that matched tokens are a prediction and not just nothing.
     """
-    if target is None:
-        return b"\r\nx-headway-attempts: %d" % attempts if attempts else b""
-    where = place(target.worker, target.policy, attempts)
+    if not targets:
+        return b""
+    target = targets[-1]
+    where = place(target.worker, target.policy, len(targets))
     if not target.decision_id:
         return where + (
             b"\r\nx-headway-fallback: 1\r\nx-headway-matched-tokens: 0" if predicted else b"\r\nx-headway-fallback: 1"
@@ -59,8 +59,8 @@ def error_event(message: str, relay: Relay, path: str, *, http10: bool) -> bytes
 @lru_cache(maxsize=4096)
 def place(worker: str, policy: str, attempts: int) -> bytes:
     """Header lines, each behind its CRLF."""
-    tries = b"\r\nx-headway-attempts: %d" % attempts if attempts else b""
-    return tries + b"\r\nx-headway-worker: " + _printable(worker) + b"\r\nx-headway-policy: " + _printable(policy)
+    named = b"\r\nx-headway-worker: %b\r\nx-headway-policy: %b" % (_printable(worker), _printable(policy))
+    return b"\r\nx-headway-attempts: %d" % attempts + named
 
 
 def _printable(text: str) -> bytes:

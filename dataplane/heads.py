@@ -18,6 +18,8 @@ HEADS_MAX = 4096
 HEAD_BYTES_MAX = 2048
 """Longer heads are not remembered."""
 
+SIZES_MAX = 16_384
+"""Remembered of all heads together; beyond it all are forgotten."""
 LENGTH_DIGITS_MAX = 9
 
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,%d})\r\n" % LENGTH_DIGITS_MAX)
@@ -30,42 +32,65 @@ _OUT_OF_THE_ORDINARY = (HOP_BY_HOP - {b"connection"}) | {
 }
 
 
+class KnownHead:
+    """A head that was seen before, but for its Content-Length.
+
+    sized: the head by the size of the whole request, and what goes to an engine around the Host's value then. A head and the
+    size of what follows it allow one Content-Length only, so a read of that size that begins with that head is a whole request.
+    """
+
+    __slots__ = ("_request", "sized")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.sized: dict[int, tuple[bytes, tuple[bytes, bytes]]] = {}
+
+    def request(self, body: bytes, forwarded: tuple[bytes, bytes]) -> Request:
+        """With that body. forwarded: of `sized`."""
+        known = self._request
+        return Request(
+            known.method, known.target, known.path, known.headers, known.fields, body, False, True, None, forwarded
+        )  # fmt: skip
+
+    def add(self, head: bytes, length: bytes, size: int) -> None:
+        """length: the digits in the head; size: of head and body."""
+        before, behind = plain_head(self._request)
+        self.sized[size] = head, (before, behind + b"\r\ncontent-length: %d" % int(length))
+
+
+NO_HEAD = KnownHead(Request())
+"""None that any request has."""
+
+
 class KnownHeads:
     """Of one process. body_bytes_max: longer bodies are the parser's to refuse."""
 
     def __init__(self, body_bytes_max: int) -> None:
         self._body_bytes_max = body_bytes_max
-        self._known: dict[bytes, Request] = {}
-        self._before, self._behind, self._last = b"", b"", Request()
-        """The head that was read last, around the digits of its length: most often it is the next one's, too."""
+        self._known: dict[bytes, KnownHead] = {}
+        self._sizes = 0
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def read(self, data: bytes) -> Request | None:
-        """data: what one read gave, between two requests. None: not exactly one whole request with a head seen before."""
-        start = len(self._before)
-        stop = data.find(b"\r\n", start, start + LENGTH_DIGITS_MAX + 2)
-        if start and data.startswith(self._before) and data.startswith(self._behind, stop) and data[start:stop].isdigit():
-            known, body_at = self._last, stop + len(self._behind)
-        else:
-            end = data.find(b"\r\n\r\n")
-            found = _LENGTH.search(data, 0, end + 2)
-            if found is None:
-                return None
-            start, stop = found.span(1)
-            before, behind = data[:start], data[stop:end]
-            remembered = self._known.get(before + behind)
-            if remembered is None:
-                return None
-            known, body_at = remembered, end + 4
-            self._before, self._behind, self._last = before, behind + b"\r\n\r\n", known
-        length = int(data[start:stop])
-        if len(data) != body_at + length or length > self._body_bytes_max:
+    def find(self, data: bytes) -> KnownHead | None:
+        """data: what one read gave, between two requests. None: not exactly one whole request with a head seen before; else
+        that head, with the size of `data` in its `sized`."""
+        end = data.find(b"\r\n\r\n")
+        found = _LENGTH.search(data, 0, end + 2)
+        if found is None:
             return None
-        return Request(
-            known.method, known.target, known.path, known.headers, known.fields, data[body_at:], forwarded=known.forwarded
-        )
+        start, stop = found.span(1)
+        known = self._known.get(data[:start] + data[stop:end])
+        length = int(found[1])
+        if known is None or len(data) != end + 4 + length or length > self._body_bytes_max:
+            return None
+        if len(data) not in known.sized or data[: end + 4] != known.sized[len(data)][0]:
+            if self._sizes >= SIZES_MAX:
+                self._forget_sizes()
+            self._sizes += 1
+            known.add(data[: end + 4], found[1], len(data))
+        return known
 
     def learn(self, data: bytes, request: Request) -> None:
         """data: what one read gave, between two requests; request: the one request that the parser found to be all of it."""
@@ -79,10 +104,16 @@ class KnownHeads:
         start, stop = found.span(1)
         headers = [(name, value) for name, value in request.headers if name != b"content-length"]
         known = Request(request.method, request.target, request.path, headers, dict(reversed(headers)))
-        known.forwarded = plain_head(known)
         if len(self._known) >= HEADS_MAX:
+            self._forget_sizes()
             self._known.clear()
-        self._known[data[:start] + data[stop:end]] = known
+        self._known[data[:start] + data[stop:end]] = KnownHead(known)
+
+    def _forget_sizes(self) -> None:
+        """Connections hold on to the head they saw last: it is emptied, not just dropped."""
+        for known in self._known.values():
+            known.sized.clear()
+        self._sizes = 0
 
 
 def _is_ordinary(request: Request) -> bool:

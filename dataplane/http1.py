@@ -63,7 +63,7 @@ class Request(msgspec.Struct):
     http10: bool = False
     keep_alive: bool = True
     stream: BodyStream | None = None  # what follows `body`, which is its beginning then
-    forwarded: tuple[bytes, bytes] | None = None  # of a head seen before: what goes to an engine around the Host's value
+    forwarded: tuple[bytes, bytes] | None = None  # of a head seen before: what goes around the Host's value, before the ids
 
     def add_header(self, name: bytes, value: bytes) -> None:
         """name: in lower case."""
@@ -319,7 +319,7 @@ def forward_head(
     """
     if request.forwarded is not None and credential is None and rank < 0:
         before, behind = request.forwarded
-        return b"".join((before, host, behind, ids, b"\r\ncontent-length: %d\r\n\r\n" % len(request.body)))
+        return b"".join((before, host, behind, ids, b"\r\n\r\n"))
     dropped = _NOT_FORWARDED
     if credential is not None:
         dropped = dropped | _CREDENTIALS
@@ -329,23 +329,23 @@ def forward_head(
     if rank >= 0:
         dropped = dropped | {b"x-data-parallel-rank"}
     parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nhost: ", host, _lines(request.headers, dropped)]
-    parts.append(ids)
     if credential:
         parts.append(credential)
     if rank >= 0:
         parts.append(b"\r\nx-data-parallel-rank: %d" % rank)
     stream = request.stream
     if stream is None:
-        parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(request.body))
+        parts.append(b"\r\ncontent-length: %d" % len(request.body))
     elif stream.length >= 0:
-        parts.append(b"\r\ncontent-length: %d\r\n\r\n" % stream.length)
+        parts.append(b"\r\ncontent-length: %d" % stream.length)
     else:
-        parts.append(b"\r\ntransfer-encoding: chunked\r\n\r\n")
+        parts.append(b"\r\ntransfer-encoding: chunked")
+    parts += (ids, b"\r\n\r\n")
     return b"".join(parts)
 
 
 def plain_head(request: Request) -> tuple[bytes, bytes]:
-    """What `Request.forwarded` says of a request without hop-by-hop headers, ids or a stream."""
+    """What goes around the Host's value, of a request without hop-by-hop headers, ids or a stream; without its length."""
     before = request.method.encode() + b" " + request.target + b" HTTP/1.1\r\nhost: "
     return before, _lines(request.headers, _NOT_FORWARDED)
 

@@ -5,6 +5,8 @@ What it goes through is in `exchange`; here is what does not depend on where it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from contract.routing import Answer, Asked
 from dataplane import headers, question, trace
 from dataplane.errors import ApiError
@@ -12,23 +14,21 @@ from dataplane.gateway import Client, Gateway
 from dataplane.http1 import Request, forward_head, reply
 from dataplane.limits import Permit
 from dataplane.openai import DONE_PATHS, Ask, path_label
-from dataplane.prompts import PREDICTING, UNREAD
+from dataplane.prompts import PREDICTING, Prompt
 from dataplane.relay import Relay
 from dataplane.upstream import UpstreamConnection
 
 _JOIN_BYTES_MAX = 64 * 1024
-_NOT_READ = Ask("")
+NOT_READ = Ask("")
 
 
 class Served:
-    """One request of one client."""
+    """One request of one client. Its fields are set by `Exchange`: one constructor costs less than two."""
 
     __slots__ = (
         "_ask",
-        "_attempts",
         "_client",
         "_closes",
-        "_excluded",
         "_gateway",
         "_ids",
         "_now",
@@ -37,31 +37,30 @@ class Served:
         "_relay",
         "_request",
         "_request_name",
-        "_shown",
         "_started_at",
+        "_targets",
     )
 
-    def __init__(self, gateway: Gateway, client: Client, request: Request, permit: Permit | None = None) -> None:
-        self._gateway = gateway
-        self._client = client
-        self._request = request
-        self._permit = permit
-        self._now = gateway.clock.now
-        self._started_at = self._now()
-        self._ask = _NOT_READ
-        self._prompt = UNREAD
-        self._shown: Answer | None = None  # where the last attempt went, for the response headers
-        self._closes = False  # the client was told that the connection ends with this response
-        self._attempts = 0
-        self._excluded: tuple[int, ...] = ()
-        self._relay: Relay | None = None  # of the attempt that is the answer
-        self._request_name = named = gateway.ids.next()
-        if request.forwarded is not None:  # its head is known to hold neither id
-            self._ids = trace.lines(named)
-        else:
-            request_id = request.get(b"x-request-id") or named.encode()
-            self._request_name = request_id[: question.NAME_CHARS_MAX].decode("latin-1")
-            self._ids = trace.lines_of(request_id, self._continue_trace() or trace.begun(named))
+    _gateway: Gateway
+    _client: Client
+    _request: Request
+    _permit: Permit | None
+    _now: Callable[[], float]
+    _started_at: float
+    _ask: Ask
+    _prompt: Prompt
+    _targets: tuple[Answer, ...]  # of its attempts, in their order
+    _closes: bool  # the client was told that the connection ends with this response
+    _relay: Relay | None  # of the attempt that is the answer
+    _ids: bytes  # its name and trace, as header lines
+    _request_name: str
+
+    def _take_names(self) -> None:
+        """The caller's names for the request and its trace, where it gave them."""
+        name = self._request_name
+        request_id = self._request.get(b"x-request-id") or name.encode()
+        self._request_name = request_id[: question.NAME_CHARS_MAX].decode("latin-1")
+        self._ids = trace.lines_of(request_id, self._continue_trace() or trace.begun(name))
 
     # --- towards control plane and engine ---
 
@@ -72,8 +71,8 @@ class Served:
             self._ask,
             self._prompt,
             request_id=self._request_name,
-            attempt=self._attempts,
-            exclude=self._excluded,
+            attempt=len(self._targets),
+            exclude=[target.endpoint for target in self._targets],
             key=None if self._permit is None else self._permit.key,
         )
 
@@ -148,7 +147,7 @@ class Served:
         return headers.passed_on(
             relay,
             self._ids,
-            headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING),
+            headers.about(self._targets, predicted=self._prompt.kind in PREDICTING),
             gateway.extra_headers if self._permit is None else self._our_lines(),
             http10=self._request.http10,
             close=self._closes,
@@ -173,7 +172,7 @@ class Served:
         extra = [*self._our_lines()]
         if refusal.retry_after_s:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
-        about = headers.about(self._shown, self._attempts, predicted=self._prompt.kind in PREDICTING)
+        about = headers.about(self._targets, predicted=self._prompt.kind in PREDICTING)
         about = self._ids + about
         self._client.write(reply(refusal.status, refusal.body_for(request.path), extra=extra, about=about, close=close))
         return close

@@ -22,6 +22,7 @@ from dataplane.keys import Key
 from dataplane.limits import Permit
 from dataplane.listening import Listener
 from dataplane.openai import ADMIN_KINDS, OPEN_KINDS, Kind, classify
+from dataplane.usual import UsualExchange
 
 SWEEP_S_MAX = 0.5
 SWEEP_S_MIN = 0.02
@@ -49,6 +50,9 @@ class Server:
         self.heads = KnownHeads(gateway.settings.body_bytes_max)
         self._admin = admin
         self._access = None if admin else gateway.access
+        self._concurrency = gateway.concurrency
+        # Usual requests go the short way (`usual`), where nothing has to be looked at that it does not know of.
+        self.short_ways = not admin and gateway.access is None and gateway.credentials is None and gateway.hedges is None
         self._listener = Listener(lambda: ClientConnection(self))
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -106,8 +110,11 @@ class Server:
 
     def handle_known(self, connection: ClientConnection, request: Request) -> None:
         """The same for a request whose head was seen before, which is one to route."""
-        if self._access is None and not self._admin:
-            self._route(connection, request, None)
+        concurrency = self._concurrency
+        if self.short_ways and concurrency.in_flight < concurrency.requests_max:
+            concurrency.in_flight += 1
+            exchange = connection.exchange = UsualExchange(self.gateway, connection, request)
+            exchange.start()
         else:
             self.handle(connection, request)
 
@@ -245,6 +252,7 @@ class Server:
         for connection in list(self.connections):
             connection.check(now)
         self.gateway.pool.sweep()
+        self.metrics.fold()
         self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s(), self._sweep)
 
     def _sweep_s(self) -> float:

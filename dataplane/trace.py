@@ -27,9 +27,15 @@ class Ids:
         self._ready: list[str] = []
 
     def next(self) -> str:
+        return self.begin()[0]
+
+    def begin(self) -> tuple[str, bytes]:
+        """A name, and the header lines of it and of the trace that begins under it, as `lines_of` writes them."""
         if not self._ready:
             self._fill()
-        return self._process + self._ready.pop()
+        process, digits = self._process, self._ready.pop()
+        lines = f"\r\nx-request-id: {process}{digits}\r\ntraceparent: 00-{process}{digits}-{digits}-01"
+        return process + digits, lines.encode()
 
     def _fill(self) -> None:
         at, made = self._at, []
@@ -44,11 +50,6 @@ class Ids:
 def begun(name: str) -> bytes:
     """A trace that begins here, under the name of its request. name: of `Ids`."""
     return f"00-{name}-{name[16:]}-01".encode()
-
-
-def lines(name: str) -> bytes:
-    """The header lines of a request's name and of the trace that begins under it, as `lines_of` writes them."""
-    return f"\r\nx-request-id: {name}\r\ntraceparent: 00-{name}-{name[16:]}-01".encode()
 
 
 def lines_of(request_id: bytes, traceparent: bytes) -> bytes:

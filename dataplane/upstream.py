@@ -18,7 +18,25 @@ from runtime.tls import client_context
 
 IDLE_PER_ENDPOINT_MAX = 1024
 WRITE_BUFFER_BYTES_MAX = 64 * 1024
+WHOLE_HEADS_MAX = 4096
+"""Remembered; beyond it all are forgotten."""
+WHOLE_HEAD_BYTES_MAX = 2048
+"""Longer ones are not remembered."""
 _PORTS = {"http": 80, "https": 443}
+
+
+class WholeHeads(dict[int, tuple[bytes, bytes]]):
+    """Heads of answers that came whole in one read, as they came and as they are passed on, by the size of the whole.
+
+    Engines of one kind send the same head again and again, but for its Content-Length and its date: an answer of a size seen
+    before that begins with the head seen then is as long as its head says.
+    """
+
+    def add(self, size: int, head: tuple[bytes, bytes]) -> None:
+        if len(self) >= WHOLE_HEADS_MAX:
+            self.clear()
+        if len(head[0]) <= WHOLE_HEAD_BYTES_MAX:
+            self[size] = head
 
 
 class Owner(Protocol):
@@ -34,12 +52,13 @@ class Owner(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine. While it has no owner it is idle, and any byte or break ends it."""
 
-    __slots__ = ("_pool", "host", "idle_since", "owner", "reused", "transport", "url")
+    __slots__ = ("_pool", "heads", "host", "idle_since", "owner", "reused", "transport", "url")
 
     def __init__(self, pool: UpstreamPool, url: str) -> None:
         self._pool = pool
         self.url = url
         self.host = pool.host(url)
+        self.heads = pool.heads
         self.owner: Owner | None = None
         self.transport: asyncio.Transport | None = None
         self.reused = False
@@ -106,6 +125,7 @@ class UpstreamPool:
         self._idle: dict[str, list[UpstreamConnection]] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, tuple[str, int, bytes]] = {}
+        self.heads = WholeHeads()
 
     @property
     def idle(self) -> int:

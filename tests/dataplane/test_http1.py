@@ -147,10 +147,10 @@ def test_the_forwarded_head_names_the_engine_and_frames_the_body_itself() -> Non
         b"POST /v1/completions?x=1 HTTP/1.1",
         b"host: engine:1",
         b"authorization: Bearer k",
-        b"x-request-id: r",
-        b"traceparent: t",
         b"x-data-parallel-rank: 2",
         b"content-length: 4",
+        b"x-request-id: r",
+        b"traceparent: t",
         b"",
         b"",
     ]
