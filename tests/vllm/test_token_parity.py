@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 
 from contract import tokens
+from tests.vllm.chats import TOOLS
 from tests.vllm.engines import TOKENIZER, Engine, some_engines
-from tests.vllm.test_kv_truth import TOOLS
 
 SYSTEM = {"role": "system", "content": "You are a careful assistant."}
 USER = {"role": "user", "content": "What is the weather in Lisbon — and in 東京? <tag> 1234567"}
