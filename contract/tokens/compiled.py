@@ -80,6 +80,7 @@ def compiled(environment: Environment, tree: nodes.Template) -> Render | None:
         partial=partial,
         known=dict(environment.globals),
         space=environment.globals["namespace"],
+        made=lambda _, space, *args, **attributes: space(*args, **attributes),
     )
     exec(code, namespace)  # as jinja2 does, of the same tree
     render: Render = namespace["make"]()
@@ -263,8 +264,12 @@ class _Generator(CodeGenerator):
         self.write(")")
 
     def _visit_call(self, node: nodes.Call, frame: Frame, forward_caller: bool) -> None:
-        """In the sandbox, without the variables of loops: no function here reads them."""
-        self.write("environment.call(context, ")
+        """In the sandbox, without the variables of loops: no function here reads them. A namespace is made directly."""
+        of = node.node
+        if isinstance(of, nodes.Name) and of.name == "namespace":
+            self.write(f"(made if {frame.symbols.ref(of.name)} is space else environment.call)(context, ")
+        else:
+            self.write("environment.call(context, ")
         self.visit(node.node, frame)
         self.signature(node, frame, {"caller": "caller"} if forward_caller else None)
         self.write(")")

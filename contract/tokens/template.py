@@ -32,6 +32,7 @@ RESUME_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands at the end of the message to continue while the template renders; what follows it is cut off."""
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class ChatTemplate:
@@ -181,6 +182,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
+    if not ensure_ascii and indent is None and separators is None and not sort_keys:
+        return _JSON.encode(value)  # what `dumps` does with an encoder of its own, made each time
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
