@@ -149,19 +149,21 @@ class Segmented:
         for piece in self._splitter.split(text) if self._splitter else (text,):
             if (special := self._special.get(piece)) is not None:
                 parts.append(special)
-            elif piece:
+            elif len(piece) > PIECE_CHARS_MIN and self._words:
                 parts += self._encode_piece(piece)
+            elif piece:
+                parts.append(self._cached(piece))
         if add_special_tokens:
             parts.append(self._frame[1])
         return b"".join(parts)
 
     def stats(self) -> CacheStats:
-        """The state of the cache."""
+        """The state of the cache. Of look-ups in several threads at once one may be left out."""
         return CacheStats(self._hits, self._misses, self._size_bytes, self._size_bytes_max)
 
     def _encode_piece(self, piece: str) -> Iterator[bytes]:
         start = searched = 0
-        while self._words and (searched := max(searched, start + PIECE_CHARS_MIN)) < len(piece):
+        while (searched := max(searched, start + PIECE_CHARS_MIN)) < len(piece):
             window_end = searched + SEARCH_CHARS_MAX
             cut = SAFE_CUT.search(piece, searched, window_end)
             if cut is None:
@@ -172,13 +174,14 @@ class Segmented:
         yield self._cached(piece[start:])
 
     def _cached(self, piece: str) -> bytes:
-        with self._lock:
-            found = self._cache.get(piece)
-            if found is not None:
-                self._cache.move_to_end(piece)
-                self._hits += 1
-                return found
+        try:  # each of the two is one step under the GIL; between them another thread may have dropped the piece
+            self._cache.move_to_end(piece)
+            ids = self._cache[piece]
+        except KeyError:
             self._misses += 1
+        else:
+            self._hits += 1
+            return ids
         ids = self._whole.encode(piece, False)
         self._keep(piece, ids)
         return ids
