@@ -18,6 +18,7 @@ from controlplane.fleet_view import FleetWatch
 from controlplane.grpc_server import GrpcServer
 from controlplane.ingest import Ingest
 from controlplane.ledger import Ledger
+from controlplane.line import Lines
 from controlplane.metrics import ControlPlaneCollector, registry
 from controlplane.model_metrics import ModelCollector
 from controlplane.model_store import ModelStore
@@ -114,6 +115,8 @@ async def serve(settings: Settings, life: Life) -> None:
         credentials = tls.grpc_server_credentials(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     server = GrpcServer(routing, fleet, credentials)
     await server.start(settings.listen)
+    lines = Lines(routing.claim_line)
+    await lines.start(settings.listen)
     life.spawn(ingest.run(), name="ingest")
     life.spawn(outcomes.run(), name="outcomes")
     life.spawn(upkeep.run(), name="upkeep")
@@ -122,6 +125,7 @@ async def serve(settings: Settings, life: Life) -> None:
     life.ready(f"gRPC on {', '.join(server.addresses)}, policy {director.policy}")
 
     await life.ending.wait()
+    await lines.close()
     await server.stop(grace_s=STOP_GRACE_S)
     await outcomes.close()
     if http is not None:

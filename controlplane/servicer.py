@@ -1,6 +1,7 @@
 """The Routing service: a thin shell around the director.
 
-The hot path is RouteStream: one message in, everything in it handled in one synchronous pass, one message out. Outcomes, first
+The hot path is RouteStream, or the line that a process on this host opens beside it: one message in, everything in it handled
+in one synchronous pass, one message out. Outcomes, first
 bytes and cancels are handled before questions, so that what they free is free for them. Questions that wait for room are
 answered later, in a message of their own.
 """
@@ -9,23 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from hmac import compare_digest
 from typing import Any
 
 import grpc
 
+from contract.frames import VERSION as LINE_VERSION
 from contract.routing import VERSION as PACKED_VERSION
-from contract.routing import Answer, Asked, Said, pack
+from contract.routing import Answer, Asked, Said, pack, unpack_said
 from controlplane import wire
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
 from controlplane.fleet_view import FleetWatch
+from controlplane.line import Line, Receive
 from controlplane.question import Decision, Question, Shed
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc
 from runtime.clock import Clock
 
 log = logging.getLogger(__name__)
+
+LINE_KEY_BYTES = 16
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Result = tuple[int, Decision | Shed | None]
@@ -35,7 +43,7 @@ Result = tuple[int, Decision | Shed | None]
 class _Stream:
     """One data-plane process. Messages leave one at a time, in the order they were made."""
 
-    __slots__ = ("_context", "_lock", "_packed", "owner", "queue_notices")
+    __slots__ = ("_context", "_lock", "_packed", "line", "line_key", "owner", "queue_notices")
 
     def __init__(self, hello: pb.Hello, context: Context) -> None:
         self.owner = hello.process
@@ -43,25 +51,32 @@ class _Stream:
         self._packed = hello.packed_version >= PACKED_VERSION
         self._context = context
         self._lock = asyncio.Lock()
+        self.line: Line | None = None
+        self.line_key = b""
+        if self._packed and hello.line_version >= LINE_VERSION and context.peer().startswith("unix:"):
+            self.line_key = secrets.token_bytes(LINE_KEY_BYTES)
 
     async def greet(self) -> None:
-        """Say that packed messages are read here."""
+        """Say that packed messages are read here, and what opens the line."""
         if self._packed:
             async with self._lock:
-                await self._context.write(pb.DecisionBatch(packed_version=PACKED_VERSION))
+                await self._context.write(pb.DecisionBatch(packed_version=PACKED_VERSION, line_key=self.line_key))
 
     async def send(self, results: Sequence[Result], policy: str) -> None:
-        batch = _packed_batch(results, policy) if self._packed else _plain_batch(results, policy)
+        if self.line is not None:
+            self.line.send(_packed(results, policy))
+            return
+        batch = pb.DecisionBatch(packed=_packed(results, policy)) if self._packed else _plain_batch(results, policy)
         async with self._lock:
             await self._context.write(batch)
 
 
-def _packed_batch(results: Sequence[Result], policy: str) -> pb.DecisionBatch:
+def _packed(results: Sequence[Result], policy: str) -> bytes:
     answers = [
         Answer(question_id, queued=True) if result is None else wire.answer(result, question_id, policy)
         for question_id, result in results
     ]
-    return pb.DecisionBatch(packed=pack(answers))
+    return pack(answers)
 
 
 def _plain_batch(results: Sequence[Result], policy: str) -> pb.DecisionBatch:
@@ -112,9 +127,27 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
                     await stream.send(results, self._director.policy)
                 batch = await context.read()
         finally:
+            if stream.line is not None:
+                stream.line.close()
             if self._streams.get(stream.owner) is stream:
                 del self._streams[stream.owner]
                 self._director.departed(stream.owner, self._clock.now())
+
+    def claim_line(self, key: bytes, line: Line) -> Receive | None:
+        """Whose line this is: from here on its messages come and go there."""
+        stream = next((one for one in self._streams.values() if one.line_key and compare_digest(one.line_key, key)), None)
+        if stream is None or stream.line is not None:
+            return None
+        stream.line = line
+        return partial(self._on_line, stream, line)
+
+    def _on_line(self, stream: _Stream, line: Line, packed: bytes) -> None:
+        if self._streams.get(stream.owner) is not stream:
+            line.close()
+            return
+        results = self._handle(unpack_said(packed), stream)
+        if results:
+            line.send(_packed(results, self._director.policy))
 
     def _handle(self, said: Said, stream: _Stream) -> list[Result]:
         """One message, synchronously, in order; every decision sees those before it."""
@@ -149,7 +182,9 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
             by_owner.setdefault(answer.owner, []).append((answer.question_id, answer.result))
         for owner, results in by_owner.items():
             stream = self._streams.get(owner)
-            if stream is not None:
+            if stream is not None and stream.line is not None:
+                stream.line.send(_packed(results, self._director.policy))
+            elif stream is not None:
                 task = asyncio.create_task(_send_quietly(stream, results, self._director.policy))
                 self._sends.add(task)
                 task.add_done_callback(self._sends.discard)

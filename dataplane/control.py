@@ -18,15 +18,17 @@ import grpc
 import grpc.aio
 import msgspec
 
+from contract.frames import VERSION as LINE_VERSION
 from contract.routing import VERSION as PACKED_VERSION
 from contract.routing import Answer, Asked, Ended, Said, pack, unpack_answers
-from dataplane import messages
+from dataplane import line, messages
 from dataplane.fallback import Fleet
+from dataplane.line import Line
 from dataplane.metrics import Metrics
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc as rpc
 from runtime.clock import Clock
-from runtime.tasks import happened
+from runtime.tasks import happened, stop_if_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,8 @@ class ControlClient:
         self._outcomes_max = outcomes_max
         self._due = asyncio.Event()  # a message is to leave
         self._packs = False  # the control plane of this stream has said that it reads packed messages
+        self._line: Line | None = None  # of this stream, once everything asked on the stream itself is answered
+        self._line_path = line.path_of(target)
         self._unanswered = 0  # questions sent on this stream
         self._hold_timer: asyncio.TimerHandle | None = None
         self._report_timer: asyncio.TimerHandle | None = None
@@ -202,32 +206,42 @@ class ControlClient:
 
     async def _stream(self, stub: rpc.RoutingAsyncStub) -> None:
         call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch] = stub.RouteStream()
-        writer: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
+        opened: list[Line] = []
         try:
-            self._packs = False
+            self._packs, self._line = False, None
             held = [*self._held(), *self._ended()]
             hello = pb.Hello(process=self._process, held=held, queue_notices=True, packed_version=PACKED_VERSION)
+            hello.line_version = LINE_VERSION if self._line_path else 0
             await call.write(pb.RouteBatch(hello=hello))
             self.connected = True
             self._missed_in_a_row = 0
             log.info("control plane connected", extra={"f": {"target": self._target}})
             self._unanswered = 0
             self._due.set()
-            writer = asyncio.create_task(self._write(call))
+            tasks.append(asyncio.create_task(self._write(call, opened)))
             while True:
-                batch = await call.read()
+                try:
+                    batch = await call.read()
+                except asyncio.CancelledError:
+                    stop_if_cancelled()
+                    return  # the line has ended
                 if not isinstance(batch, pb.DecisionBatch):
                     return
                 if batch.packed_version >= PACKED_VERSION:
                     self._packs = True
+                    if batch.line_key and self._line_path:
+                        tasks.append(asyncio.create_task(self._open_line(batch.line_key, call, opened)))
                 answers = unpack_answers(batch.packed) if batch.packed else list(map(messages.answer, batch.decisions))
                 self._take(answers)
         finally:
             self.connected = False
             self._fleet.warm = False
-            if writer is not None:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for one in opened:
+                one.close()
             call.cancel()
             self._fail_all()
 
@@ -239,17 +253,34 @@ class ControlClient:
             if ended.decision_id
         ]
 
-    async def _write(self, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch]) -> None:
+    async def _open_line(
+        self, key: bytes, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch], opened: list[Line]
+    ) -> None:
+        """Where there is none, the stream goes on as it is. One that breaks ends its stream, and with it all that waits."""
+        try:
+            opened.append(await line.connect(self._line_path, key, self._on_line, call.cancel))
+        except (OSError, TimeoutError) as error:
+            log.info("no line to the control plane beside its stream", extra={"f": {"path": self._line_path, "why": error}})
+
+    def _on_line(self, packed: bytes) -> None:
+        self._take(unpack_answers(packed))
+
+    async def _write(self, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch], opened: list[Line]) -> None:
         while True:
             await self._due.wait()
             self._due.clear()
+            if opened and not self._unanswered:  # else a cancel could overtake its question
+                self._line = opened[0]
             outcomes = list(self._outcomes)
             self._unanswered += len(self._questions)
             said = Said(self._questions, self._first_bytes, outcomes, self._cancels)
             self._questions, self._first_bytes, self._cancels = [], [], []
             self._outcomes.clear()
             try:
-                await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(said))
+                if self._line is not None:
+                    await self._line.send(pack(said))
+                else:
+                    await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(said))
             except BaseException:
                 self._outcomes.extendleft(reversed(outcomes))
                 raise

@@ -367,10 +367,13 @@ class DecisionBatch(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
     PACKED_VERSION_FIELD_NUMBER: _builtins.int
+    LINE_KEY_FIELD_NUMBER: _builtins.int
     packed: _builtins.bytes
     """[Answer, ...] of contract/routing.py, to processes whose Hello said that they read it"""
     packed_version: _builtins.int
     """in the first message of the stream: RouteBatch.packed of this version is read"""
+    line_key: _builtins.bytes
+    """in the same: what opens the line beside this Unix socket, to processes that would use it"""
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]: ...
     def __init__(
@@ -379,10 +382,11 @@ class DecisionBatch(_message.Message):
         decisions: _abc.Iterable[Global___Decision] | None = ...,
         packed: _builtins.bytes = ...,
         packed_version: _builtins.int = ...,
+        line_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "packed", b"packed", "packed_version", b"packed_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "line_key", b"line_key", "packed", b"packed", "packed_version", b"packed_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,12 +463,15 @@ class Hello(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     QUEUE_NOTICES_FIELD_NUMBER: _builtins.int
     PACKED_VERSION_FIELD_NUMBER: _builtins.int
+    LINE_VERSION_FIELD_NUMBER: _builtins.int
     process: _builtins.str
     """unique per data-plane process and start"""
     queue_notices: _builtins.bool
     """tell this process with Decision.queued when a question has to wait"""
     packed_version: _builtins.int
     """DecisionBatch.packed of this version is read; 0: none is"""
+    line_version: _builtins.int
+    """a line of this version would be used, see contract/frames.py; 0: none"""
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Held]:
         """what this process is relaying right now: reservations to keep or to make again"""
@@ -476,10 +483,11 @@ class Hello(_message.Message):
         held: _abc.Iterable[Global___Held] | None = ...,
         queue_notices: _builtins.bool = ...,
         packed_version: _builtins.int = ...,
+        line_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "packed_version", b"packed_version", "process", b"process", "queue_notices", b"queue_notices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "line_version", b"line_version", "packed_version", b"packed_version", "process", b"process", "queue_notices", b"queue_notices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

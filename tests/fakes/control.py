@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from contract.frames import Frames, frame, line_path
 from contract.routing import pack, unpack_said
 from dataplane import messages
 from proto import routing_pb2 as pb
@@ -23,6 +24,23 @@ from proto import routing_pb2_grpc as rpc
 WAIT_S = 10.0
 
 Decide = Callable[[pb.Question], pb.Decision | None]
+
+
+LINE_KEY = b"a key"
+
+
+class LineEnd:
+    """Writes to a line what would be written to a stream."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    async def write(self, batch: pb.DecisionBatch) -> None:
+        self._writer.write(frame(batch.packed))
+        await self._writer.drain()
+
+    def close(self) -> None:
+        self._writer.transport.abort()
 
 
 class Control(rpc.RoutingServicer):
@@ -39,6 +57,10 @@ class Control(rpc.RoutingServicer):
         self.decide: Decide = self.round_robin
         self.silent = False
         self.packs = True  # reads and sends packed messages; what came in is in the lists as messages all the same
+        self.lines = False  # opens a line beside its Unix socket; set before `listen`
+        self.on_lines = 0  # messages that came by one
+        self._line_server: asyncio.AbstractServer | None = None
+        self._line_ends: list[LineEnd] = []
         self.address = ""
         self._server: grpc.aio.Server | None = None
         self._ids = itertools.count(0x1000)
@@ -58,12 +80,23 @@ class Control(rpc.RoutingServicer):
         self._server.add_insecure_port(address)
         self.address = address
         await self._server.start()
+        if self.lines:
+            path = line_path(address.removeprefix("unix:"))
+            self._line_server = await asyncio.start_unix_server(self._on_line, path)
 
     async def stop(self) -> None:
         """As a process that dies: streams break."""
+        if self._line_server is not None:
+            self._line_server.close()
+        self.break_lines()
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
+
+    def break_lines(self) -> None:
+        for end in self._line_ends:
+            end.close()
+        self._line_ends.clear()
 
     def serve(self, model: str, *urls: str, tokenizer: str = "", block_size: int = 16, base: str = "") -> None:
         """The fleet from now on."""
@@ -119,24 +152,40 @@ class Control(rpc.RoutingServicer):
             if batch.HasField("hello"):
                 self.hellos.append(batch.hello)
                 if self.packs:
-                    await context.write(pb.DecisionBatch(packed_version=batch.hello.packed_version))
+                    key = LINE_KEY if self.lines and batch.hello.line_version else b""
+                    await context.write(pb.DecisionBatch(packed_version=batch.hello.packed_version, line_key=key))
             elif self.packs and batch.packed:
                 batch = messages.batch(unpack_said(batch.packed))
-            self.questions.extend(batch.questions)
-            self.outcomes.extend(batch.outcomes)
-            self.first_bytes.extend(batch.first_bytes)
-            self.cancels.extend(batch.cancels)
-            decisions = pb.DecisionBatch()
-            for question in batch.questions:
-                decision = self.decide(question)
-                if decision is not None:
-                    decision.question_id = question.question_id
-                    decisions.decisions.append(decision)
-                if decision is None or decision.queued:
-                    self._late.append((question, context))
-            if decisions.decisions:
-                await context.write(self._sent(decisions))
-            await self._notify()
+            await self._said(batch, context)
+
+    async def _on_line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        end, frames = LineEnd(writer), Frames()
+        self._line_ends.append(end)
+        known = False
+        while data := await reader.read(65536):
+            for body in frames.feed(data):
+                if known:
+                    self.on_lines += 1
+                    await self._said(messages.batch(unpack_said(body)), end)
+                known = known or body == LINE_KEY
+                assert known, "a line begins with the key that its stream was given"
+
+    async def _said(self, batch: pb.RouteBatch, context: Any) -> None:
+        self.questions.extend(batch.questions)
+        self.outcomes.extend(batch.outcomes)
+        self.first_bytes.extend(batch.first_bytes)
+        self.cancels.extend(batch.cancels)
+        decisions = pb.DecisionBatch()
+        for question in batch.questions:
+            decision = self.decide(question)
+            if decision is not None:
+                decision.question_id = question.question_id
+                decisions.decisions.append(decision)
+            if decision is None or decision.queued:
+                self._late.append((question, context))
+        if decisions.decisions:
+            await context.write(self._sent(decisions))
+        await self._notify()
 
     async def answer_late(self) -> None:
         """Decides what was left without an answer."""
