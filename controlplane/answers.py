@@ -39,6 +39,13 @@ BLOCKS_MAX = 2
 """Blocks at an answer's end that may be credited unseen."""
 TTL_S = 2.0
 """How long an engine's event may be on its way."""
+PATIENCE_S = 0.1
+"""How long after an answer's end its events are awaited, while nothing is known of how long this engine's take."""
+PATIENCE_S_MIN = 0.05
+PATIENCE_LAGS = 2
+"""Else so many times what they have been taking at most, lately."""
+LAG_FADE = 0.98
+"""What is left of that with each event that takes less."""
 ANSWERS_MAX = 65_536
 """Answers remembered, over all workers."""
 WALK_BLOCKS_MAX = 32
@@ -98,16 +105,17 @@ class _Answer(NamedTuple):
 class Answers:
     """Those of the last seconds, by the last full block of their prompts. Pure; `now` never goes back."""
 
-    __slots__ = ("_by_block", "_heard", "_lives", "_order", "awaited", "claims", "trust")
+    __slots__ = ("_by_block", "_heard", "_lags", "_lives", "_order", "awaited", "claims", "trust")
 
     def __init__(self) -> None:
         self.trust = Trust()
         self.claims: dict[int, int] = {}
         """Slot -> blocks, of the last chain asked for: with those that were not announced, credited or not."""
         self.awaited: dict[int, float] = {}
-        """Slot -> end of the answer, of the last chain asked for: where blocks are not credited that may come any moment."""
+        """Slot -> until when, of the last chain asked for: where blocks are not credited that may come any moment."""
         self._by_block: dict[int, list[_Answer]] = {}
         self._order: deque[tuple[float, int]] = deque()  # (when, last block), oldest first
+        self._lags: dict[int, float] = {}  # slot -> s from an engine's step to the index, at most and lately
         self._heard: dict[int, float] = {}  # slot -> everything that its engine did until then has been taken in
         self._lives: dict[int, int] = {}  # slot -> how often it was emptied
 
@@ -127,6 +135,14 @@ class Answers:
         """Whatever this slot's engine did until then is in the index: no answer that ended before lacks a block any more."""
         if until > self._heard.get(slot, NEVER):
             self._heard[slot] = until
+
+    def lagged(self, slot: int, lag_s: float) -> None:
+        """An event of this slot's engine is in the index, so long after the step that it tells of."""
+        self._lags[slot] = max(lag_s, LAG_FADE * self._lags.get(slot, 0.0))
+
+    def _patience_s(self, slot: int) -> float:
+        lag_s = self._lags.get(slot)
+        return PATIENCE_S if lag_s is None else max(PATIENCE_S_MIN, PATIENCE_LAGS * lag_s)
 
     def extend(self, hashes: array[int], found: dict[int, int]) -> dict[int, int]:
         """found: slot -> blocks it holds of the chain, above 0. Returns it with what recent answers add, in another object."""
@@ -157,7 +173,7 @@ class Answers:
                 here = here and self._heard.get(slot, NEVER) < ended_at
                 if here and 0 < filled - position <= BLOCKS_MAX:
                     self.claims[slot] = max(self.claims.get(slot, 0), min(filled, len(hashes)))
-                    self.awaited[slot] = max(self.awaited.get(slot, ended_at), ended_at)
+                    self.awaited[slot] = max(self.awaited.get(slot, NEVER), ended_at + self._patience_s(slot))
                     if position > its_blocks:
                         begun.add(slot)
 
@@ -165,6 +181,7 @@ class Answers:
         """This slot's cache was emptied, or is another's."""
         self._lives[slot] = self._lives.get(slot, 0) + 1
         self._heard.pop(slot, None)
+        self._lags.pop(slot, None)
 
     def expire(self, now: float) -> None:
         """Forgets what is too old."""

@@ -133,8 +133,8 @@ class Director:
         settle_s: float = 0.0,
     ) -> None:
         """record: takes every outcome; unix_offset_s: Unix time less `now`; predicted: judges TTFT bounds, whatever the
-        policy; thinning: which records of complete requests are taken, by default all; settle_s: how long after an answer's end
-        the next turn may wait for the engine's word on it, by default not at all. UnknownPolicyError."""
+        policy; thinning: which records of complete requests are taken, by default all; settle_s: how long at
+        most the next turn may wait for the engine's word on the answer before it, by default not at all. UnknownPolicyError."""
         self._snapshot = snapshot
         self._ledger = ledger
         self._index = index
@@ -146,7 +146,7 @@ class Director:
         self._profiles = profiles
         self._turn = Turn(rng)
         self._claims: dict[int, int] = {}
-        self._awaited = NEVER  # when the answer ended whose blocks the last question's match may lack
+        self._awaited = NEVER  # until when blocks that the last question's match may lack are worth waiting for
         self._record = record
         self._unix_offset_s = unix_offset_s
         self._next_id = first_decision_id

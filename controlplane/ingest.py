@@ -268,6 +268,8 @@ class Ingest:
                 self._index.clear(one.slot, delta.rank)
             if delta.added or delta.removed:
                 self.apply_lag_s = lag_s = self._clock.unix() - delta.at
+                if one.state is IndexState.EXACT:  # else it is old news
+                    self._index.lagged(one.slot, lag_s)
                 changes.append(BlockChange(one.slot, delta.rank, delta.added, delta.removed, self._clock.now() - lag_s))
                 return len(delta.added) + len(delta.removed)
         elif take in (Take.LOST, Take.FOREIGN):

@@ -152,7 +152,7 @@ class PrefixIndex:
         self.claims: dict[int, int] = _NO_CLAIMS
         """Of the last question: slot -> blocks that it holds if the answer was passed back unchanged (see answers)."""
         self.awaited = NEVER
-        """Of the last question: when the latest answer ended whose blocks are worth waiting for."""
+        """Of the last question: until when blocks of an answer are worth waiting for."""
         self.generation = 0
         """Another one after every change of what is announced."""
         self._asked: array[int] | None = None  # the last question, while its answer below still holds
@@ -283,6 +283,11 @@ class PrefixIndex:
         if self._answers:
             for (slot, _), group in by_rank.items():
                 self.heard(slot, group[-1].at)
+
+    def lagged(self, slot: int, lag_s: float) -> None:
+        """A change of this endpoint came so long after the engine's step. Unknown slots are ignored."""
+        if slot in self._slots:
+            self._answers.lagged(slot, lag_s)
 
     def heard(self, slot: int, until: float) -> None:
         """What this endpoint's engine did until then is in the index, as its later word shows. Of several ranks, each with an

@@ -23,7 +23,7 @@ class Settings(BusSettings, GrpcSettings):
     wait_s_max: float = setting(admission.WAIT_S_MAX, "how long a question may wait for room")
     settle_ms: int = setting(
         round(1000 * settling.SETTLE_S),
-        "how long after an answer the next turn may wait for the engine's events; 0: never",
+        "how long at most the next turn may wait for the engine's events on its answer; 0: never",
     )
     grace_s_max: float = setting(ledger.GRACE_S_MAX, "how long reservations of a broken stream wait for their data plane")
     hung_after_s: float = setting(director.HUNG_AFTER_S, "no progress for this long with requests there: the engine hangs")

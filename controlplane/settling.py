@@ -1,9 +1,10 @@
 """Questions held back, for moments, until the engine's word on the answer before them is here.
 
 The next turn of a conversation may be asked within a millisecond of the last one's end, and then what the engine cached of the
-answer is still under way: see `answers`, which knows when that is so and whether to wait is worth it. A held question is asked
-again with every change of the index, and decided by what is known once SETTLE_S have passed since that answer's end. Whoever
-thinks longer than that between turns is never held, nor is a request that names a bound for its TTFT.
+answer is still under way: see `answers`, which knows when that is so, whether to wait is worth it and, by what this engine's
+events have been taking, for how long. A held question is asked again with every change of the index, and decided by what is
+known when that time is over. Whoever thinks longer than that between turns is never held, nor is a request that names a bound
+for its TTFT.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import NamedTuple
 
 from controlplane.question import Question
 
-SETTLE_S = 0.1
-"""From an answer's end; an engine's event is here after 5 to 20 ms where processors are free."""
+SETTLE_S = 0.25
+"""At most, whatever an engine's events take: 5 to 20 ms where processors are free."""
 HELD_MAX = 64
 """Each is matched again at every change of the index; more questions than this are decided at once."""
 
@@ -29,7 +30,7 @@ class Held(NamedTuple):
 
 
 class Settling:
-    """Those that wait, in the order in which they came. Pure. settle_s 0: nobody waits."""
+    """Those that wait, in the order in which they came. Pure. settle_s: at most so long, 0: nobody waits."""
 
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
@@ -43,10 +44,11 @@ class Settling:
     def __len__(self) -> int:
         return len(self._held)
 
-    def until(self, ended_at: float, now: float) -> float:
-        """When to decide a question whose last answer ended then; 0: now."""
-        until = ended_at + self._settle_s
-        return until if now < until and len(self._held) < HELD_MAX else 0.0
+    def until(self, awaited: float, now: float) -> float:
+        """When to decide a question for which blocks are awaited until then; 0: now."""
+        if awaited <= now or not self._settle_s or len(self._held) >= HELD_MAX:
+            return 0.0
+        return min(awaited, now + self._settle_s)
 
     def hold(self, held: Held) -> None:
         self._held[held.owner, held.question_id] = held

@@ -117,7 +117,7 @@ def test_what_is_not_credited_is_worth_waiting_for() -> None:
     index.answered(0, PROMPT[-1], 10, 12, now=5.0)
     index.answered(0, PROMPT[-1], 10, 11, now=7.0)
     index.match(NEXT)
-    assert index.awaited == 7.0
+    assert index.awaited == 7.0 + answers.PATIENCE_S
     index.match(NEXT, 0b10)
     assert index.awaited == answers.NEVER
     index.match(PROMPT)
@@ -143,7 +143,24 @@ def test_where_some_claims_come_true_and_some_do_not_nothing_is_credited_unseen(
     index.answered(0, PROMPT[-1], 10, 13, now=5.0)
     assert index.match(NEXT) == {0: 11}
     assert index.claims == {0: 13}
-    assert index.awaited == 5.0
+    assert index.awaited == 5.0 + answers.PATIENCE_S
+
+
+def test_an_engines_events_are_awaited_for_as_long_as_they_have_been_taking() -> None:
+    index = an_index(10)
+    index.answered(0, PROMPT[-1], 10, 12, now=5.0)
+
+    def patience_s() -> float:
+        index.match(NEXT)
+        return index.awaited - 5.0
+
+    for lag_s, expected_s in ((0.004, answers.PATIENCE_S_MIN), (0.03, 0.06), (0.2, 0.4), (0.03, 0.392)):
+        index.lagged(0, lag_s)
+        assert patience_s() == pytest.approx(expected_s)
+    for _ in range(100):
+        index.lagged(0, 0.03)
+    assert patience_s() == pytest.approx(0.06)
+    index.lagged(7, 9.0)  # unknown
 
 
 def test_where_no_claim_comes_true_nothing_is_waited_for_until_one_does() -> None:
@@ -155,7 +172,7 @@ def test_where_no_claim_comes_true_nothing_is_waited_for_until_one_does() -> Non
     assert index.awaited == answers.NEVER
     judge(index, True)
     index.match(NEXT)
-    assert index.awaited == 5.0
+    assert index.awaited == 5.0 + answers.PATIENCE_S
 
 
 def test_an_answer_whose_events_must_be_here_claims_nothing_more() -> None:
