@@ -177,6 +177,8 @@ _ERROR_TYPES = frozenset(("error", "response.failed"))
 READ_BYTES_MAX = 4 * 1024
 """Of a tail, from the beginning of an event: the last events of sixteen choices."""
 _UNFINISHED = re.compile(rb'"finish_reason": ?null')
+LAST_EVENTS = 4
+"""Of a stream that are read one by one: the last text, its finish, its usage, its end."""
 TORN_BYTES_KEPT = 256
 """Of the beginning of an event too long to be kept: enough for its type."""
 _TYPE_AT_END = re.compile(rb'"type": ?"([\w.]+)" ?}\s*\Z')
@@ -191,7 +193,8 @@ def read_ending(tail: bytes, *, chunked: bool, torn: bytes = b"") -> Ending:
     """
     cut = tail.rfind(b"\n\n", 0, max(0, len(tail) - READ_BYTES_MAX))
     if cut >= 0:
-        tail, torn = tail[cut + 2 :], b""
+        tail, torn = tail[cut:], b""
+    tail = _without_middle(tail, chunked=chunked)
     if chunked:
         tail, torn = _FRAMING.sub(b"", tail), _FRAMING.sub(b"", torn)
     ending = Ending()
@@ -208,6 +211,34 @@ def read_ending(tail: bytes, *, chunked: bool, torn: bytes = b"") -> Ending:
         elif data:
             _read_last(data, ending)
     return ending
+
+
+def _without_middle(tail: bytes, *, chunked: bool) -> bytes:
+    """Without the events between the first and the last few, where all of them together surely say nothing of the end: they are
+    most of a tail, and one by one they cost more than all that was done for the stream's chunks."""
+    start, stop = tail.find(b"\n\n"), len(tail)
+    for _ in range(LAST_EVENTS):
+        stop = tail.rfind(b"\n\n", 0, max(0, stop))
+    middle = tail[start : stop + 2]
+    if start < 0 or stop <= start or not says_no_end(middle, chunked=chunked):
+        return tail
+    return tail[: start + 2] + tail[stop + 2 :]
+
+
+def says_no_end(events: bytes, *, chunked: bool) -> bool:
+    """events: whole ones, with the blank lines before the first and behind the last. As `is_amid`, of all of them.
+
+    Chunk framing may tear a name apart; where all of it stands between events there are two line ends of it to each that ends
+    an event.
+    """
+    return (
+        events.count(b'"finish_reason"') == events.count(b'"finish_reason":null') + events.count(b'"finish_reason": null')
+        and events.find(b'"usage"') < 0
+        and events.find(b'"error"') < 0
+        and events.find(b'"type"') < 0
+        and events.find(b"[DONE]") < 0
+        and events.count(b"\r\n") == (2 * events.count(b"\n\n\r\n") if chunked else 0)
+    )
 
 
 def is_amid(event: bytes) -> bool:

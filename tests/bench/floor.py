@@ -2,7 +2,8 @@
 
 Two relays in the harness of `headway bench proxy`, doing nothing that a router is there for:
 
-relay        uvloop transports, httptools for requests, the next engine in turn; responses passed on by Content-Length alone
+relay        uvloop transports, httptools for requests, the next engine in turn; responses passed on by Content-Length alone,
+             chunked ones until a read ends as the last chunk does
 relay+grpc   the same, asking a second process on one gRPC stream where each request goes, many questions in a message: both
              sides pack and unpack a number with `struct`, nothing is looked up, counted, or reported back
 
@@ -39,6 +40,10 @@ SECONDS = 1.5
 CLIENTS = 64
 ENGINES = 4
 BESIDE = ["nginx", "vllm:round_robin", "headway:round_robin", "headway:lmetric"]
+PACED_BESIDE = ["nginx", "headway:round_robin"]
+PACED = Scenario("paced", 200, 256, 64, 10)
+"""As `headway bench proxy` paces streams."""
+CHUNKED = -1
 WIDTH = 140
 GATHER_S = 0.001
 """Between two messages: about as many questions in each as ours has. Without it a request costs half as much again."""
@@ -65,9 +70,11 @@ class Engine(asyncio.Protocol):
         if self._left == 0:
             end = data.find(b"\r\n\r\n")
             found = _LENGTH.search(data, 0, end + 2)
-            assert found is not None, data[:200]
-            self._left = end + 4 + int(found[1])
-        self._left -= len(data)
+            self._left = end + 4 + int(found[1]) if found is not None else CHUNKED
+        if self._left > 0:
+            self._left -= len(data)
+        elif data.endswith(b"\r\n0\r\n\r\n") or data == b"0\r\n\r\n":
+            self._left = 0
         self.client.transport.write(data)
         if self._left == 0:
             self.client = None
@@ -218,17 +225,19 @@ def run() -> None:
         floors = [_start(stack, directory, first_engine, asks=asks) for asks in (False, True)]
         found, missing = Bench(stack, directory, [first_engine + number for number in range(ENGINES)]).start(BESIDE)
         scenario = Scenario("small", 200, CLIENTS)
-        path = directory / "small.requests"
-        prompts.write(scenario, path, Random(1))
-        figures = measure.throughput(
-            [*floors, *found], scenario, path, built, rounds=ROUNDS, seconds=SECONDS, tell=lambda text: None
-        )
-        title = (
-            f"small: prompts of 200 characters, {CLIENTS} clients; {ROUNDS} rounds of {SECONDS:g} s, routers in turn, medians"
-        )
-        Console(width=WIDTH).print(table.cost_table(title, figures))
+        _print([*floors, *found], scenario, directory, built, f"prompts of 200 characters, {CLIENTS} clients")
+        streaming = [floors[0], *[router for router in found if router.name in PACED_BESIDE]]
+        _print(streaming, PACED, directory, built, f"{PACED.clients} streams, a chunk every {PACED.pace_ms} ms on each")
         for name, why in missing.items():
             print(f"left out: {name}: {why}")
+
+
+def _print(routers: list[Router], scenario: Scenario, directory: Path, built: programs.Programs, what: str) -> None:
+    path = directory / f"{scenario.name}.requests"
+    prompts.write(scenario, path, Random(1))
+    figures = measure.throughput(routers, scenario, path, built, rounds=ROUNDS, seconds=SECONDS, tell=lambda text: None)
+    title = f"{scenario.name}: {what}; {ROUNDS} rounds of {SECONDS:g} s, routers in turn, medians"
+    Console(width=WIDTH).print(table.cost_table(title, figures))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataplane import sse
 from dataplane.sse import (
+    LAST_EVENTS,
     READ_BYTES_MAX,
     Ending,
     EventReader,
@@ -138,6 +140,38 @@ def test_usual_events_are_told_and_the_last_ones_are_not() -> None:
     assert is_amid(event(delta('"finish_reason": "stop"')))
     assert not is_amid(event(delta("", finish="stop")))
     assert not is_amid(event(delta("word") | {"usage": usage(3, 1, 0)}))
+
+
+USUAL_EVENT = st.sampled_from([event(delta(text)) for text in ("word", "[DONE]", '"error"', "\n\n")])
+ANY_EVENT = st.one_of(
+    EVENT.map(event), st.just(event("[DONE]")), st.sampled_from([event({"usage": usage(9, 8, 7)}), b": ping\n\n", b"\n\n"])
+)
+TAILS = st.builds(
+    lambda usual, others, at: [*usual[:at], *others, *usual[at:]],
+    st.lists(USUAL_EVENT, min_size=LAST_EVENTS, max_size=12),
+    st.lists(ANY_EVENT, max_size=3),
+    st.integers(0, 12),
+)
+
+
+@given(TAILS, st.booleans(), st.lists(st.integers(1, 300), max_size=4), st.booleans(), st.integers(0, 40))
+def test_what_is_left_out_of_a_tail_would_have_said_nothing(
+    events: list[bytes], crlf: bool, sizes: list[int], chunked: bool, torn: int
+) -> None:
+    """Whatever lies amid, however it is framed, and wherever the tail begins."""
+    if crlf:
+        events = [each.replace(b"\n", b"\r\n") for each in events]
+    whole = b"".join(events)
+    pieces, at = [], 0
+    while chunked and sizes and at < len(whole):
+        size = sizes[len(pieces) % len(sizes)]
+        pieces.append(whole[at : at + size])
+        at += size
+    tail = b"".join(map(chunk, pieces or events)) if chunked else whole
+    read = read_ending(tail[torn:], chunked=chunked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "LAST_EVENTS", 10**6)  # then nothing is left out
+        assert read == read_ending(tail[torn:], chunked=chunked)
 
 
 @pytest.mark.parametrize("chunked", [True, False])
