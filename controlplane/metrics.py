@@ -115,7 +115,7 @@ class ControlPlaneCollector(Collector):
         yield CounterMetricFamily(MATCHED_TOKENS, "of these, predicted to be in the chosen cache", value=tally.matched_tokens)
         settling = self._director.settling
         yield CounterMetricFamily(HELD, "next turns that waited for the engine's events", value=settling.held)
-        yield CounterMetricFamily(HELD_IN_VAIN, "of these, those decided without them", value=settling.in_vain)
+        yield CounterMetricFamily(HELD_IN_VAIN, "of these, those whose time was over first", value=settling.in_vain)
         yield CounterMetricFamily(DUPLICATE_OUTCOMES, "outcomes of no living reservation", value=tally.duplicates)
         yield CounterMetricFamily(BREAKERS_OPENED, "breakers that opened", value=tally.breakers_opened)
         yield CounterMetricFamily(OUTCOMES_WRITTEN, "outcome records written to Redis", value=self._outcomes.written)
