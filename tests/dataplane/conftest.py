@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import pytest
 import uvloop
 
 from dataplane.app import App
+from dataplane.http1 import Request
 from dataplane.settings import Settings
+from dataplane.upstream import UpstreamConnection
 from runtime.clock import SystemClock
+from tests.dataplane import client
 from tests.fakes.backend import Backend
 from tests.fakes.control import Control
 
@@ -75,8 +78,51 @@ async def control(short_dir: Path) -> AsyncIterator[Control]:
     await control.stop()
 
 
+BOTH_WAYS = frozenset(
+    f"tests.dataplane.test_{name}" for name in ("accounts", "control", "endings", "failures", "proxy", "stuck")
+)
+"""Whose tests run a second time with heads that are known and a connection that idles: usual requests go the short way then."""
+NEW_CONNECTIONS = frozenset(
+    (
+        "test_a_decision_for_an_engine_that_was_tried_is_given_back",
+        "test_before_the_first_token_a_request_goes_elsewhere",
+        "test_attempts_are_bounded_and_no_endpoint_is_tried_twice",
+        "test_the_fallback_goes_elsewhere_too",
+    )
+)
+"""But those that count what comes to an engine that closes: an idle connection that turns out closed is replaced first."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "start_proxy" in metafunc.fixturenames and metafunc.module.__name__ in BOTH_WAYS:
+        ways = [False] if metafunc.function.__name__ in NEW_CONNECTIONS else [False, True]
+        metafunc.parametrize("warm", ways, ids=["", "warm"][: len(ways)], indirect=True)
+
+
 @pytest.fixture
-async def start_proxy(short_dir: Path) -> AsyncIterator[StartProxy]:
+def warm(request: pytest.FixtureRequest) -> bool:
+    """Whether data planes start as if they had served requests before."""
+    return bool(getattr(request, "param", False))
+
+
+async def _warm(app: App, urls: Iterable[str]) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        seen = Request("POST", path.encode(), path, body=b"{}")
+        for name, value in ((b"host", b"proxy"), (b"content-type", b"application/json"), (b"content-length", b"2")):
+            seen.add_header(name, value)
+        app.server.heads.learn(client.request(b"{}", path), seen)
+        assert app.server.heads.find(client.request(b"{}", path)) is not None
+    pool = app.gateway.pool
+    for url in urls:
+        connected: asyncio.Future[UpstreamConnection | Exception] = asyncio.get_running_loop().create_future()
+        pool.connect(url, connected.set_result)
+        found = await connected
+        if isinstance(found, UpstreamConnection):
+            pool.give(found, app.gateway.clock.now())
+
+
+@pytest.fixture
+async def start_proxy(short_dir: Path, warm: bool) -> AsyncIterator[StartProxy]:
     """Starts data planes: `start_proxy(backend, ..., setting=value)`. Without `control` there is none.
 
     After each test nothing may be left in flight: no request, no active count.
@@ -98,6 +144,9 @@ async def start_proxy(short_dir: Path) -> AsyncIterator[StartProxy]:
         started.append(proxy)
         if control is not None and connected:
             await proxy.until(lambda app: app.control.connected and app.gateway.fleet.view is not None)
+        if warm:
+            view = app.gateway.fleet.view
+            await _warm(app, [backend.url for backend in backends] or [each.url for each in view.endpoints] if view else [])
         return proxy
 
     yield start
