@@ -155,7 +155,11 @@ class Breaker:
         """A request ended. decision_id 0 is one that was sent without asking (fallback). Returns whether it opens by it."""
         if self.closed:
             if end == _COMPLETE:
-                self._bucket(now)[_SUCCESS] += 1
+                buckets = self._buckets
+                if buckets and buckets[-1][0] == int(now):
+                    buckets[-1][1] += 1
+                else:
+                    self._bucket(now)[_SUCCESS] += 1
                 self._consecutive = self._opened = 0
                 return False
             self._count(now, evidence(end), end)

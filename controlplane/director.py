@@ -28,7 +28,7 @@ from controlplane.breaker import FAILURES
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.explain import DecisionRing, Trace
 from controlplane.filters import Filter
-from controlplane.ledger import Claim, Ledger, Reservation, attention_pairs
+from controlplane.ledger import Claim, Ledger, Reservation
 from controlplane.outcome_record import fallback_outcome, request_outcome, shed_outcome
 from controlplane.picker import Turn
 from controlplane.predictor import Sample
@@ -347,8 +347,9 @@ class Director:
         at: float,
         ranking: Ranking | None = None,
     ) -> None:
-        missing = () if lane is None else lane.absent
-        absent = tuple([(endpoint, endpoint.absence or TOO_SHORT) for endpoint in missing]) if missing else ()
+        absent: tuple[tuple[Endpoint, str], ...] = ()
+        if lane is not None and lane.absent:
+            absent = tuple([(endpoint, endpoint.absence or TOO_SHORT) for endpoint in lane.absent])
         self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result, None, ranking))
 
     def _refused(self, question: Question, shed: Shed, now: float) -> Shed:
@@ -453,10 +454,9 @@ class Director:
         endpoint.standing = None  # what was learned of its rates below shows from the next decision on
         if reservation.decision is not None:
             row = reservation.decision.candidate
-            pairs = attention_pairs(reservation.uncached_tokens, reservation.input_tokens)
             endpoint.rates.first_byte(
                 ttft_s,
-                work=prefill_work(reservation.uncached_tokens, pairs),
+                work=prefill_work(reservation.uncached_tokens, reservation.pairs),
                 service_s=reservation.service_s,
                 tokens_ahead=row.uncached_tokens + row.prefill_tokens,
                 queued_for_a_seat=0 < row.seats <= row.active,

@@ -59,6 +59,7 @@ class Reservation(msgspec.Struct, gc=False, eq=False):
     reserved_at: float
     decision: Decision | None  # None where it was rebuilt from a claim
     load: Load  # of its endpoint, which stays while anything is active there
+    pairs: float  # attention pairs of its prefill
     first_byte_seen: bool = False
     ends_at: float = 0.0  # the decode step its answer is expected to end at; 0: not known
     service_s: float = 0.0  # of the time to its first byte, what did not pass behind others' first bytes
@@ -128,7 +129,10 @@ class Ledger:
     ) -> Reservation:
         assert decision_id not in self._reservations, f"decision {decision_id} reserved twice"
         load = self.load(url)
-        reservation = Reservation(decision_id, url, owner, question_id, uncached_tokens, input_tokens, now, decision, load)
+        pairs = attention_pairs(uncached_tokens, input_tokens)
+        reservation = Reservation(
+            decision_id, url, owner, question_id, uncached_tokens, input_tokens, now, decision, load, pairs
+        )
         self._reservations[decision_id] = reservation
         if load.active == 0:
             load.moved_at = now
@@ -141,10 +145,10 @@ class Ledger:
             load.plan.add(reservation)
         load.no_first_byte += 1
         load.prefill_tokens += uncached_tokens
-        load.prefill_pairs += attention_pairs(uncached_tokens, input_tokens)
+        load.prefill_pairs += pairs
         load.context_tokens += input_tokens
         if owner:
-            held = self._owner(owner)
+            held = self._owners.get(owner) or self._owner(owner)
             held.held[decision_id] = reservation
             held.by_question[question_id] = decision_id
         return reservation
@@ -173,7 +177,8 @@ class Ledger:
         reservation = self._reservations.pop(decision_id, None)
         if reservation is None:
             return None
-        self._refund_prefill(reservation)
+        if not reservation.first_byte_seen:
+            self._refund_prefill(reservation)
         load = reservation.load
         load.changes += 1
         load.active -= 1
@@ -265,15 +270,13 @@ class Ledger:
             self.first_byte(claim.decision_id, now)
 
     def _refund_prefill(self, reservation: Reservation) -> None:
-        if reservation.first_byte_seen:
-            return
+        """Of one whose first byte was not seen."""
         reservation.first_byte_seen = True
         load = reservation.load
         load.no_first_byte -= 1
         load.plan = None
         load.prefill_tokens -= reservation.uncached_tokens
-        load.prefill_pairs -= attention_pairs(reservation.uncached_tokens, reservation.input_tokens)
+        load.prefill_pairs -= reservation.pairs
         del load.queue[reservation.decision_id]
-        head = next(iter(load.queue.values()), None)
-        load.head_tokens = 0 if head is None else head.uncached_tokens
+        load.head_tokens = next(iter(load.queue.values())).uncached_tokens if load.queue else 0
         assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"

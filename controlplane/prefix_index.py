@@ -231,10 +231,16 @@ class PrefixIndex:
     def _with_guesses(self, hashes: array[int], announced: dict[int, int]) -> dict[int, int]:
         found = dict(announced)
         blocks = len(hashes)
+        first, second = hashes[0], hashes[1] if blocks > 1 else None
         for slot, guesses in self._guessing.items():
             start = announced.get(slot, 0) if announced else 0
-            if start < blocks and hashes[start] in guesses.made_at:
-                found[slot] = self._extend(self._slots[slot], hashes, start)
+            if start:
+                if start < blocks and hashes[start] in guesses.made_at:
+                    found[slot] = self._extend(self._slots[slot], hashes, start)
+            elif first in guesses.made_at:
+                entry = self._slots[slot]  # most often no more than a beginning that all prompts share
+                alone = second is not None and second not in guesses.made_at and not entry.lanes
+                found[slot] = 1 if alone else self._extend(entry, hashes, 0)
         return found
 
     def _extend(self, entry: _Slot, hashes: array[int], start: int) -> int:
@@ -338,10 +344,11 @@ class PrefixIndex:
         entry = self._slots.get(slot)
         if entry is None:
             return
-        start = self._announced_before_hole(slot, entry, hashes)
+        asked = self._asked is hashes  # as it is when a decision asks, chooses and then dispatches
+        start = self._announced.get(slot, 0) if asked else self._announced_before_hole(entry, hashes)
         if start < len(hashes):
             entry.guesses.add(hashes[start:] if start else hashes, now)
-            if self.state(slot) is not IndexState.DEGRADED:
+            if slot not in self._guessing and self.state(slot) is not IndexState.DEGRADED:
                 self._guessing[slot] = entry.guesses
 
     def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None:
@@ -354,9 +361,7 @@ class PrefixIndex:
         """What the engine's cache said of one of `claims`."""
         self._answers.trust.judge(came_true=came_true)
 
-    def _announced_before_hole(self, slot: int, entry: _Slot, hashes: array[int]) -> int:
-        if self._asked is hashes:  # as it is when a decision asks, chooses and then dispatches
-            return self._announced.get(slot, 0)
+    def _announced_before_hole(self, entry: _Slot, hashes: array[int]) -> int:
         lanes = entry.lanes.values() if entry.state in _CREDITED else ()
         return max((self._table.run(lane, hashes, 0) for lane in lanes), default=0)
 

@@ -15,7 +15,6 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from contract.features import SPEED_UNKNOWN, prefill_work
-from controlplane.ledger import attention_pairs
 
 if TYPE_CHECKING:
     from controlplane.endpoint import Endpoint
@@ -62,8 +61,7 @@ def planned(endpoint: Endpoint, now: float) -> Beginning | None:
 
 def _work(reservation: Reservation) -> float:
     """Prefill work in tokens."""
-    uncached = reservation.uncached_tokens
-    return prefill_work(uncached, attention_pairs(uncached, reservation.input_tokens))
+    return prefill_work(reservation.uncached_tokens, reservation.pairs)
 
 
 class Plan:

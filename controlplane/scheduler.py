@@ -39,7 +39,8 @@ def schedule(profile: Profile, candidates: Sequence[Candidate], request: Request
         return Choice(kept[0], 1)
     if profile.costs is not None:
         return Choice(kept[lowest(kept, profile.costs(kept), turn)], len(kept))
-    return Choice(kept[profile.pick(kept, totals(profile, kept), request.model, turn)], len(kept))
+    scores = totals(profile, kept) if profile.scorers else ()
+    return Choice(kept[profile.pick(kept, scores, request.model, turn)], len(kept))
 
 
 def _ranked(profile: Profile, ranking: Ranking, kept: Sequence[Candidate], request: Request, turn: Turn) -> Choice:

@@ -163,9 +163,11 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
             self.answer_waiting(now)
         if not said.questions:
             return []
-        questions = [(asked.question_id, _readable(asked)) for asked in said.questions]
+        questions = [
+            (asked.question_id, _readable(asked) if asked.chains else Question(asked.request)) for asked in said.questions
+        ]
         answers = director.ask_all(questions, now, owner=owner)
-        results = [answer for answer in answers if answer[1] is not None or stream.queue_notices]
+        results = answers if stream.queue_notices else [answer for answer in answers if answer[1] is not None]
         for question_id in said.cancels:  # once more: it may belong to a question of this very message
             director.cancel(owner, question_id, now)
         return results

@@ -60,9 +60,6 @@ class Guesses:
 
     def run(self, hashes: array[int], start: int) -> int:
         """The first position at or after `start` that is not guessed."""
-        after = start + 1
-        if after < len(hashes) and hashes[after] not in self.made_at:  # no more than a beginning that all prompts share
-            return after if hashes[start] in self.made_at else start
         guessed = map(self.made_at.__contains__, hashes[start:] if start else hashes)
         return start + sum(takewhile(bool, guessed))
 
