@@ -22,6 +22,7 @@ from dataplane.headers import place
 from dataplane.http1 import FramingError, parse_response_head
 from dataplane.openai import PROMPT_PATHS, read_json
 from dataplane.prompts import PREDICTING, Prompt, skipped
+from dataplane.served import NOT_READ
 from dataplane.sse import read_usual
 
 _PREPARING, _ASKING, _, _WAITING, _RELAYING, _DONE = State
@@ -36,7 +37,8 @@ class UsualExchange(Exchange):
 
     def start(self) -> None:
         gateway, request = self._gateway, self._request
-        ask = read_json(request.body, request.path)
+        large = len(request.body) > preparing.READ_INLINE_BYTES_MAX
+        ask = NOT_READ if large else read_json(request.body, request.path)
         if isinstance(ask, ApiError) or not ask.model:
             super().start()
             return
@@ -68,7 +70,9 @@ class UsualExchange(Exchange):
             request_id=self._request_name,
             streams=ask.streams,
         )
-        self._question_id = control.ask(Asked(0, wanted, prompt.chains), self._decided, self._started_at)
+        # Reading a prompt takes time; where none was read it is still the time of the beginning.
+        now = self._now() if gateway.prompts.wanted else self._started_at
+        self._question_id = control.ask(Asked(0, wanted, prompt.chains), self._decided, now)
 
     def _decided(self, answer: Answer | None) -> None:
         body = self._request.body
@@ -152,6 +156,8 @@ class UsualExchange(Exchange):
         metrics.good[self._request.path].count += 1
         metrics.complete.count += 1
         metrics.e2e.observe(now - self._started_at)
+        if client.stalled_since:
+            connection.resume()  # it was told to wait amid the write, and is another request's from here on
         gateway.pool.give(connection, now)
         active = gateway.fleet.active
         if active[url] > 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -12,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.outcome import End
-from dataplane import sse
+from contract.routing import Asked
+from dataplane import connection, preparing, sse
+from dataplane.control import Take
+from dataplane.prompts import UNREAD, Prompt
 from dataplane.relay import Relay
 from dataplane.usual import UsualExchange, whole_head
 from tests.dataplane.client import Client, Response, Truncated, chat, request
@@ -173,6 +178,68 @@ async def test_the_usual_request_takes_the_short_way(
         assert (await client.read()).status == 200
     client.close()
     assert taken == [True, True, True]  # the first one's head was the parser's to read
+
+
+@pytest.mark.parametrize("short", [True, False])
+async def test_a_connection_that_was_told_to_wait_for_a_slow_reader_goes_on_for_the_next_request(
+    short: bool, start_proxy: StartProxy, start_backend: StartBackend, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an answer is more than its socket takes: the transport says so amid the write, and takes it back later."""
+    made, paused = connection.ClientConnection.connection_made, []
+
+    def connection_made(client: connection.ClientConnection, transport: asyncio.BaseTransport) -> None:
+        made(client, transport)
+        write = client.write
+
+        def write_and_pause(data: bytes) -> None:
+            write(data)
+            client.pause_writing()
+            paused.append(client)
+            asyncio.get_running_loop().call_soon(client.resume_writing)
+
+        client.write = write_and_pause
+
+    monkeypatch.setattr(connection.ClientConnection, "connection_made", connection_made)
+    backend = await start_backend()
+    backend.script(raw(USUAL))
+    control.serve("m", backend.url)
+    proxy = await start_proxy(control=control)
+    proxy.app.server.short_ways = short
+    client = await Client.connect(proxy.port)
+    for _ in range(5):
+        await client.send(request(chat()))
+        assert (await client.read()).status == 200
+    client.close()
+    assert len(paused) == 5
+    assert {seen.connection for seen in backend.requests} == {backend.requests[0].connection}
+
+
+async def test_a_question_is_asked_when_its_prompt_is_read_not_when_its_request_came(
+    start_proxy: StartProxy, start_backend: StartBackend, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deadline is the control plane's, not the tokenizer's."""
+    backend = await start_backend()
+    control.serve("m", backend.url)
+    proxy = await start_proxy(control=control)
+    clock, loop, late_s = proxy.app.gateway.clock, asyncio.get_running_loop(), []
+    ask = proxy.app.control.ask
+
+    def asked(question: Asked, take: Take, now: float) -> int:
+        late_s.append(clock.now() - now)
+        return ask(question, take, now)
+
+    def prepare(gateway: Any, request: Any, ask: Any, done: Callable[[Prompt], None]) -> None:
+        loop.call_later(0.2, done, UNREAD)
+
+    monkeypatch.setattr(proxy.app.control, "ask", asked)
+    monkeypatch.setattr(preparing, "prepare", prepare)
+    client = await Client.connect(proxy.port)
+    for _ in range(3):
+        await client.send(request(chat()))
+        assert (await client.read()).status == 200
+    client.close()
+    assert len(late_s) == 3
+    assert max(late_s) < 0.1
 
 
 _PARTS = st.fixed_dictionaries(
