@@ -61,6 +61,7 @@ class Agent:
         self._interval_s = settings.scrape_interval_ms / 1000
         self._follower: Follower | None = None
         self._fenced: dict[int, float] = {}  # rank -> process start of the run that it was found to have left
+        self._epoch_owed = False  # its events began anew while it was gone
         self._block_sizes: set[int] = set()
         self._report_now = asyncio.Event()
         self._arrived = asyncio.Event()
@@ -161,8 +162,12 @@ class Agent:
             log.warning("the engine restarted", extra={"f": {"why": reason}})
             self._watch.gone()  # until it is known who it is now
             await self._replace_engine(metrics)
-        elif self._clock.now() >= self._models_at:
-            await self._refresh_models()
+        else:
+            self._fenced.clear()  # whatever began anew, it was not this process
+            if self._epoch_owed:
+                self._begin_epoch()
+            if self._clock.now() >= self._models_at:
+                await self._refresh_models()
         if self._watch.answered(metrics, self._clock.now(), healthy=self._healthy) and self._follower is not None:
             self._follower.emptied()
 
@@ -203,7 +208,9 @@ class Agent:
         old_start = self._watch.process_start_s
         unfenced = tuple(rank for rank in self._follower.ranks if not old_start or self._fenced.get(rank) != old_start)
         self._follower.restart(unfenced)
-        if not self._follow():
+        self._epoch_owed = True
+        self._follow()
+        if self._epoch_owed:
             self._begin_epoch()
 
     async def _refresh_models(self) -> None:
@@ -216,6 +223,7 @@ class Agent:
             self._renew_record()
 
     def _begin_epoch(self) -> None:
+        self._epoch_owed = False
         self._publisher.begin(self._new_epoch())
         self._renew_record()
 
@@ -228,28 +236,34 @@ class Agent:
 
     # ------------------------------------------------------------------------------------------------------------ follow
 
-    def _follow(self) -> bool:
-        """Apply what the engine published. True: this began a new epoch."""
+    def _follow(self) -> None:
+        """Apply what the engine published.
+
+        A restarted engine's events come seconds before its figures do. Nobody is sent there meanwhile, and what it held is
+        taken back block by block: the one epoch of the new run begins with the figures, which say who it is.
+        """
         if self._follower is None:
-            return False
+            return
         fresh = self._follower.poll()
         if fresh:
             log.warning("the engine's events began anew", extra={"f": {"ranks": sorted(fresh)}})
             self._fenced.update(dict.fromkeys(fresh, self._watch.process_start_s))
-            self._begin_epoch()
-        return self._correct_block_size() or bool(fresh)
+            if self._watch.was_gone:
+                self._epoch_owed = True
+            else:
+                self._begin_epoch()
+        self._correct_block_size()
 
-    def _correct_block_size(self) -> bool:
+    def _correct_block_size(self) -> None:
         """Events say how many tokens a block has; where the metrics said otherwise, the events are right."""
         assert self._follower is not None
         found = self._follower.blocks.foreign_block_size
         metrics = self._watch.metrics
         if not found or metrics is None or found in self._block_sizes or len(self._block_sizes) >= BLOCK_SIZES_TRIED_MAX:
-            return False
+            return
         log.warning("block size corrected", extra={"f": {"metrics": self._follower.block_size, "events": found}})
         self._block_sizes |= {found, self._follower.block_size}
         self._adopt(self._follower.identity, metrics, block_size=found)
-        return True
 
     # ----------------------------------------------------------------------------------------------------------- publish
 

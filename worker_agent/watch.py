@@ -23,6 +23,11 @@ class EngineWatch:
     def process_start_s(self) -> float:
         return self.metrics.process_start_s if self.metrics is not None else 0.0
 
+    @property
+    def was_gone(self) -> bool:
+        """Whether it has said nothing since it was gone: its figures will tell who it is."""
+        return self._was_gone
+
     def gone(self) -> None:
         """Nothing listens there, or nothing answers."""
         self.state = EngineState.UNREACHABLE

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from contract import keyspace
 from contract.keyspace import EngineState, Tier
 from headway.embedded_redis import RedisServer
@@ -141,6 +143,58 @@ async def test_a_restarted_engine_begins_a_new_epoch_with_an_empty_set(rig: Rig)
     await rig.reaches(reader, hashes(prompt(2, 3)))
     assert reader.epoch > 100
     await rig.reported(lambda report: report.blocks_exact, "an exact view")
+
+
+@pytest.mark.parametrize("replayed", [True, False], ids=["that has replayed before", "that never has"])
+async def test_a_restart_is_one_epoch_though_its_events_come_before_its_figures(rig: Rig, replayed: bool) -> None:
+    """As real engines start: event sockets with the core, the HTTP server when the model is loaded."""
+    engine, rank, reader = rig.engine, rig.engine.ranks[0], rig.reader()
+    if replayed:
+        await rank.send(engine.stored(prompt(1, 8)))
+    agent = await rig.start()
+    epochs = [100]
+    agent._new_epoch = lambda: epochs.append(epochs[-1] + 1) or epochs[-1]  # type: ignore[func-returns-value]
+    await rank.subscribed()
+    if not replayed:
+        await rank.send(engine.stored(prompt(1, 8)))
+    await rig.reaches(reader, hashes(prompt(1, 8)), epoch=100)
+    await engine.stop()
+    await rig.reported(lambda report: report.state == EngineState.UNREACHABLE, "an unreachable engine")
+    engine.forget()
+    rank.open()
+    await rig.reaches(reader, set(), epoch=100)
+    await rank.subscribed()
+    await rank.send(engine.stored(prompt(2, 2)))
+    await rig.reaches(reader, hashes(prompt(2, 2)), epoch=100)
+    await engine.start()
+    report = await rig.reported(lambda report: report.state == EngineState.READY, "an engine that is back")
+    assert report.epoch == 101, "READY was reported in the old epoch"
+    await rank.send(engine.stored(prompt(3, 2)))
+    await rig.reaches(reader, hashes(prompt(2, 2)) | hashes(prompt(3, 2)), epoch=101)
+    await rig.reported(lambda report: report.blocks_exact, "an exact view")
+    assert epochs == [100, 101]
+
+
+async def test_an_engine_whose_figures_never_left_begins_its_epoch_with_its_events(rig: Rig) -> None:
+    """Its figures were away for a moment and are the same, its events began anew."""
+    engine, rank, reader = rig.engine, rig.engine.ranks[0], rig.reader()
+    await rank.send(engine.stored(prompt(1, 8)))
+    await rig.start()
+    await rank.subscribed()
+    await rig.reaches(reader, hashes(prompt(1, 8)), epoch=100)
+    start = engine.figures["process_start"]
+    await engine.stop()
+    await rig.reported(lambda report: report.state == EngineState.UNREACHABLE, "an unreachable engine")
+    engine.forget()
+    engine.figures |= {"process_start": start, "prompt_tokens": 7}
+    rank.open()
+    await rig.reaches(reader, set(), epoch=100)
+    await engine.start()
+    report = await rig.reported(lambda report: report.state == EngineState.READY, "an engine that is back")
+    assert report.epoch == 101
+    await rank.subscribed()
+    await rank.send(engine.stored(prompt(2, 2)))
+    await rig.reaches(reader, hashes(prompt(2, 2)), epoch=101)
 
 
 async def test_events_alone_betray_an_engine_that_restarted_behind_the_same_start_time(rig: Rig) -> None:
