@@ -19,9 +19,9 @@ from simulation.slowdown import LIVE, ORACLE, PLAIN, WITHIN_SHARE, Outcome, Poin
 from simulation.slowdown_figure import slowdown_svg
 from simulation.world import Report, Simulation
 
-SMALL = Slowdown(workers=4, slowed=2, rate=9.0, capacity=18.0, at_s=40.0, after_s=120.0, teach_s=50.0, teach_ramps=2)
-FLEET = Comparison(duration_s=140.0, train_every_s=40.0)
-JOINING = Fleet("joining", slowed=2, joins_s=45.0)
+SMALL = Slowdown(workers=4, slowed=2, rate=9.0, capacity=18.0, at_s=25.0, after_s=120.0, teach_s=40.0, teach_ramps=2)
+FLEET = Comparison(duration_s=92.0, train_every_s=30.0)
+JOINING = Fleet("joining", slowed=2, joins_s=26.0)
 UNEQUAL = (*(fleet for fleet in fleets.FLEETS if fleet.name in ("half slow", "small caches")), JOINING)
 
 
