@@ -22,7 +22,7 @@ access      who may call: keys, limits (keys, limits: pure; shared_limits: one s
 credentials what engines are shown in place of the caller's key
 admission   local bounds: concurrency, retry budget
 upstream    pooled connections to engines
-encoding    compressed request bodies; trace: W3C trace context
+encoding    compressed request bodies; unescape: large JSON readable in slices; trace: W3C trace context
 body        an upload passed on while it still comes
 relay, sse  a response read without I/O: held until the first token, then passed on as it comes
 http1       heads and chunk framing as bytes

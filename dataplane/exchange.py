@@ -24,6 +24,7 @@ from dataplane.gateway import Client, Gateway
 from dataplane.hedge import Rival
 from dataplane.http1 import FramingError, Request
 from dataplane.limits import Permit
+from dataplane.openai import Ask
 from dataplane.placing import place
 from dataplane.prompts import UNREAD, Prompt
 from dataplane.relay import Phase, Relay
@@ -90,12 +91,16 @@ class Exchange(Served):
         gateway.budget.earn()
         if gateway.hedges is not None:
             gateway.hedges.earn()
-        ask = preparing.read(gateway, self._request, self._permit)
+        preparing.read(gateway, self._request, self._permit, self._read)
+
+    def _read(self, ask: Ask | ApiError) -> None:
+        if self._state is not _PREPARING:
+            return
         if isinstance(ask, ApiError):
             self._refuse(ask)
             return
         self._ask = ask
-        preparing.prepare(gateway, self._request, ask, self._prepared)
+        preparing.prepare(self._gateway, self._request, ask, self._prepared)
 
     def _prepared(self, prompt: Prompt) -> None:
         if self._state is not _PREPARING:

@@ -14,8 +14,13 @@ import msgspec
 from dataplane import encoding
 from dataplane.errors import ApiError, bad_request, not_found, wrong_method
 from dataplane.http1 import Request
+from dataplane.unescape import unescaped
 
 MULTIPART_SCAN_BYTES_MAX = 64 * 1024
+
+
+SLICED_BYTES_MIN = 256 * 1024
+"""Larger bodies are read in slices, as far as that goes."""
 
 
 class Kind(Enum):
@@ -120,6 +125,15 @@ def read_ask(request: Request, body_bytes_max: int) -> Ask | ApiError:
     return read_json(request.body, request.path)
 
 
+def _fields(body: bytes) -> _Body:
+    if len(body) > SLICED_BYTES_MIN:
+        try:
+            return _decoder.decode(unescaped(body))
+        except (ValueError, RecursionError):
+            pass  # the message below says where in the body that was sent
+    return _decoder.decode(body)
+
+
 def read_json(body: bytes, path: str) -> Ask | ApiError:
     """body: as sent. The messages of refusals say where the JSON is wrong."""
     if not body:
@@ -130,7 +144,7 @@ def read_json(body: bytes, path: str) -> Ask | ApiError:
         except UnicodeDecodeError as error:
             return bad_request(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_utf8")
     try:
-        fields = _decoder.decode(body)
+        fields = _fields(body)
     except msgspec.ValidationError:
         return bad_request("The request body must be a JSON object.", code="not_an_object")
     except (msgspec.DecodeError, RecursionError) as error:

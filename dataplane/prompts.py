@@ -21,7 +21,8 @@ import msgspec
 from contract import blocks
 from contract.tokens import NotTokenizable, PromptError, TokenizerUnavailable, text_of
 from contract.tokens.chains import ChainCache
-from dataplane.openai import Ask
+from dataplane.openai import SLICED_BYTES_MIN, Ask
+from dataplane.unescape import unescaped
 from proto import routing_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -148,9 +149,9 @@ class Prompts:
             if tokenizer is None:
                 if loaded is not None and loaded.loading:
                     return LOADING
-                fields = _decode(body)
+                fields = _fields(body)
             else:
-                fields = _decode(body)
+                fields = _fields(body)
                 try:
                     return self._token_prompt(tokenizer.prompts(path, fields), ask, plan)
                 except PromptError:
@@ -206,6 +207,10 @@ class Prompts:
         if name not in self._said:
             self._said.add(name)
             log.warning("prompts are hashed as text, not tokens", extra={"f": {"model": name, "why": why}})
+
+
+def _fields(body: bytes) -> Any:
+    return _decode(body if len(body) <= SLICED_BYTES_MIN else unescaped(body))
 
 
 def _text_prompt(text: bytes, ask: Ask, plan: Plan) -> Prompt:

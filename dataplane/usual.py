@@ -22,6 +22,7 @@ from dataplane.headers import place
 from dataplane.http1 import FramingError, parse_response_head
 from dataplane.openai import PROMPT_PATHS, read_json
 from dataplane.prompts import PREDICTING, Prompt, skipped
+from dataplane.served import NOT_READ
 from dataplane.sse import read_usual
 
 _PREPARING, _ASKING, _, _WAITING, _RELAYING, _DONE = State
@@ -36,7 +37,8 @@ class UsualExchange(Exchange):
 
     def start(self) -> None:
         gateway, request = self._gateway, self._request
-        ask = read_json(request.body, request.path)
+        large = len(request.body) > preparing.READ_INLINE_BYTES_MAX
+        ask = NOT_READ if large else read_json(request.body, request.path)
         if isinstance(ask, ApiError) or not ask.model:
             super().start()
             return
