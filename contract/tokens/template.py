@@ -3,7 +3,8 @@
 The environment is the one that `transformers` gives to chat templates, and so are the rules for `continue_final_message`; tests
 compare the two over many templates. It is rebuilt here because importing it from there costs 0.43 s
 of CPU and 35 MB in every process (huggingface_hub and its HTTP clients come along), and because `transformers` copies every
-message twice before it renders: 87 us for a conversation of 20 turns and 8,000 tokens, where this takes 40.
+message twice before it renders: 87 us for a conversation of 20 turns and 8,000 tokens, where jinja2 alone takes 40 and the
+compiled template (`compiled`) 6.
 
 Rendering holds the GIL but is Python code: other threads get their turn every `sys.getswitchinterval()`.
 """
