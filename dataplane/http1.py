@@ -16,7 +16,7 @@ import msgspec
 from dataplane.body import BodyStream
 from dataplane.errors import REASONS
 
-_ZERO = ord("0")
+_ZERO, _CR, _LF = b"0\r\n"
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -217,7 +217,7 @@ class ChunkedReader:
         size = len(data)
         if self._need or self._line or self._in_trailer or size >= _USUAL_BYTES_MAX:
             return False
-        if not (data.startswith(_OPENINGS[size]) and data.endswith(b"\r\n")):
+        if not data.startswith(_OPENINGS[size]) or data[-1] != _LF or data[-2] != _CR:  # half the cost of `endswith`
             return False
         self.chunks += 1
         self.boundary = size
@@ -281,8 +281,8 @@ _USUAL_BYTES_MAX = 4096
 
 
 def _openings() -> list[bytes]:
-    """Of a chunk by its length, framing included: its size line. Where no chunk has that length, what no chunk begins with."""
-    found = [b"\n"] * _USUAL_BYTES_MAX
+    """Of a chunk by its length, framing included: its size line. Where no chunk has that length, more than is there."""
+    found = [b"\n" * _USUAL_BYTES_MAX] * _USUAL_BYTES_MAX
     for size in range(1, _USUAL_BYTES_MAX):
         line = b"%x\r\n" % size
         if len(line) + size + 2 < _USUAL_BYTES_MAX:

@@ -160,6 +160,13 @@ def test_an_answer_to_head_has_the_length_but_not_the_body() -> None:
     assert reply(200, b"abc", head_only=True).endswith(b"content-length: 3\r\n\r\n")
 
 
+@pytest.mark.parametrize("size", range(64))
+def test_what_is_as_long_as_no_chunk_is_none(size: int) -> None:
+    data = (b"\n" * 64)[: max(0, size - 2)] + b"\r\n"[2 - min(size, 2) :]
+    assert len(data) == size
+    assert not ChunkedReader().is_next(data)
+
+
 @given(st.binary(max_size=40), st.booleans(), st.binary(max_size=3), st.integers(0, 60))
 @example(b"data: x\n\n", False, b"", 60)
 def test_the_usual_chunk_is_one_to_the_other_reader_too(payload: bytes, upper: bool, more: bytes, kept: int) -> None:
