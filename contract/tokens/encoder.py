@@ -4,7 +4,7 @@ What was measured (8k vocabulary, English and code; 8,900 and 125,000 tokens; on
 
     call                              8,900    125,000   GIL
     tokenizers encode().ids          6.1 ms     150 ms   held throughout: 140 ms in one piece
-    tokenizers encode_batch_fast     5.1 ms      95 ms   released, but for 4 ms that make the list of ids
+    tokenizers encode_batch_fast     5.1 ms      95 ms   released, but for 1 ms that makes the list of ids
     fastokens, text never seen       0.4 ms       6 ms   released, but for 0.3 ms
     fastokens, words seen           0.04 ms     0.6 ms   released
     fastokens, segment cache        0.01 ms    0.13 ms   released

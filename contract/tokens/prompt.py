@@ -56,6 +56,7 @@ class PromptTokenizer:
         self._tokenizer = source.tokenizer
         self._special_tokens = source.special_tokens
         self._encoder = encoder
+        self._encode = encoder.encode
         try:
             self._templates = {name: ChatTemplate(text) for name, text in source.templates.items()}
         except TemplateError as error:
@@ -89,9 +90,9 @@ class PromptTokenizer:
         PromptError: half a surrogate pair in the text.
         """
         try:
-            return self._encoder.encode(text, add_special_tokens)
+            return self._encode(text, add_special_tokens)
         except UnicodeEncodeError as error:
-            raise PromptError("the prompt is not valid Unicode: it has an unpaired surrogate") from error
+            raise _not_unicode() from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -137,7 +138,11 @@ class PromptTokenizer:
         chat = conversation.messages_of(body.get("messages"), template.content_format)
         if not chat:
             raise PromptError("'messages' must have at least one message", "messages")
-        return self.encode(template.text({**self._plain, "messages": chat}), add_special_tokens=False)
+        text = template.text({**self._plain, "messages": chat})
+        try:
+            return self._encode(text, False)
+        except UnicodeEncodeError as error:
+            raise _not_unicode() from error
 
     def completion(self, prompt: object, *, add_special_tokens: bool = True, param: str = "prompt") -> list[bytes]:
         """Token ids of every prompt of a /v1/completions body: a text, texts, token ids, or lists of token ids.
@@ -224,6 +229,10 @@ def _refuse_truncation(body: Mapping[str, Any]) -> None:
     """Truncation depends on the engine's limits: which tokens are left, only it knows."""
     if body.get("truncate_prompt_tokens") is not None:
         raise NotTokenizable("truncate_prompt_tokens")
+
+
+def _not_unicode() -> PromptError:
+    return PromptError("the prompt is not valid Unicode: it has an unpaired surrogate")
 
 
 def _packed(ids: object, param: str) -> bytes:
