@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dataplane import heads
 from dataplane.connection import ClientConnection
 from dataplane.heads import HEADS_MAX, KnownHeads
 from dataplane.http1 import Request, forward_head
@@ -216,3 +217,11 @@ def test_a_heads_memory_is_not_changed_by_what_is_done_with_a_request() -> None:
     assert second.body == BODY
     cast(Any, second).target = b"/other"
     assert first.target == b"/v1/chat/completions"
+
+
+def test_the_sizes_of_known_heads_are_bounded_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "SIZES_MAX", 8)
+    bodies = [b'"%b"' % (b"x" * number) for number in range(60)]
+    quick = agree([whole(body=body) for body in [*bodies, *reversed(bodies)]])
+    assert quick.known > 60
+    assert sum(len(known.sized) for known in quick.heads._known.values()) <= 8
