@@ -11,7 +11,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from controlplane.index_state import IndexState
 from controlplane.ingest import Ingest
 from headway.embedded_redis import RedisServer
 from runtime.clock import SystemClock
+from tests.bench._traffic import BLOCK_SIZE, VOCABULARY, removed, stored, traffics
 from tests.bench.index import Sink, WatchedIndex, until
 from tests.fakes.engine import BLOCK, FakeEngine
 from worker_agent.agent import Agent
@@ -41,7 +42,7 @@ from worker_agent.publisher import Publisher
 from worker_agent.settings import Settings
 
 PAGES = Path(__file__).parents[1] / "fixtures" / "vllm" / "metrics"
-BLOCKS, BLOCK_SIZE, PAYLOADS, REPEATS = 64, 16, 1_000, 5
+BLOCKS, PAYLOADS, REPEATS = 64, 1_000, 5
 CACHE_PAYLOADS = 300
 """After so many an engine's cache is full, where it is one that evicts."""
 PREFILL, DECODING, TURNOVER = "many blocks an event", "one block an event", "many, each for an evicted one"
@@ -51,9 +52,14 @@ ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
 
 def run() -> None:
     print(f"CPU time of this process, the least of {REPEATS} runs, collector frozen. {PAYLOADS:,} payloads as vLLM 0.32 packs")
-    print(f"them, {BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below 128,000. The engine is another process. A tick has a")
     print(
-        "price of its own (two sockets, cold caches), whatever it carries. A block evicted for a new one is two block events."
+        f"them, {BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below {VOCABULARY:,}. The engine is another process. A tick has"
+    )
+    print(
+        "a price of its own (two sockets, cold caches), whatever it carries; the time of ZeroMQ's thread is in it. A block that"
+    )
+    print(
+        "goes for a new one is two block events. Traffic: what an engine sends once its cache is full (tests/bench/_traffic.py)."
     )
     gc.collect()
     gc.freeze()
@@ -62,6 +68,9 @@ def run() -> None:
     for name, payloads in kinds.items():
         events = BLOCKS * (2 if name == TURNOVER else 1)
         print(f"  {name:<44}{_in_process(payloads) / events:6.3f} us a block event, payload -> BlockDelta bytes")
+    for traffic in traffics():
+        figure = _in_process(traffic.payloads, traffic.filling) * len(traffic.payloads) / traffic.blocks
+        print(f"  {traffic.name:<44}{figure:6.3f} us a block event, payload -> BlockDelta bytes")
     _end_to_end(kinds)
     for page in ("load_waiting_lora", "dp2_load"):
         body = (PAGES / f"{page}.txt").read_bytes()
@@ -77,34 +86,21 @@ def _payloads() -> dict[str, list[bytes]]:
     held: list[list[int]] = []
     for _ in range(PAYLOADS):
         names = [chance.getrandbits(64) for _ in range(BLOCKS)]
-        tokens = [chance.randrange(128_000) for _ in range(BLOCKS * BLOCK_SIZE)]
+        tokens = [chance.randrange(VOCABULARY) for _ in range(BLOCKS * BLOCK_SIZE)]
+        parents: list[Any] = held[-1] if held else [None] * BLOCKS  # as many sequences, each with its next block
         held.append(names)
-        gone = [{"type": "BlockRemoved", "block_hashes": [name], "medium": "GPU", "group_idx": 0} for name in held[0]]
+        gone = [removed(name) for name in held[0]]
         if len(held) > CACHE_PAYLOADS:
             del held[0]
         else:
             gone = []
-        whole = [_stored(names, tokens)]
-        singles = [_stored([name], tokens[BLOCK_SIZE * at : BLOCK_SIZE * (at + 1)]) for at, name in enumerate(names)]
+        whole = [stored(names, tokens, None)]
+        singles = [
+            stored([name], tokens[BLOCK_SIZE * at : BLOCK_SIZE * (at + 1)], parents[at]) for at, name in enumerate(names)
+        ]
         for kind, events in ((PREFILL, whole), (DECODING, singles), (TURNOVER, gone + whole)):
             kinds[kind].append(msgspec.msgpack.encode([time.time(), events, 0]))
     return kinds
-
-
-def _stored(names: list[int], tokens: list[int]) -> dict[str, Any]:
-    return {
-        "type": "BlockStored",
-        "block_hashes": names,
-        "parent_block_hash": None,
-        "token_ids": tokens,
-        "block_size": BLOCK_SIZE,
-        "lora_id": None,
-        "medium": "GPU",
-        "lora_name": None,
-        "extra_keys": [None] * len(names),
-        "group_idx": 0,
-        "kv_cache_spec_kind": "full_attention",
-    }
 
 
 def _cpu(work: Callable[[], Any], times: int) -> float:
@@ -128,12 +124,15 @@ def _decoding(payloads: list[bytes]) -> None:
     print(f"  of which decoding, many blocks an event     {_cpu(decode, 1) / PAYLOADS / BLOCKS * 1e6:6.3f} us a block")
 
 
-def _in_process(payloads: list[bytes]) -> float:
-    """us a payload through decoder, block set (a take every 16 payloads) and delta encoding."""
+def _in_process(payloads: list[bytes], filling: Sequence[bytes] = ()) -> float:
+    """us a payload through decoder, block set (a take every 16 payloads) and delta encoding; filling: before, not timed."""
     figures = []
     for _ in range(REPEATS):
         decoder, block_set, deltas = Decoder(), BlockSet("m", BLOCK_SIZE), DeltaLog()
         block_set.begin(0, 0.0)
+        for payload in filling:
+            block_set.apply(0, decoder.decode(payload))
+        block_set.take()
         before = time.process_time()
         for start in range(0, len(payloads), TICK_PAYLOADS):
             for payload in payloads[start : start + TICK_PAYLOADS]:
@@ -154,13 +153,20 @@ def _end_to_end(kinds: dict[str, list[bytes]]) -> None:
                 events = per_tick * BLOCKS * (2 if name == TURNOVER else 1)
                 figure = min(uvloop.run(_through_sockets(payloads, server.url, per_tick)) for _ in range(3)) / events
                 print(f"  ZeroMQ frame -> XADD answered, {name:<32}{figure:6.3f} us a block event, {events:,} a tick")
+        for traffic in traffics():
+            print(f"  {traffic}")
+            for per_tick in (1, TICK_PAYLOADS):
+                runs = (uvloop.run(_through_sockets(traffic.payloads, server.url, per_tick, traffic.filling)) for _ in range(3))
+                tick, events = min(runs), traffic.blocks / len(traffic.payloads) * per_tick
+                said = f"{tick / events:6.3f} us a block event, {tick:,.0f} us a tick of {per_tick} steps"
+                print(f"    ZeroMQ frame -> XADD answered {' ' * 33}{said}")
         uvloop.run(_whole_path(server.url))
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _engine(stored: list[bytes], orders: Connection) -> None:
+def _engine(payloads: list[bytes], orders: Connection) -> None:
     """A process that publishes: answers its port, then sends as many payloads as it is told, 0 ends it."""
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.XPUB)
@@ -171,16 +177,16 @@ def _engine(stored: list[bytes], orders: Connection) -> None:
     sent = 0
     while count := orders.recv():
         for _ in range(count):
-            socket.send_multipart([b"", sent.to_bytes(8, "big"), stored[sent]])
+            socket.send_multipart([b"", sent.to_bytes(8, "big"), payloads[sent]])
             sent += 1
         orders.send(sent)
     context.destroy(linger=0)
 
 
-async def _through_sockets(stored: list[bytes], url: str, per_tick: int) -> float:
-    """us of CPU of this process a tick, its ZeroMQ thread included; the engine is another process."""
+async def _through_sockets(payloads: list[bytes], url: str, per_tick: int, filling: Sequence[bytes] = ()) -> float:
+    """us of CPU of this process a tick, its ZeroMQ thread included; the engine is another process. filling: not timed."""
     orders, theirs = multiprocessing.Pipe()
-    engine = multiprocessing.get_context("spawn").Process(target=_engine, args=(stored, theirs), daemon=True)
+    engine = multiprocessing.get_context("spawn").Process(target=_engine, args=([*filling, *payloads], theirs), daemon=True)
     engine.start()
     endpoint = EventEndpoint(0, f"tcp://127.0.0.1:{orders.recv()}")
     identity = EngineIdentity((ModelCard("m", "m", "m", 4096),), "bench", BLOCK_SIZE, 0, 1, True, (endpoint,))
@@ -190,21 +196,30 @@ async def _through_sockets(stored: list[bytes], url: str, per_tick: int) -> floa
     record = record_of(identity, Settings(worker="bench", redis_url=url), 1, BLOCK_SIZE)
     orders.recv()
     await publisher.publish(0.0, record, None, follower.blocks)
-    spent = 0.0
-    for _ in range(PAYLOADS // per_tick):
-        orders.send(per_tick)
+
+    async def tick(steps: int) -> float:
+        """CPU of the benchmark itself in it: the ZeroMQ thread works while the engine is told and answers."""
+        before = time.thread_time()
+        orders.send(steps)
         sent = orders.recv()
-        before = time.process_time()
-        await asyncio.sleep(0.002)  # the frames arrive meanwhile, by the ZeroMQ thread, whose time counts
+        own = time.thread_time() - before
+        await asyncio.sleep(0.002)  # the frames arrive meanwhile
         while follower.payloads < sent:
             follower.poll()
         await publisher.publish(0.0, record, None, follower.blocks)
-        spent += time.process_time() - before
+        return own
+
+    for start in range(0, len(filling), TICK_PAYLOADS):
+        await tick(min(TICK_PAYLOADS, len(filling) - start))
+    ticks = len(payloads) // per_tick
+    before = time.process_time()
+    own = sum([await tick(per_tick) for _ in range(ticks)])
+    spent = time.process_time() - before - own
     orders.send(0)
     engine.join()
     follower.close()
     await publisher.close()
-    return spent / (PAYLOADS // per_tick) * 1e6
+    return spent / ticks * 1e6
 
 
 def _engines(orders: Connection) -> None:
