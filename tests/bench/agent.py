@@ -52,15 +52,11 @@ ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
 
 def run() -> None:
     print(f"CPU time of this process, the least of {REPEATS} runs, collector frozen. {PAYLOADS:,} payloads as vLLM 0.32 packs")
+    print(f"them, {BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below {VOCABULARY:,}. The engine is another process. A tick")
     print(
-        f"them, {BLOCKS} blocks of {BLOCK_SIZE} tokens each, ids below {VOCABULARY:,}. The engine is another process. A tick has"
+        "has a price of its own (two sockets, cold caches), whatever it carries; ZeroMQ's thread is counted. A block that goes"
     )
-    print(
-        "a price of its own (two sockets, cold caches), whatever it carries; the time of ZeroMQ's thread is in it. A block that"
-    )
-    print(
-        "goes for a new one is two block events. Traffic: what an engine sends once its cache is full (tests/bench/_traffic.py)."
-    )
+    print("for a new one is two block events. Traffic: what an engine sends once its cache is full (tests/bench/_traffic.py).")
     gc.collect()
     gc.freeze()
     kinds = _payloads()
