@@ -1,9 +1,8 @@
 """How fast one endpoint has been lately, learned from its own requests: exponentially weighted means.
 
-The prefill speed is that of one more token: the slope of a line through the work that an engine took up together and the time
-it took for it. A quotient of work and time would charge the tokens with what every step costs beside them, and call an engine
-half as fast when prompts are short. Requests that are computed in one step get their first tokens at one moment, the first
-of them after all the time, the others after none: they are one point of the line.
+The prefill speed is work in tokens over time, both summed and both forgotten at one pace: a quotient of sums, since
+requests that an engine computes in one step get their first tokens at one moment, the first of them after all the time, the
+others after none.
 """
 
 from __future__ import annotations
@@ -16,45 +15,9 @@ STEP_QUICKER = 0.2
 STEP_SLOWER = 0.01
 """Of the newest report's step, ten a second: what is followed is a step without prefill, whose time is counted apart."""
 PREFILL_KEPT = 0.97
-"""Of the sums behind the line, with each step that brings first bytes: 23 of them halve what was before."""
+"""Of the sums of prefill tokens and times, with each first byte: 23 requests halve what was before."""
 PREFILL_TOKENS_MIN = 64
-"""Before a first byte that had as much to compute, a speed would be one of overheads."""
-TOGETHER_S = 0.002
-"""First bytes this close to each other are of one step."""
-FREE_START = 1.0
-"""How many points' weight says that the line begins at 0: where all prompts are of one length it is the quotient."""
-TOKEN_S_MIN = 1e-9
-"""Less a token is no time that an engine took."""
-SLOPE_MIN = 0.2
-"""Of the quotient's slope: below, it is chance."""
-
-
-_Line = tuple[float, float, float, float, float]
-
-
-def _with(line: _Line, work: float, seconds: float) -> _Line:
-    """One point more."""
-    kept = PREFILL_KEPT
-    count, works, times, squares, products = line
-    return (
-        kept * count + 1.0,
-        kept * works + work,
-        kept * times + seconds,
-        kept * squares + work * work,
-        kept * products + work * seconds,
-    )
-
-
-def _speed(line: _Line) -> float:
-    """Tokens a second: what a token adds, between SLOPE_MIN of the quotient and the quotient. 0 where no work took any time."""
-    count, works, times, squares, products = line
-    if squares < 1.0 or products <= TOKEN_S_MIN * squares:
-        return 0.0
-    quotient = products / squares
-    weight = count + FREE_START
-    apart = weight * squares - works * works
-    slope = (weight * products - works * times) / apart if apart > 0.0 else quotient
-    return 1.0 / min(quotient, max(SLOPE_MIN * quotient, slope))
+"""A first byte that had less to compute says more about overheads than about prefill speed."""
 
 
 def _blend(mean: float, sample: float) -> float:
@@ -65,8 +28,8 @@ class Rates:
     """Zero means not known yet."""
 
     __slots__ = (
-        "_line",
-        "_together",
+        "_prefill_s",
+        "_prefill_work",
         "answer_share",
         "answer_tokens",
         "decode_itl_s",
@@ -77,8 +40,8 @@ class Rates:
 
     def __init__(self) -> None:
         self.prefill_tokens_per_s = 0.0
-        self._line = (0.0, 0.0, 0.0, 0.0, 0.0)  # of the points before: how many, sums of work, time, work squared, both
-        self._together = (0.0, 0.0)  # the latest point: work and time
+        self._prefill_work = 0.0
+        self._prefill_s = 0.0
         self.decode_itl_s = 0.0
         self.ttft_ewma_s = 0.0
         self.hold_s = 0.0
@@ -95,18 +58,11 @@ class Rates:
         if ttft_s <= 0:
             return
         self.ttft_ewma_s = _blend(self.ttft_ewma_s, ttft_s)
-        if queued_for_a_seat and self.prefill_tokens_per_s:
-            return
-        if not self.prefill_tokens_per_s and tokens_ahead < PREFILL_TOKENS_MIN:
-            return
-        before_work, before_s = self._together
-        if service_s < TOGETHER_S and before_s:
-            self._together = before_work + work, before_s
-        else:
-            if before_s:
-                self._line = _with(self._line, before_work, before_s)
-            self._together = work, max(0.0, service_s)
-        self.prefill_tokens_per_s = _speed(_with(self._line, *self._together))
+        if tokens_ahead >= PREFILL_TOKENS_MIN and not (queued_for_a_seat and self.prefill_tokens_per_s):
+            self._prefill_work = PREFILL_KEPT * self._prefill_work + work
+            self._prefill_s = PREFILL_KEPT * self._prefill_s + max(0.0, service_s)
+            if self._prefill_s > 0:
+                self.prefill_tokens_per_s = self._prefill_work / self._prefill_s
 
     def gap(self, itl_s: float) -> None:
         """Mean gap between the tokens of one response."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from controlplane.breaker import BreakerBounds
 from controlplane.ledger import Ledger
@@ -34,39 +30,6 @@ def test_where_nothing_else_is_known_the_wait_is_what_there_is() -> None:
     rates = Rates()
     rates.first_byte(2.0, work=1_000, service_s=2.0, tokens_ahead=1_000, queued_for_a_seat=True)
     assert rates.prefill_tokens_per_s == pytest.approx(500)
-
-
-def test_the_speed_is_what_a_token_adds_whatever_a_step_costs_beside_it() -> None:
-    rates, rng = Rates(), Random(1)
-    for _ in range(60):
-        work = rng.choice((50, 200, 900, 4_000))
-        rates.first_byte(1.0, work=work, service_s=0.03 + work / 40_000 + rng.uniform(0, 0.005), tokens_ahead=work)
-    assert rates.prefill_tokens_per_s == pytest.approx(40_000, rel=0.1)
-
-
-def test_first_tokens_of_one_step_are_one_point() -> None:
-    rates, rng = Rates(), Random(2)
-    for _ in range(60):
-        prompts = [rng.choice((50, 200, 900, 4_000)) for _ in range(rng.randrange(1, 5))]
-        for place, work in enumerate(prompts):
-            took_s = 0.0005 if place else 0.03 + sum(prompts) / 40_000
-            rates.first_byte(1.0, work=work, service_s=took_s, tokens_ahead=work)
-    assert rates.prefill_tokens_per_s == pytest.approx(40_000, rel=0.1)
-
-
-def test_where_all_prompts_are_alike_the_speed_is_the_quotient() -> None:
-    rates = Rates()
-    for _ in range(60):
-        rates.first_byte(0.1, work=1_000, service_s=0.1, tokens_ahead=1_000)
-    assert rates.prefill_tokens_per_s == pytest.approx(10_000)
-
-
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e3)), max_size=60))
-def test_whatever_is_seen_a_speed_is_finite_and_not_below_0(seen: list[tuple[float, float]]) -> None:
-    rates = Rates()
-    for work, service_s in seen:
-        rates.first_byte(1.0, work=work, service_s=service_s, tokens_ahead=1_000)
-        assert 0.0 <= rates.prefill_tokens_per_s < float("inf")
 
 
 def test_the_hold_is_a_mean_of_the_latest_answers() -> None:
