@@ -378,11 +378,10 @@ def _known(names: dict[EngineHash | None, int], wanted: list[EngineHash | None])
         return cast("tuple[int, ...]", itemgetter(*wanted)(names))  # two thirds of the price of a comprehension
     except KeyError:
         found: list[int] = []
-        for name in wanted:
-            block = names.get(name)
-            if block is None:
-                break
-            found.append(block)
+        try:
+            found.extend(map(names.__getitem__, wanted))
+        except KeyError:
+            pass  # what came before it is there
         return found
 
 

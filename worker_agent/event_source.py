@@ -98,6 +98,8 @@ class RankSource:
             if self._replay is not socket:
                 break  # answers of a replay that was given up
         self._carry_out(self.sequence.tick(now))
+        if not self.sequence.replaying:
+            self._close_replay()  # one socket less to ask
         while self._todo:
             yield RankEvent(self.rank, self._todo.popleft())
 
@@ -106,6 +108,9 @@ class RankSource:
         self._subscription.disable_monitor()
         self._monitor.close(linger=0)
         self._subscription.close(linger=0)
+        self._close_replay()
+
+    def _close_replay(self) -> None:
         if self._replay is not None:
             self._replay.close(linger=0)
             self._replay = None
@@ -149,8 +154,7 @@ class RankSource:
             self._todo.append([payload])
 
     def _ask(self, start: int) -> None:
-        if self._replay is not None:
-            self._replay.close(linger=0)
+        self._close_replay()
         self._replay = _socket(self._context, zmq.DEALER, REPLAY_FRAMES_MAX)
         _connect(self._replay, self._endpoint.replay)
         self._replay.send_multipart([b"", start.to_bytes(8, "big")], zmq.NOBLOCK)

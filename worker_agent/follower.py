@@ -15,7 +15,7 @@ from worker_agent.sequence import Begin
 
 log = logging.getLogger(__name__)
 
-EVENTS_TOGETHER_MAX = 256
+EVENTS_TOGETHER_MAX = 128
 """Payloads that follow one another go to the block set together, for few events cost most a piece; up to about so many events,
 for more do not stay in the processor's caches."""
 

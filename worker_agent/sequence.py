@@ -91,6 +91,11 @@ class RankSequence:
         return self._next
 
     @property
+    def replaying(self) -> bool:
+        """Whether answers of the replay asked for last are waited for."""
+        return self._replaying
+
+    @property
     def behind(self) -> bool:
         """Whether payloads are known to be missing, or may be: not while it only makes sure after a silence."""
         return self._replaying and not self._verifying
