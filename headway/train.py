@@ -27,6 +27,7 @@ from prediction.dataset import Dataset
 from prediction.errors import DatasetError
 from prediction.scores import Scores, score
 from proto import trainer_pb2, trainer_pb2_grpc
+from trainer.evaluate import evaluate
 from trainer.registry import Registry, RegistryError
 from trainer.reservoir import thin
 from trainer.split import PARTS, judges
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the model in this registry directory")
     parser.add_argument(
         "--cross", action="store_true", help="five models, so that every sample is judged once, by one it did not teach"
+    )
+    parser.add_argument(
+        "--judge-by", metavar="PATH", help="figures on these samples (default: on a part of --from that taught nothing)"
     )
     parser.add_argument(
         "--choices",
@@ -73,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--cross: makes figures, no model to keep: give --from, without --out and --submit")
     if args.choices and (args.source is None or args.submit or args.cross):
         raise UsageError("--choices: judges a model that is trained here: give --from, without --cross and --submit")
+    if args.judge_by and (args.source is None or args.submit or args.cross):
+        raise UsageError("--judge-by: judges a model that is trained here: give --from, without --cross and --submit")
     if args.samples_max < 0:
         raise UsageError(f"--samples-max: {args.samples_max} is below 0")
     console = Console(stderr=True)
@@ -95,6 +101,7 @@ def _train_here(args: argparse.Namespace, console: Console) -> int:
     kinds = list(KINDS) if args.kind == ALL else [args.kind]
     registry = Registry(args.out) if args.out else None
     asked = choices.read(args.choices) if args.choices else None
+    other = _read(args.judge_by) if args.judge_by else None
     made: list[tuple[str, Scores]] = []
     chosen: list[tuple[str, tuple[tuple[Chosen, ...], Chosen]]] = []
     for kind in kinds:
@@ -104,7 +111,7 @@ def _train_here(args: argparse.Namespace, console: Console) -> int:
         began = time.perf_counter()
         trained = _one(samples, kind, args.seed, console, fit)
         took_s = time.perf_counter() - began
-        made.append((kind, trained.scores))
+        made.append((kind, trained.scores if other is None else evaluate(trained.predictor, other, seed=args.seed)))
         if asked is not None:
             chosen.append((kind, choices.judge(asked, trained.predictor.predict(asked.rows)[0])))
         name = trained.bundle.manifest.model_id

@@ -76,6 +76,18 @@ def test_a_model_is_judged_by_how_it_would_have_chosen(data: Path, tmp_path: Pat
         dispatch(["train", "--from", str(data), "--choices", str(data)])
 
 
+def test_a_model_is_judged_by_other_traffic(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset.write(dataset.from_outcomes(outcomes(300, 2, slower=10.0)), tmp_path / "other.parquet")
+    figures = tmp_path / "figures.json"
+    asked = ("train", "--from", str(data), "--kind", "linear", "--json", str(figures))
+    printed(capsys, *asked, "--judge-by", str(tmp_path / "other.parquet"))
+    judged = json.loads(figures.read_text())["linear"]["overall"]
+    assert judged["samples"] == 300
+    assert judged["coverage_p90"] < 0.3, "ten times as slow as it was taught"
+    with pytest.raises(UsageError, match="--judge-by: judges a model that is trained here"):
+        dispatch(["train", "--from", str(data), "--cross", "--judge-by", str(data)])
+
+
 def test_all_kinds_are_compared_in_one_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = tmp_path / "figures.json"
     out = printed(capsys, "train", "--from", str(data), "--kind", "all", "--samples-max", "800", "--json", str(figures))

@@ -19,7 +19,7 @@ from trainer.zoo.online import OnlineLinear
 def test_every_kind_learns_more_than_a_constant(kind: str) -> None:
     told: list[tuple[str, float]] = []
     trained = train(
-        samples(4_000, 1), kind=kind, model_id="m", seed=1, now_unix=5.0, tell=lambda stage, done, _: told.append((stage, done))
+        samples(2_000, 1), kind=kind, model_id="m", seed=1, now_unix=5.0, tell=lambda stage, done, _: told.append((stage, done))
     )
     judged = trained.scores.overall
     assert rules.loss(judged) < 0.7 * constant_loss(trained.judged_by.ttft_s)
