@@ -37,7 +37,7 @@ from controlplane.question import Decision, Ended, Question, Request, Shed, Shed
 from controlplane.rankers import LeastPredicted, Ranking
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
-from controlplane.settling import Held, Settling
+from controlplane.settling import Settling
 from controlplane.snapshot import FleetSnapshot, Lane
 from controlplane.thinning import Thinning
 
@@ -54,6 +54,8 @@ TOGETHER_ROWS_MIN = 48
 TOGETHER_ROWS_MAX = 4_096
 
 _NO_BLOCKS: dict[int, int] = {}
+
+_NEVER_HOLD = float("inf")
 
 TOO_SHORT = "context too short"
 """Why an endpoint that serves was no candidate."""
@@ -186,12 +188,12 @@ class Director:
         `answers` or `cancel` will have it."""
         if self._may_wait and self._waiting.waits_for(question.request.model):
             return self._queue(question, now, owner, question_id)
-        result = self._attempt(question, now, owner, question_id, reserve=True, may_hold=True)
+        hold_past = now if self.settling.open else _NEVER_HOLD
+        result = self._attempt(question, now, owner, question_id, reserve=True, hold_past=hold_past)
         if isinstance(result, Decision):
             return result
         if result is None:
-            until = self.settling.until(self._awaited, now)
-            self.settling.hold(Held(question, owner, question_id, until, self._claims))
+            self.settling.hold(question, owner, question_id, self._awaited, self._claims, now)
             return None
         if self._may_wait and result.reason == ShedReason.ALL_SATURATED:
             return self._queue(question, now, owner, question_id)
@@ -232,9 +234,16 @@ class Director:
         return self._refused(question, result, now) if reserve and isinstance(result, Shed) else result
 
     def _attempt(
-        self, question: Question, now: float, owner: str, question_id: int, *, reserve: bool, may_hold: bool = False
+        self,
+        question: Question,
+        now: float,
+        owner: str,
+        question_id: int,
+        *,
+        reserve: bool,
+        hold_past: float = _NEVER_HOLD,
     ) -> Decision | Shed | None:
-        """None: it had better be held back. may_hold: where it may."""
+        """None: it had better be held back, since it lacks blocks that are awaited beyond `hold_past`."""
         snapshot = self._snapshot
         request = question.request
         model = request.model
@@ -245,7 +254,7 @@ class Director:
         if request.input_tokens + request.max_tokens > lane.taken_by_all:
             lane = lane.for_tokens(request.input_tokens + request.max_tokens)
         matches = self._matches(lane, question)
-        if self._claims and may_hold and not request.slo_ttft_ms and self.settling.until(self._awaited, now):
+        if self._awaited > hold_past and not request.slo_ttft_ms:
             return None
         candidates = _candidates(lane, request, matches, now)
         profile = self._profile
@@ -397,8 +406,9 @@ class Director:
         """Decides held questions of which nothing is awaited any more, or whose time is over."""
         answered = []
         for held in self.settling.due(self._index.generation, now):
-            question, owner, question_id, until, claims = held
-            result = self._attempt(question, now, owner, question_id, reserve=True, may_hold=now < until)
+            question, owner, question_id, _, claims = held
+            hold_past = _NEVER_HOLD if self.settling.is_over(held, now) else NEVER
+            result = self._attempt(question, now, owner, question_id, reserve=True, hold_past=hold_past)
             if result is None:
                 continue
             self.settling.settled(held, now)

@@ -15,6 +15,9 @@ from controlplane.question import Question
 
 SETTLE_S = 0.25
 """At most, whatever an engine's events take: 5 to 20 ms where processors are free."""
+LAST_LOOK_S = 0.01
+"""From when a question's time is first seen to be over to its decision. A process that got no processor meanwhile finds that
+time over and the event there at once, and takes the event in a few turns of its loop later."""
 HELD_MAX = 64
 """Each is matched again at every change of the index; more questions than this are decided at once."""
 
@@ -34,7 +37,10 @@ class Settling:
 
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
+        self.open = settle_s > 0
+        """Whether one more may wait."""
         self._held: dict[tuple[str, int], Held] = {}
+        self._over: dict[tuple[str, int], float] = {}  # since when their time has been seen to be over
         self._looked_at = -1
         self.held = 0
         """Questions that ever waited."""
@@ -44,14 +50,13 @@ class Settling:
     def __len__(self) -> int:
         return len(self._held)
 
-    def until(self, awaited: float, now: float) -> float:
-        """When to decide a question for which blocks are awaited until then; 0: now."""
-        if awaited <= now or not self._settle_s or len(self._held) >= HELD_MAX:
-            return 0.0
-        return min(awaited, now + self._settle_s)
-
-    def hold(self, held: Held) -> None:
-        self._held[held.owner, held.question_id] = held
+    def hold(
+        self, question: Question, owner: str, question_id: int, awaited: float, claims: dict[int, int], now: float
+    ) -> None:
+        """awaited: until when its blocks are."""
+        until = min(awaited, now + self._settle_s)
+        self._held[owner, question_id] = Held(question, owner, question_id, until, claims)
+        self.open = len(self._held) < HELD_MAX
         self.held += 1
 
     def due(self, generation: int, now: float) -> list[Held]:
@@ -59,18 +64,25 @@ class Settling:
         if not self._held:
             return []
         changed, self._looked_at = generation != self._looked_at, generation
-        return [held for held in self._held.values() if changed or now >= held.until]
+        return [held for held in self._held.values() if changed or self.is_over(held, now)]
+
+    def is_over(self, held: Held, now: float) -> bool:
+        """Whether its time is, and has been for a moment."""
+        return now >= held.until and now >= self._over.setdefault((held.owner, held.question_id), now) + LAST_LOOK_S
 
     def settled(self, held: Held, now: float) -> None:
         """It is being decided."""
-        self.in_vain += now >= held.until
-        del self._held[held.owner, held.question_id]
+        self.in_vain += self.is_over(held, now)
+        self.withdraw(held.owner, held.question_id)
 
     def withdraw(self, owner: str, question_id: int) -> bool:
         """Its caller has gone. False: it was not held."""
-        return self._held.pop((owner, question_id), None) is not None
+        self._over.pop((owner, question_id), None)
+        held = self._held.pop((owner, question_id), None)
+        self.open = self._settle_s > 0 and len(self._held) < HELD_MAX
+        return held is not None
 
     def withdraw_all(self, owner: str) -> None:
         """Its stream broke."""
         for key in [key for key in self._held if key[0] == owner]:
-            del self._held[key]
+            self.withdraw(*key)

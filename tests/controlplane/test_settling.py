@@ -9,8 +9,9 @@ import pytest
 
 from contract.routing import Request
 from controlplane.answers import PATIENCE_S, TRUST_AFTER
+from controlplane.director import Answer
 from controlplane.question import Decision, Question
-from controlplane.settling import HELD_MAX, Held, Settling
+from controlplane.settling import HELD_MAX, LAST_LOOK_S, Settling
 from proto import routing_pb2 as pb
 from tests.controlplane.parts import BLOCK, Plant, hashes
 from tests.controlplane.served import asked as question
@@ -46,6 +47,13 @@ def matched(plant: Plant) -> list[int]:
     return [result.expected_tokens // BLOCK for result in results if isinstance(result, Decision)]
 
 
+def time_is_over(plant: Plant) -> list[Answer]:
+    plant.now += 1.0
+    first = plant.director.answers(plant.now)
+    plant.now += LAST_LOOK_S
+    return first + plant.director.answers(plant.now)
+
+
 def test_a_question_that_follows_at_once_is_decided_when_the_event_is_here() -> None:
     plant = a_plant()
     plant.now += 0.01
@@ -65,8 +73,23 @@ def test_no_longer_than_its_time_and_without_credit_for_what_was_not_announced()
     plant.now = ended_at + PATIENCE_S - 0.001
     assert matched(plant) == []
     plant.now = ended_at + PATIENCE_S
+    assert matched(plant) == []
+    plant.now += LAST_LOOK_S
     assert matched(plant) == [4]
     assert plant.director.settling.in_vain == 1
+
+
+def test_an_event_that_is_taken_in_a_moment_after_its_time_still_counts() -> None:
+    """A process without a processor: late for the question's time and for the event alike."""
+    plant = a_plant()
+    assert plant.ask(asked(NEXT)) is None
+    plant.now += 1.0
+    assert matched(plant) == []
+    plant.index.store(0, array("Q", [99]))
+    assert matched(plant) == []
+    plant.now += LAST_LOOK_S / 2
+    plant.index.store(0, ANSWER)
+    assert matched(plant) == [5]
 
 
 def test_an_engine_whose_events_take_long_is_not_awaited_for_ever() -> None:
@@ -77,6 +100,8 @@ def test_an_engine_whose_events_take_long_is_not_awaited_for_ever() -> None:
     plant.now = asked_at + SETTLE_S - 0.001
     assert matched(plant) == []
     plant.now = asked_at + SETTLE_S
+    assert matched(plant) == []
+    plant.now += LAST_LOOK_S
     assert matched(plant) == [4]
 
 
@@ -139,8 +164,7 @@ def test_who_has_gone_is_not_answered() -> None:
     plant.director.cancel("dp", 7, plant.now)
     assert plant.ask(asked(NEXT), question_id=8) is None
     plant.director.departed("dp", plant.now)
-    plant.now += 1.0
-    assert plant.director.answers(plant.now) == []
+    assert time_is_over(plant) == []
     assert len(plant.ledger) == 0
 
 
@@ -148,8 +172,7 @@ def test_a_held_question_that_finds_no_room_waits_for_it() -> None:
     plant = a_plant(active_max=0)
     assert plant.ask(asked(NEXT), question_id=7) is None
     other = plant.place(asked(array("Q", [7, 8])), question_id=8)
-    plant.now += 1.0
-    assert plant.director.answers(plant.now) == []
+    assert time_is_over(plant) == []
     assert len(plant.waiting) == 1
     plant.end(other)
     assert [one.question_id for one in plant.director.answers(plant.now)] == [7]
@@ -159,8 +182,7 @@ def test_a_held_question_whose_worker_leaves_is_refused() -> None:
     plant = a_plant()
     assert plant.ask(asked(NEXT)) is None
     plant.snapshot.worker_left("w0", plant.now)
-    plant.now += 1.0
-    [one] = plant.director.answers(plant.now)
+    [one] = time_is_over(plant)
     assert not isinstance(one.result, Decision)
 
 
@@ -168,15 +190,15 @@ def test_only_so_many_are_held() -> None:
     settling = Settling(SETTLE_S)
     held = asked(NEXT)
     for number in range(HELD_MAX):
-        until = settling.until(5.1, 5.01)
-        assert until == 5.1
-        settling.hold(Held(held, "dp", number, until, {}))
-    assert settling.until(5.1, 5.01) == 0.0
+        assert settling.open
+        settling.hold(held, "dp", number, 5.1 if number else 9.0, {}, 5.01)
+    assert not settling.open
+    assert {one.until for one in settling.due(0, 5.0)} == {5.1, 5.01 + SETTLE_S}
     assert len(settling.due(1, 5.02)) == HELD_MAX
     assert settling.due(1, 5.03) == []
     assert len(settling.due(2, 5.03)) == HELD_MAX
     settling.withdraw_all("dp")
-    assert settling.until(9.0, 5.01) == 5.01 + SETTLE_S
+    assert settling.open
 
 
 async def test_over_the_wire_a_held_question_is_queued_and_answered_with_the_event(short_dir: Path) -> None:
