@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from headway.embedded_redis import RedisServer
+from runtime import tls
+from tests.fakes.certificates import Authority
+from tests.fakes.tls_front import TlsFront
 from worker_agent.quick_add import QuickAdd, _Line
 
 
@@ -92,6 +98,26 @@ async def test_a_cancelled_question_leaves_no_answer_to_the_next(client: aioredi
     assert added is not None
     ((_, fields),) = await client.xrange("s", min=added, max=added)
     assert fields[b"d"] == b"next"
+
+
+async def test_it_goes_through_tls_with_a_password(own_redis: RedisServer, short_dir: Path) -> None:
+    authority = Authority(short_dir, "ours")
+    server = authority.issue("server")
+    async with aioredis.Redis.from_url(own_redis.url) as direct:
+        await direct.xadd("s", {"d": b""})
+        await direct.config_set("requirepass", "secret")
+    front = TlsFront(own_redis.url.removeprefix("unix://"), tls.server_context(server.cert, server.key))
+    await front.start()
+    async with aioredis.Redis.from_url(f"rediss://:secret@127.0.0.1:{front.port}/0?ssl_ca_certs={authority.ca}") as client:
+        quick = QuickAdd(client.connection_pool, "s", b"d", entries_max=100, answer_timeout_s=5.0)
+        data = random.Random(1).randbytes(200_000)
+        for _ in range(3):
+            added = await quick.add(data)
+            assert added is not None
+            ((_, fields),) = await client.xrange("s", min=added, max=added)
+            assert fields[b"d"] == data
+        await quick.close()
+    await front.stop()
 
 
 class Wire(asyncio.Transport):
