@@ -109,7 +109,7 @@ class ClientConnection(asyncio.Protocol):
         sized = known.sized.get(len(data))
         if sized is not None and data.startswith(sized[0]):
             self._next = NO_HEAD
-            self._server.handle_known(self, known.request(data[len(sized[0]) :], sized[1]))
+            self._server.handle_known(self, known.request(data[sized[1] :], sized[2]))
             return
         self._next = NO_HEAD
         if self._closing:
@@ -129,8 +129,8 @@ class ClientConnection(asyncio.Protocol):
             found = self._server.heads.find(data)
             if found is not None:
                 self._known = found
-                head, forwarded = found.sized[len(data)]
-                self._server.handle_known(self, found.request(data[len(head) :], forwarded))
+                _, start, forwarded = found.sized[len(data)]
+                self._server.handle_known(self, found.request(data[start:], forwarded))
                 return
             parser = self._parser
             self._parse(data)

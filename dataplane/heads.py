@@ -18,6 +18,8 @@ HEADS_MAX = 4096
 HEAD_BYTES_MAX = 2048
 """Longer heads are not remembered."""
 
+REQUEST_BYTES_MAX = 64 * 1024
+"""Longer requests are the parser's: what is saved here is nothing beside what their bodies cost."""
 SIZES_MAX = 16_384
 """Remembered of all heads together; beyond it all are forgotten."""
 LENGTH_DIGITS_MAX = 9
@@ -35,15 +37,16 @@ _OUT_OF_THE_ORDINARY = (HOP_BY_HOP - {b"connection"}) | {
 class KnownHead:
     """A head that was seen before, but for its Content-Length.
 
-    sized: the head by the size of the whole request, and what goes to an engine around the Host's value then. A head and the
-    size of what follows it allow one Content-Length only, so a read of that size that begins with that head is a whole request.
+    sized: by the size of the whole request the head, its length, and what goes to an engine around the Host's value then. A
+    head and the size of what follows it allow one Content-Length only, so a read of that size that begins with that head is a
+    whole request.
     """
 
     __slots__ = ("_request", "sized")
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self.sized: dict[int, tuple[bytes, tuple[bytes, bytes]]] = {}
+        self.sized: dict[int, tuple[bytes, int, tuple[bytes, bytes]]] = {}
 
     def request(self, body: bytes, forwarded: tuple[bytes, bytes]) -> Request:
         """With that body. forwarded: of `sized`."""
@@ -55,7 +58,7 @@ class KnownHead:
     def add(self, head: bytes, length: bytes, size: int) -> None:
         """length: the digits in the head; size: of head and body."""
         before, behind = plain_head(self._request)
-        self.sized[size] = head, (before, behind + b"\r\ncontent-length: %d" % int(length))
+        self.sized[size] = head, len(head), (before, behind + b"\r\ncontent-length: %d" % int(length))
 
 
 NO_HEAD = KnownHead(Request())
@@ -74,8 +77,10 @@ class KnownHeads:
         return len(self._known)
 
     def find(self, data: bytes) -> KnownHead | None:
-        """data: what one read gave, between two requests. None: not exactly one whole request with a head seen before; else
-        that head, with the size of `data` in its `sized`."""
+        """data: what one read gave, between two requests. None: not exactly one whole request with a head seen before, or a
+        large one; else that head, with the size of `data` in its `sized`."""
+        if len(data) > REQUEST_BYTES_MAX:
+            return None
         end = data.find(b"\r\n\r\n")
         found = _LENGTH.search(data, 0, end + 2)
         if found is None:

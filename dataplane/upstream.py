@@ -25,17 +25,17 @@ WHOLE_HEAD_BYTES_MAX = 2048
 _PORTS = {"http": 80, "https": 443}
 
 
-class WholeHeads(dict[int, tuple[bytes, bytes]]):
-    """Heads of answers that came whole in one read, as they came and as they are passed on, by the size of the whole.
+class WholeHeads(dict[int, tuple[bytes, int, bytes]]):
+    """Of answers that came whole in one read, by their size: the head, how long it is, and as it is passed on.
 
     Engines of one kind send the same head again and again, but for its Content-Length and its date: an answer of a size seen
     before that begins with the head seen then is as long as its head says.
     """
 
-    def add(self, size: int, head: tuple[bytes, bytes]) -> None:
+    def add(self, size: int, head: tuple[bytes, int, bytes]) -> None:
         if len(self) >= WHOLE_HEADS_MAX:
             self.clear()
-        if len(head[0]) <= WHOLE_HEAD_BYTES_MAX:
+        if head[1] <= WHOLE_HEAD_BYTES_MAX:
             self[size] = head
 
 

@@ -22,12 +22,10 @@ from dataplane.headers import place
 from dataplane.http1 import FramingError, parse_response_head
 from dataplane.openai import PROMPT_PATHS, read_json
 from dataplane.prompts import PREDICTING, Prompt, skipped
-from dataplane.served import NOT_READ
 from dataplane.sse import read_usual
 
 _PREPARING, _ASKING, _, _WAITING, _RELAYING, _DONE = State
 _COMPLETE = int(End.COMPLETE)
-_JOIN_BYTES_MAX = 64 * 1024
 
 
 class UsualExchange(Exchange):
@@ -37,8 +35,7 @@ class UsualExchange(Exchange):
 
     def start(self) -> None:
         gateway, request = self._gateway, self._request
-        large = len(request.body) > preparing.READ_INLINE_BYTES_MAX
-        ask = NOT_READ if large else read_json(request.body, request.path)
+        ask = read_json(request.body, request.path)
         if isinstance(ask, ApiError) or not ask.model:
             super().start()
             return
@@ -75,14 +72,10 @@ class UsualExchange(Exchange):
         self._question_id = control.ask(Asked(0, wanted, prompt.chains), self._decided, now)
 
     def _decided(self, answer: Answer | None) -> None:
-        body = self._request.body
-        forwarded = self._request.forwarded
-        usual = answer is not None and answer.refusal is None and answer.rank < 0 and forwarded is not None
-        if not usual or self._state is not _ASKING or self._targets or len(body) > _JOIN_BYTES_MAX:
+        request = self._request
+        if answer is None or answer.refusal is not None or answer.rank >= 0 or self._state is not _ASKING or self._targets:
             super()._decided(answer)
             return
-        assert answer is not None
-        assert forwarded is not None
         gateway, url = self._gateway, answer.url
         now = self._now()
         connection = gateway.pool.take(url, now)
@@ -96,9 +89,10 @@ class UsualExchange(Exchange):
         self._attempt = Attempt(answer, now, now, connection)
         self._state = _WAITING
         connection.owner = self
-        before, behind = forwarded
+        assert request.forwarded is not None
         assert connection.transport is not None
-        connection.transport.write(b"".join((before, connection.host, behind, self._ids, b"\r\n\r\n", body)))
+        before, behind = request.forwarded
+        connection.transport.write(b"".join((before, connection.host, behind, self._ids, b"\r\n\r\n", request.body)))
 
     def upstream_data(self, data: bytes) -> None:
         relay = self._relay
@@ -133,13 +127,13 @@ class UsualExchange(Exchange):
             return False
         known = connection.heads.get(len(data))
         if known is not None and data.startswith(known[0]):
-            start, passed_on = len(known[0]), known[1]
+            _, start, passed_on = known
         else:
             found = whole_head(data)
             if found is None:
                 return False
             connection.heads.add(len(data), found)
-            start, passed_on = len(found[0]), found[1]
+            _, start, passed_on = found
         body = data[start:]
         tokens = read_usual(body)
         if tokens is None:
@@ -185,8 +179,8 @@ class UsualExchange(Exchange):
         return True
 
 
-def whole_head(data: bytes) -> tuple[bytes, bytes] | None:
-    """Of a usual answer that came in one read: its head, and that as it is passed on. None: it is none."""
+def whole_head(data: bytes) -> tuple[bytes, int, bytes] | None:
+    """Of a usual answer that came in one read: its head, how long that is, and as it is passed on. None: it is none."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -196,4 +190,4 @@ def whole_head(data: bytes) -> tuple[bytes, bytes] | None:
         return None
     if not head.is_plain or len(data) != end + 4 + head.length or not head.keep_alive or head.has_request_id:
         return None
-    return data[: end + 4], head.passed_on
+    return data[: end + 4], end + 4, head.passed_on

@@ -307,5 +307,5 @@ def test_a_head_is_whole_only_where_the_general_machine_finds_it_so(data: bytes,
     assert relay.ready
     assert relay.head is not None
     assert relay.reusable
-    assert (relay.head.passed_on, relay.release()) == (found[1], data[len(found[0]) :])
+    assert (relay.head.passed_on, relay.release()) == (found[2], data[found[1] :])
     assert relay.verdict().end in (End.COMPLETE, End.ENGINE_ABORTED, End.ENGINE_ERROR)
