@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from operator import mul
 from typing import Protocol
 
 import msgspec
@@ -82,11 +83,18 @@ class Forecaster:
         if predictor is None:
             return None
         p50, p90 = self._foretold(predictor, candidates) if self._foreseen else _lists(predictor, self._rows.of_one(candidates))
-        corrections = [self._of(candidate.endpoint) for candidate in candidates]
+        known, corrections = self._known, []
+        for candidate in candidates:
+            endpoint = candidate.standing.endpoint
+            entry = known.get(endpoint)
+            if entry is not None and entry[0] is endpoint.record:
+                corrections.append(entry[1])
+            else:
+                corrections.append(self._of(endpoint))
         factors = [one.factor for one in corrections]
-        p50_s = [seconds * factor for seconds, factor in zip(p50, factors, strict=True)]
-        p90_s = [seconds * factor for seconds, factor in zip(p90, factors, strict=True)]
-        if not math.isfinite(sum(p50_s)) or not math.isfinite(sum(p90_s)) or min(p50_s) <= 0.0:
+        p50_s = list(map(mul, p50, factors))
+        p90_s = list(map(mul, p90, factors))
+        if not math.isfinite(sum(p50_s) + sum(p90_s)) or min(p50_s) <= 0.0:
             return None
         return Forecast(self.model_id, p50_s, p90_s, corrections, factors)
 
