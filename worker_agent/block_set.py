@@ -210,14 +210,8 @@ class BlockSet:
             for event in run:
                 if (event.kv_cache_spec_kind or event.group_idx is not None) and not self._is_followed(state, event):
                     self.ignored["other KV group"] += 1
-                elif event.token_ids:
-                    hashes = self._rehash(state, event)
-                    if hashes is None:
-                        state.exact = False
-                    else:
-                        fresh += hashes
                 else:
-                    fresh += self._named(state, event)
+                    self._one(state, event, fresh)
             shelf.put(fresh)
             self._check_capacity(state, at)
 
@@ -244,10 +238,10 @@ class BlockSet:
         for end in [*longer, len(events)]:
             start += self._one_block_each(state, events[start:end], fresh)
             for event in events[start : end + 1]:
-                self._one_plain(state, event, fresh)
+                self._one(state, event, fresh)
             start = end + 1
 
-    def _one_plain(self, state: _Rank, event: PlainStored, fresh: list[int]) -> None:
+    def _one(self, state: _Rank, event: BlockStored, fresh: list[int]) -> None:
         if event.token_ids:
             hashes = self._rehash(state, event)
             if hashes is None:
