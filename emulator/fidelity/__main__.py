@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emulator.fidelity import compare, cpu, figures, fleet, gpu, recording
+from emulator.fidelity import compare, cpu, figures, fleet, gpu, noise, recording
 from emulator.fidelity.recording import Recording, RecordingError
 from emulator.fidelity.report import Cpu, render
 from emulator.presets import TINY_CPU
@@ -87,6 +87,9 @@ def _cpu(recorded: Recording) -> Cpu:
         quiet_speeds=found.speeds[np.unique(recorded.runs[quiet])],
         cached_equal=float(np.mean(shipped[0].cached_tokens == recorded.cached_tokens)),
         errors=compare.errors(recorded, found.over_time),
+        known=noise.bounds(recorded),
+        halves=noise.halves(recorded),
+        perfect=cpu.perfect(recorded, curve, found.speeds),
     )
 
 

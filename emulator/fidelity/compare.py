@@ -9,7 +9,7 @@ from math import log
 import numpy as np
 import numpy.typing as npt
 
-from emulator.fidelity.recording import Recording
+from emulator.fidelity.recording import Ints, Recording
 from emulator.fidelity.replay import Timings
 
 BOUNDS = (0.15, 0.15, 0.10)
@@ -76,14 +76,15 @@ def compare(recording: Recording, draws: Sequence[Timings], rows: Mask) -> list[
                     requests=int(here.sum()),
                     runs=len(np.unique(recording.runs[here])),
                     other_cpu=float(recording.other_cpu[here].mean()),
-                    recorded=_quantiles([recording], here),
-                    emulated=_quantiles(draws, here),
+                    recorded=quantiles([recording], here),
+                    emulated=quantiles(draws, here),
                 )
             )
     return found
 
 
-def _quantiles(draws: Sequence[Timings | Recording], rows: Mask) -> tuple[float, float, float]:
+def quantiles(draws: Sequence[Timings | Recording], rows: Mask | Ints) -> tuple[float, float, float]:
+    """TTFT p50, TTFT p90 and ITL p50 of these rows of all draws together."""
     ttft50, ttft90 = np.quantile(np.concatenate([one.ttft_s[rows] for one in draws]), (0.5, 0.9))
     return float(ttft50), float(ttft90), float(np.nanmedian(np.concatenate([one.itl_s[rows] for one in draws])))
 
@@ -100,8 +101,8 @@ def repeats(recording: Recording, rows: Mask) -> list[Level]:
                 requests=int(one.sum()),
                 runs=len(pairs),
                 other_cpu=float(recording.other_cpu[here].mean()),
-                recorded=_quantiles([recording], rest),
-                emulated=_quantiles([recording], one),
+                recorded=quantiles([recording], rest),
+                emulated=quantiles([recording], one),
             )
             for one, rest in pairs
             if rest.any()
@@ -118,7 +119,7 @@ def apart(recording: Recording, timings: Timings, rows: Mask) -> dict[str, tuple
         here = rows & of_levels(recording, frozenset((name,)))
         runs = [here & (recording.runs == run) for run in np.unique(recording.runs[here])]
         if len(runs) > 1:
-            ratios = np.array([np.divide(_quantiles([recording], run), _quantiles([timings], run)) for run in runs])
+            ratios = np.array([np.divide(quantiles([recording], run), quantiles([timings], run)) for run in runs])
             first, second, third = (ratios.max(axis=0) / ratios.min(axis=0)).tolist()
             found[name] = (first, second, third)
     return found

@@ -15,10 +15,10 @@ import numpy as np
 
 from emulator.fidelity.compare import Mask, compare, levels, of_levels, quiet
 from emulator.fidelity.fit import Fit, fit
-from emulator.fidelity.machine import KNOTS_CPU, Contention, Timeline, contention, rates_of, slowness
-from emulator.fidelity.pace import crossed
+from emulator.fidelity.machine import KNOTS_CPU, Contention, Timeline, contention, rates_of, slowness, stopping
+from emulator.fidelity.pace import DRAWS, crossed, measure
 from emulator.fidelity.recording import Floats, Recording
-from emulator.fidelity.replay import Timings, Undisturbed, replay
+from emulator.fidelity.replay import Timings, Undisturbed, replay, retimed
 from emulator.latency import BatchingLatency
 from emulator.presets import TINY_CPU, Preset
 
@@ -68,22 +68,24 @@ def constants_of(latency: BatchingLatency) -> Floats:
 
 
 def calibrate(recording: Recording, names: frozenset[str], *, iterations: int = ITERATIONS) -> Calibration:
-    """On the levels of these names, beginning at the preset; about a minute of CPU time. The unit of speed is the median of
-    their quiet runs."""
-    runs = contention(recording)
+    """On the levels of these names, beginning at the preset; about a minute of CPU time."""
+    latency, curve = fit_constants(recording, names, iterations=iterations)
+    speeds = run_speeds(recording, latency, curve)
+    timings = replay(recording, TINY_CPU, latency, _steady(contention(recording), speeds, curve))
+    residuals = np.log(timings.ttft_s / recording.ttft_s)[of_levels(recording, names)]
+    return Calibration(latency, curve, speeds, names, float(np.median(np.abs(residuals))))
+
+
+def fit_constants(recording: Recording, names: frozenset[str], *, iterations: int) -> tuple[BatchingLatency, Floats]:
+    """The engine's constants and the curve of contention. The unit of speed is the median of the quiet runs."""
     rows = of_levels(recording, names)
     count = len(CONSTANTS)
     first = np.concatenate([constants_of(TINY_CPU.batching), CURVE_START])
-    found = _fit(recording, runs, first, np.ones(recording.num_runs), rows, range(len(first)), iterations)
+    ones = np.ones(recording.num_runs)
+    found = _fit(recording, contention(recording), first, ones, rows, range(len(first)), iterations)
     still = np.unique(recording.runs[rows & quiet(recording)])
     unit = float(np.median(found.factors[still]))
-    constants = found.constants.copy()
-    constants[:count] *= unit
-    curve = constants[count:]
-    speeds = run_speeds(recording, latency_of(constants[:count]), curve)
-    timings = replay(recording, TINY_CPU, latency_of(constants[:count]), _steady(runs, speeds, curve))
-    residuals = np.log(timings.ttft_s / recording.ttft_s)[rows]
-    return Calibration(latency_of(constants[:count]), curve, speeds, names, float(np.median(np.abs(residuals))))
+    return latency_of(found.constants[:count] * unit), found.constants[count:]
 
 
 def run_speeds(recording: Recording, latency: BatchingLatency, curve: Floats) -> Floats:
@@ -132,6 +134,34 @@ def left_out(recording: Recording) -> Mask:
     """Requests with odd numbers: no run's speed was taken from them."""
     rows: Mask = np.arange(len(recording)) % 2 == 0
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Perfect:
+    """Levels that an engine without any error meets by this comparison: the preset against recordings of itself.
+
+    over_time: each of several recordings made on the recorded machine's speed over time, told as the real one is told; untold:
+    on quiet runs that each have their own speed, told nothing, with its number of levels.
+    """
+
+    over_time: list[int]
+    untold: tuple[int, int]
+
+
+def perfect(recording: Recording, curve: Floats, speeds: Floats, *, recordings: int = 3) -> Perfect:
+    """speeds: by run. A minute of CPU time."""
+    latency, everything = TINY_CPU.batching, np.ones(len(recording), dtype=np.bool_)
+    runs = contention(recording)
+    told = measure(recording, latency, runs, rates_of(runs, np.ones(len(runs)), curve), everything)
+    over_time = []
+    for number in range(recordings):
+        # Stopped at other moments than any draw that it is compared with.
+        made = retimed(recording, replay(recording, TINY_CPU, latency, stopping(runs, told, seed=DRAWS + number)))
+        over_time.append(sum(level.within for level in compare(made, crossed(made, latency, curve), everything)))
+    still = quiet(recording)
+    uneven = retimed(recording, replay(recording, TINY_CPU, latency, _steady(runs, speeds, np.ones(len(curve)))))
+    untold = compare(uneven, [as_shipped(recording)], still)
+    return Perfect(over_time, (sum(level.within for level in untold), len(untold)))
 
 
 @dataclass(frozen=True, slots=True)

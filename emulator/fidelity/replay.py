@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -84,4 +84,17 @@ def replay(recording: Recording, preset: Preset, latency: Latency, machine: Cloc
         tpot_s=np.array([gap.mean() for gap in gaps]),
         prefill_s=first_s - scheduled_s,
         cached_tokens=cached,
+    )
+
+
+def retimed(recording: Recording, timings: Timings) -> Recording:
+    """The same requests, as a client would have written them down had they taken these times."""
+    return replace(
+        recording,
+        cached_tokens=timings.cached_tokens,
+        ttft_s=timings.ttft_s,
+        itl_s=timings.itl_s,
+        tpot_s=timings.tpot_s,
+        prefill_s=timings.prefill_s,
+        e2e_s=timings.ttft_s + np.nan_to_num(timings.tpot_s) * (recording.max_tokens - 1),
     )

@@ -10,10 +10,11 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from emulator.fidelity.compare import BOUNDS, QUIET_CPU_MAX, Level
-from emulator.fidelity.cpu import CONSTANTS, Calibration, constants_of
+from emulator.fidelity.cpu import CONSTANTS, Calibration, Perfect, constants_of
 from emulator.fidelity.fleet import ALONE_RATES, Setup
 from emulator.fidelity.gpu import Gpu, Steps
 from emulator.fidelity.machine import KNOTS_CPU, PACE_MAX, STOP_S
+from emulator.fidelity.noise import Bounds, Halves, significant
 from emulator.fidelity.pace import DRAWS
 from emulator.fidelity.recording import Floats
 from emulator.fidelity.replay import Timings
@@ -45,6 +46,10 @@ class Cpu:
     quiet_speeds: Floats
     cached_equal: float
     errors: Mapping[str, float]
+    known: Mapping[str, Bounds]
+    """How well the recording knows its own quantiles, by level."""
+    halves: Halves
+    perfect: Perfect
 
 
 def render(cpu: Cpu, gpu: Gpu, steps: Sequence[Steps], fleet: Sequence[Setup]) -> str:
@@ -71,6 +76,7 @@ def render(cpu: Cpu, gpu: Gpu, steps: Sequence[Steps], fleet: Sequence[Setup]) -
         by_run={level.name: level for level in cpu.by_run},
         itl_apart=float(np.median([third for _, _, third in cpu.apart.values()])),
         speed_spread=float(np.std(np.log(cpu.quiet_speeds))),
+        beyond={level.name: significant(level, cpu.known[level.name]) for level in cpu.over_time},
         grid=[float(value) for value in np.quantile(gpu.grid_ratios, (0.1, 0.9))],
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from emulator.fidelity.recording import Recording
-from emulator.fidelity.replay import Clockwork, Timings, replay
+from emulator.fidelity.replay import Clockwork, replay, retimed
 from emulator.presets import TINY_CPU
 
 RUN_S = 40.0
@@ -47,18 +47,4 @@ def arrivals(num_runs: int, per_run: int, *, rate: float = 3.0, seed: int = 5) -
 
 def recorded(asked: Recording, machine: Callable[[], Clockwork], latency: object = TINY_CPU.batching) -> Recording:
     """What a client would have written down had `tiny-cpu` run on this machine."""
-    timings: Timings = replay(asked, TINY_CPU, latency, machine())  # type: ignore[arg-type]
-    return Recording(
-        levels=asked.levels,
-        runs=asked.runs,
-        send_s=asked.send_s,
-        prompts=asked.prompts,
-        max_tokens=asked.max_tokens,
-        cached_tokens=timings.cached_tokens,
-        ttft_s=timings.ttft_s,
-        itl_s=timings.itl_s,
-        tpot_s=timings.tpot_s,
-        prefill_s=timings.prefill_s,
-        e2e_s=timings.ttft_s + timings.tpot_s * (asked.max_tokens - 1),
-        other_cpu=np.zeros(len(asked)),
-    )
+    return retimed(asked, replay(asked, TINY_CPU, latency, machine()))  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emulator.fidelity import compare, cpu, figures
+from emulator.fidelity import compare, cpu, figures, noise
 from emulator.fidelity.fleet import Rate, Setup
 from emulator.fidelity.gpu import Gpu, Run, Steps
 from emulator.fidelity.machine import KNOTS_CPU
@@ -38,6 +38,9 @@ def test_a_report_is_written_from_what_was_measured(tmp_path: Path) -> None:
         quiet_speeds=np.array([0.9, 1.1]),
         cached_equal=1.0,
         errors=compare.errors(real, [same]),
+        known=noise.bounds(real, samples=50),
+        halves=noise.Halves(1, 0.5),
+        perfect=cpu.Perfect([2, 1], (1, 2)),
     )
     values = np.linspace(0.1, 1.0, 20)
     run = Run(values, [1], [1], values, values)
