@@ -14,7 +14,7 @@ from operator import attrgetter
 
 import msgspec
 
-from contract.features import FEATURES, prefill_work
+from contract.features import FEATURES, INDEX, prefill_work
 from contract.keyspace import EngineState, WorkerRecord
 from controlplane.breaker import Breaker
 from controlplane.ledger import Load, attention_pairs
@@ -257,9 +257,25 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
         return self.standing.beginning().wait_s(self.now)
 
 
-_row = attrgetter(*FEATURES)
+_OF_THE_QUESTION = (
+    "input_tokens",
+    "matched_tokens",
+    "uncached_tokens",
+    "max_tokens",
+    "begins_s",
+    "prefill_wait_s",
+    "report_age_s",
+)
+_IN_PLACE = {"prefill_wait_s": "queued_since", "report_age_s": "reported_at"}
+of_standing = attrgetter(*[_IN_PLACE.get(name, "slot" if name in _OF_THE_QUESTION else name) for name in FEATURES])
+"""What a row of FEATURES takes from a Standing: moments in place of times that grow with `now`, anything where the question
+has its say."""
+_PLACES = tuple((INDEX[name], attrgetter(name)) for name in _OF_THE_QUESTION)
 
 
 def features(candidate: Candidate) -> list[float]:
     """The row of contract.features.FEATURES, in order. Of many at once: controlplane.feature_rows."""
-    return list(map(float, _row(candidate)))
+    row = list(map(float, of_standing(candidate.standing)))
+    for place, value in _PLACES:
+        row[place] = float(value(candidate))
+    return row

@@ -7,25 +7,19 @@ the columns that a question fills, and two numbers more. The rows of a call are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from struct import Struct
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.features import FEATURES, INDEX
-from controlplane.endpoint import Candidate, Standing
+from controlplane.endpoint import Candidate, Standing, of_standing
 
 Floats = npt.NDArray[np.float64]
 
 WIDTH = len(FEATURES)
 ROWS_START = 64
 
-_IN_PLACE = {
-    "prefill_wait_s": "queued_since",
-    "report_age_s": "reported_at",
-} | dict.fromkeys(("input_tokens", "matched_tokens", "uncached_tokens", "max_tokens", "begins_s"), "slot")
-_of_standing = attrgetter(*[_IN_PLACE.get(name, name) for name in FEATURES])
 _PACK = Struct(f"{WIDTH + 2}d")
 _INPUT, _MATCHED, _UNCACHED = INDEX["input_tokens"], INDEX["matched_tokens"], INDEX["uncached_tokens"]
 _MAX_TOKENS, _BEGINS = INDEX["max_tokens"], INDEX["begins_s"]
@@ -77,5 +71,5 @@ class Rows:
 
 
 def _pack(standing: Standing) -> bytes:
-    packed = standing.packed = _PACK.pack(*_of_standing(standing), *standing.beginning())
+    packed = standing.packed = _PACK.pack(*of_standing(standing), *standing.beginning())
     return packed

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.features import FEATURES
 from controlplane.endpoint import Candidate, Standing, features
 from controlplane.feature_rows import Rows
 from controlplane.queue_plan import Beginning
@@ -45,6 +46,12 @@ def questions(draw: st.DrawFn) -> list[Candidate]:
         matched = draw(st.integers(0, tokens))
         rows.append(Candidate(standing, tokens, matched, tokens - matched, bound, now, draw(st.booleans())))
     return rows
+
+
+@given(questions())
+def test_a_row_holds_what_the_candidate_says_under_each_name(candidates: list[Candidate]) -> None:
+    for one in candidates:
+        assert features(one) == [getattr(one, name) for name in FEATURES]
 
 
 @given(questions())
