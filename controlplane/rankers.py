@@ -29,6 +29,8 @@ RATIO_MAX = 10.0
 SPREAD_MAX = 0.5
 """Mean absolute deviation of a worker's residuals, log seconds: at 0.5 its predictions are off by a factor of 1.6. Models that
 fit their traffic stay below 0.15; one asked far outside of what it was taught showed 0.3 to 0.6, and did worse than lmetric."""
+LINEAR_SAMPLES_MAX = 64
+"""First tokens of one tick that a linear model learns from, the latest: each takes 16 us, and decisions wait meanwhile."""
 ZONE_LOW_S = 1.0
 ZONE_HIGH_S = 10.0
 """The middle zone of `hierarchical`: below it any balance will do, above it only the count of requests tells."""
@@ -124,6 +126,7 @@ class LeastOnline:
     def learn(self, samples: Sequence[Sample]) -> None:
         """The worker's own speed goes into its correction; the model learns what is left, so that neither learns it twice."""
         self._forecaster.learn(samples)
+        samples = samples[-LINEAR_SAMPLES_MAX:]
         rows = Rows().of([sample.candidate for sample in samples])
         for row, sample in zip(rows, samples, strict=True):
             self.model.learn(row, sample.ttft_s / self._forecaster.factor(sample.candidate.endpoint))
@@ -164,6 +167,7 @@ class Layered:
         return Ranking(costs, Forecast("hierarchical", costs, p90.tolist(), [], [1.0] * len(costs)))
 
     def learn(self, samples: Sequence[Sample]) -> None:
+        samples = samples[-LINEAR_SAMPLES_MAX:]
         rows = self._rows.of([sample.candidate for sample in samples])
         for row, sample in zip(rows, samples, strict=True):
             self.all.learn(row, sample.ttft_s)
