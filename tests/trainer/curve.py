@@ -20,6 +20,8 @@ from trainer.train import train
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 SEED = 1
+DRAWN_MIN = 50
+"""Samples of a zone that judge; a line through fewer would be chance."""
 
 
 def lessons(samples: Dataset, share: float) -> Dataset:
@@ -54,6 +56,8 @@ def draw(points: list[tuple[int, Scores]], path: str) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.6), dpi=110)
     counts = [count for count, _ in points]
     for place, zone in enumerate(ZONES):
+        if points[0][1].zones[place].samples < DRAWN_MIN:
+            continue
         axes.plot(counts, [100 * scores.zones[place].mape for _, scores in points], marker="o", label=zone)
     axes.axhline(8, color="grey", linewidth=0.8, linestyle="--")
     axes.set(xscale="log", xlabel="samples that teach", ylabel="MAPE, %", ylim=(0, None))
