@@ -1,9 +1,9 @@
 """The three loops of an agent, and the only place that knows what an epoch is.
 
     scrape    10 Hz, one at a time       /metrics (and /health twice a second) -> EngineWatch; a restart -> new epoch
-    follow    at the first event after a pause, then in ticks of 15 ms
+    follow    at the first event after a pause, then in ticks of 5 ms
                                          KV events -> block set; a new run of the engine -> new epoch
-    publish   at the first change after a pause, then behind each such tick
+    publish   at the first change after a pause, then in ticks of 15 ms
                                          changed blocks; with each scrape, or without one in its time, a report
 
 A scrape that takes seconds (a saturated API server) does not hold up the reports: they go on with the last figures and say how
@@ -32,11 +32,10 @@ from worker_agent.watch import EngineWatch
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.015
+FOLLOW_EVERY_S = 0.005
+PUBLISH_EVERY_S = 0.015
 """While there is something to do. The next turn of a conversation may follow within milliseconds of the last, so what comes
-after a pause does not wait for a tick. Both loops have the same: what is followed is published at once, and not waited for."""
-BEHIND_S = 0.005
-"""While a replay, of which a look takes a bounded part, is being read."""
+after a pause does not wait for a tick."""
 IDLE_S_MAX = 0.010
 """Between two looks at sockets that say nothing: replays and broken connections do not wake anybody."""
 HEALTH_EVERY_S = 0.5
@@ -90,7 +89,7 @@ class Agent:
             self._follow()
             if self._follower is not None and self._follower.blocks.changed_blocks:
                 self._changed.set()
-                await asyncio.sleep(BEHIND_S if self._follower.behind else TICK_S)
+                await asyncio.sleep(FOLLOW_EVERY_S)
             await happened(self._arrived, IDLE_S_MAX)
 
     async def publish_forever(self) -> None:
@@ -105,8 +104,8 @@ class Agent:
                 self._report_now.clear()
                 report_at = now + 1.5 * self._interval_s
                 self.registered.set()
-            await asyncio.sleep(TICK_S if with_blocks else 0)
-            await happened(self._changed, TICK_S)
+            await asyncio.sleep(PUBLISH_EVERY_S if with_blocks else 0)
+            await happened(self._changed, PUBLISH_EVERY_S)
 
     async def leave(self) -> None:
         """De-register, within a bound."""

@@ -47,11 +47,6 @@ class Follower:
         return self.blocks.exact and not self._source.behind
 
     @property
-    def behind(self) -> bool:
-        """Whether payloads are known to be missing and are being asked for."""
-        return self._source.behind
-
-    @property
     def ranks(self) -> tuple[int, ...]:
         return self._source.ranks
 
