@@ -40,13 +40,13 @@ async def count(stub: object) -> int:
 
 async def test_from_outcomes_to_a_model_that_control_planes_can_load(short_dir: Path, redis_url: str) -> None:
     with running(short_dir, redis_url):
-        feed(redis_url, outcomes(2_000, 1))
+        feed(redis_url, outcomes(2_000, 2))
 
         async def shadows() -> bool:
             return state(redis_url).shadow != ""
 
         await until("the first training puts a model into shadow", shadows)
-        feed(redis_url, outcomes(400, 2, first_id=5_000))
+        feed(redis_url, outcomes(400, 3, first_id=5_000))
 
         async def serves() -> bool:
             return state(redis_url).serving != ""
