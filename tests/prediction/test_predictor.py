@@ -18,7 +18,7 @@ from trainer.zoo import KINDS
 
 @pytest.fixture(scope="module")
 def zoo() -> dict[str, Trained]:
-    data = samples(3_000, 1)
+    data = samples(1_500, 1)
     return {kind: train(data, kind=kind, model_id=f"{kind.replace('_', '-')}-1", seed=1, now_unix=0.0) for kind in KINDS}
 
 
