@@ -9,7 +9,11 @@ import pytest
 from tests.e2e.stack import RunningStack, running_stack
 
 
+SETTINGS = {"HEADWAY_CONTROLPLANE_GRACE_S_MAX": "4"}
+"""Tests wait for it to pass; a data plane that lives is back well within it."""
+
+
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with running_stack(tmp_path_factory.mktemp("home"), "--speed", "4", workers=3) as running:
+    with running_stack(tmp_path_factory.mktemp("home"), "--speed", "4", workers=3, environment=SETTINGS) as running:
         yield running

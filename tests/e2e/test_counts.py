@@ -19,7 +19,7 @@ STREAMS = 24
 TOKENS = 60_000
 """More than any of them will ever write."""
 SETTLE_S_MAX = 25.0
-"""The grace period of a broken stream's reservations is 10 s."""
+"""The grace period of a broken stream's reservations is 4 s in this stack."""
 
 
 @dataclass
