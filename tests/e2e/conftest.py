@@ -8,7 +8,6 @@ import pytest
 
 from tests.e2e.stack import RunningStack, running_stack
 
-
 SETTINGS = {"HEADWAY_CONTROLPLANE_GRACE_S_MAX": "4"}
 """Tests wait for it to pass; a data plane that lives is back well within it."""
 

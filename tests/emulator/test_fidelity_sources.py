@@ -27,11 +27,12 @@ def test_the_recorded_prompts_are_drawn_again_and_share_what_they_shared(recordi
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_tiny_cpu_is_what_the_fit_prints(recording: Recording) -> None:
-    found = cpu.constants_of(cpu.calibrate(recording, frozenset(recording.levels), iterations=3).latency)
-    shipped = cpu.constants_of(TINY_CPU.batching)
-    # The fit begins at the shipped values and goes on: how far it still gets is how well they are known.
+    latency, _ = cpu.fit_constants(recording, frozenset(recording.levels), iterations=1)
+    found, shipped = cpu.constants_of(latency), cpu.constants_of(TINY_CPU.batching)
+    # The fit begins at the shipped values; its first step is the longest. Where `decode_s_per_sequence` or
+    # `prefill_s_per_token` is an eighth off, it takes some constant 2 to 5 % away.
     for name, ratio in zip(cpu.CONSTANTS, found / shipped, strict=True):
-        assert ratio == pytest.approx(1.0, abs=0.15 if name == "request_s" else 0.04), name
+        assert ratio == pytest.approx(1.0, abs=0.1 if name == "request_s" else 0.015), name
 
 
 @pytest.mark.slow
