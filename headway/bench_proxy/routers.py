@@ -26,10 +26,13 @@ READY_TIMEOUT_S = 30.0
 OURS = ("round_robin", "prefix", "weighted", "lmetric")
 RUST = ("sglang", "vllm")
 POLICIES = ("round_robin", "cache_aware")
+KINDS = ("headway", "headway-grpc")
+"""Ours: both processes on one host; and by gRPC over TCP alone, as where the control plane is on another."""
 NAMES = (
     "nginx",
     "haproxy",
     *(f"headway:{policy}" for policy in OURS),
+    *(f"headway-grpc:{policy}" for policy in ("round_robin", "lmetric")),
     *(f"{peer}:{policy}" for peer in RUST for policy in POLICIES),
     "litellm",
 )
@@ -61,14 +64,14 @@ class Bench:
         """The routers that run, and why others do not."""
         found: list[Router] = []
         missing: dict[str, str] = {}
-        ours = [name.partition(":")[2] for name in names if name.startswith("headway:")]
         for name in names:
+            kind = name.partition(":")[0]
             try:
-                if name.startswith("headway:"):
-                    if name.partition(":")[2] == ours[0]:
-                        found += self._headway(ours)
-                else:
+                if kind not in KINDS:
                     found.append(self._peer(name))
+                elif not any(router.name.startswith(f"{kind}:") for router in found):
+                    ours = [other.partition(":")[2] for other in names if other.startswith(f"{kind}:")]
+                    found += self._headway(kind, ours)
             except (NotStarted, FileNotFoundError) as error:
                 missing[name] = str(error)
         return sorted(found, key=lambda router: names.index(router.name)), missing
@@ -91,16 +94,17 @@ class Bench:
 
     # --- ours ---
 
-    def _headway(self, policies: list[str]) -> list[Router]:
+    def _headway(self, kind: str, policies: list[str]) -> list[Router]:
         """One control plane and one data plane; the policy is switched before each run."""
-        directory, port = self._directory, free_port()
+        directory, port = self._directory / kind, free_port()
+        directory.mkdir(exist_ok=True)
         redis = RedisServer(directory)
         redis.start()
         self._stack.callback(redis.stop)
         fleet = Fleet(redis.url, self._urls, model=MODEL, tokenizer=TOKENIZER)
         fleet.start()
         self._stack.callback(fleet.stop)
-        target = f"unix:{directory}/control.sock"
+        target = f"unix:{directory}/control.sock" if kind == "headway" else f"127.0.0.1:{free_port()}"
         flags = ["--redis-url", redis.url, "--listen", target, "--metrics-port", "0", "--policy", policies[0]]
         control = Process("controlplane", [sys.executable, "-m", "controlplane", *flags], directory)
         self._stack.callback(control.end)
@@ -111,7 +115,7 @@ class Bench:
         def switch(policy: str) -> Callable[[], None]:
             return lambda: _switch(target, port, policy)
 
-        return [Router(f"headway:{policy}", port, (control.pid, data.pid), switch(policy)) for policy in policies]
+        return [Router(f"{kind}:{policy}", port, (control.pid, data.pid), switch(policy)) for policy in policies]
 
     # --- others ---
 
