@@ -86,10 +86,10 @@ more = st.fixed_dictionaries(
     optional={
         "eos_token": st.just("</s>"),
         "enable_thinking": st.booleans() | st.none(),
-        "date_string": json_values,
-        "custom_tools": json_values,
-        "builtin_tools": json_values,
-        "tools_in_user_message": st.booleans(),
+        "day": json_values,
+        "extra_tools": json_values,
+        "built_in": json_values,
+        "with_user": st.booleans(),
         "namespace": json_values,
         "loop": json_values,
     },
@@ -176,7 +176,7 @@ def test_ordinary_chats_are_not_left_to_jinja2(name: str) -> None:
             assert of._compiled is not None
             assert of._compiled(named) == truth
         else:
-            assert (name, chat[0]["role"]) == ("gemma", "system")
+            assert (name, chat[0]["role"]) == ("strict", "system")
 
 
 PIECES = [
