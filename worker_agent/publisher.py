@@ -54,7 +54,6 @@ class Publisher:
             keyspace.blocks_key(worker),
             keyspace.DELTA_FIELD,
             entries_max=keyspace.BLOCKS_ENTRIES_MAX,
-            answer_timeout_s=ANSWER_TIMEOUT_S,
         )
         self._log = DeltaLog()
         self._connected = False
