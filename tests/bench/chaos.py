@@ -37,6 +37,7 @@ from redis.exceptions import RedisError
 
 from contract import keyspace, outcome
 from contract.outcome import End
+from runtime.tasks import stop_if_cancelled
 from tests.e2e.stack import RunningStack, running_stack
 
 PROMPTS = 48
@@ -197,9 +198,11 @@ class OutcomeTail:
     async def run(self) -> None:
         last = b"0"
         while True:
+            stop_if_cancelled()
             try:
                 async with redis.asyncio.Redis.from_url(self._url) as client:
                     while True:
+                        stop_if_cancelled()
                         found = await client.xread({keyspace.OUTCOMES: last}, count=1000, block=200)
                         for _, entries in found or ():
                             for entry, fields in entries:
