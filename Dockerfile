@@ -22,7 +22,7 @@ COPY loadgen ./loadgen
 COPY simulation ./simulation
 COPY headway ./headway
 RUN pip install --no-cache-dir --root-user-action=ignore --no-deps . && python -m compileall -q /app && useradd --system --home /app headway \
-    && install -d -o headway /var/lib/headway
+    && install -d -o headway /var/lib/headway /run/headway
 
 USER headway
 ENV PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
