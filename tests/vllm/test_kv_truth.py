@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
+from proto import fleet_pb2
 from tests.e2e.stack import RunningStack, running_stack, wait_until
 from tests.vllm.chats import converse
 from tests.vllm.engines import TOKENIZER, Engine, some_engines
@@ -52,7 +53,13 @@ def stack(engines: list[Engine], witness: Witness, tmp_path_factory: pytest.Temp
     flags += ["--tokenizer", str(TOKENIZER), "--policy", "prefix"]
     with running_stack(home, *flags, workers=2) as running:
         wait_until(lambda: "tokenizer ready" in running.log(), seconds_max=60, what="the tokenizer is loaded")
+        # An agent that has just joined makes sure that it missed nothing; until then its index gives no credit, and says so.
+        wait_until(lambda: _all_exact(running), seconds_max=15, what="both indexes are exact")
         yield running
+
+
+def _all_exact(running: RunningStack) -> bool:
+    return all(status.index == fleet_pb2.EXACT for status in running.list_workers().workers)
 
 
 @pytest.mark.parametrize("free", [True, False], ids=["free-text", "whole-words"])
