@@ -17,16 +17,16 @@ from random import Random
 
 from rich.console import Console
 
-from headway.bench_proxy import measure, peers, programs, prompts, routers, table
-from headway.bench_proxy.measure import Figures
+from headway.bench_proxy import peers, programs, prompts, routers, table
+from headway.bench_proxy.measure import AddedTtft, Measurement, Throughput
 from headway.bench_proxy.processes import Process, free_ports
 from headway.bench_proxy.programs import LoadFailed, Programs
 from headway.bench_proxy.prompts import Scenario
-from headway.bench_proxy.routers import Bench, Router
+from headway.bench_proxy.routers import Bench
 from headway.errors import UsageError
 
 SEED = 1
-WIDTH = 140
+WIDTH = 150
 SCENARIOS = ("small", "large", "chunks", "paced", "ttft")
 
 
@@ -62,14 +62,18 @@ def run(args: argparse.Namespace) -> int:
         engine = Process("engine", [*built.backend, str(first_port), str(args.workers)], directory)
         stack.callback(engine.end)
         engine.wait_for(first_port)
-        found, missing = Bench(stack, directory, [first_port + n for n in range(args.workers)]).start(names)
-        if not found:
-            raise UsageError("; ".join(f"{name}: {why}" for name, why in missing.items()))
-        runner = _Runner(args, console, directory, built, first_port, found)
-        try:
-            figures = runner.run(wanted)
-        except LoadFailed as error:
-            raise UsageError(f"the load failed: {error}") from error
+        engine_ports = [first_port + number for number in range(args.workers)]
+        measurements = _measurements(args, wanted, directory, built, first_port)
+        missing: dict[str, str] = {}
+        for number in range(1, args.rounds + 1):
+            _tell(f"round {number} of {args.rounds}: starting the routers")
+            missing |= _round(names, directory / f"round-{number}", engine_ports, measurements)
+    figures = []
+    for title, measurement in measurements:
+        found = measurement.figures()
+        figures += found
+        show = table.ttft_table if isinstance(measurement, AddedTtft) else table.cost_table
+        console.print(show(title, found))
     method = _method(args, built)
     for name, why in missing.items():
         console.print(f"left out: {name}: {why}", markup=False)
@@ -83,72 +87,43 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(one.errors for one in figures) else 0
 
 
-class _Runner:
-    """The chosen scenarios, one after the other, each printed when it is done."""
-
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        console: Console,
-        directory: Path,
-        built: Programs,
-        engine_port: int,
-        found: list[Router],
-    ) -> None:
-        self._args = args
-        self._console = console
-        self._directory = directory
-        self._programs = built
-        self._engine_port = engine_port
-        self._routers = found
-
-    def run(self, wanted: list[str]) -> list[Figures]:
-        found: list[Figures] = []
-        for name in wanted:
-            found += self._ttft() if name == "ttft" else self._throughput(_scenario(name, self._args.clients))
-        return found
-
-    def _throughput(self, scenario: Scenario, *, show: bool = True) -> list[Figures]:
-        figures = measure.throughput(
-            self._routers,
-            scenario,
-            self._requests(scenario),
-            self._programs,
-            rounds=self._args.rounds if show else 1,
-            seconds=self._args.seconds if show else 1.0,
-            tell=self._tell,
-        )
-        if show:
-            self._console.print(table.cost_table(_title(scenario), figures))
-        return figures
-
-    def _ttft(self) -> list[Figures]:
-        """Streams of four events without delay: the peak of each router, then half of it."""
-        scenario = Scenario("ttft", 200, self._args.clients, chunks=4)
-        peaks = {one.router: one.requests_per_s for one in self._throughput(scenario, show=False)}
-        figures = measure.added_ttft(
-            self._routers,
-            self._engine_port,
-            scenario,
-            self._requests(scenario),
-            self._programs,
-            peaks,
-            rounds=self._args.rounds,
-            seconds=self._args.seconds,
-            tell=self._tell,
-        )
-        title = "added TTFT: streams of 4 events at half of each router's own peak, less the engine's own at that rate"
-        self._console.print(table.ttft_table(title, figures))
-        return figures
-
-    def _requests(self, scenario: Scenario) -> Path:
-        path = self._directory / f"{scenario.name}.requests"
+def _measurements(
+    args: argparse.Namespace, wanted: list[str], directory: Path, built: Programs, engine_port: int
+) -> list[tuple[str, Measurement]]:
+    """What is measured, and what each table is called."""
+    found: list[tuple[str, Measurement]] = []
+    for name in wanted:
+        scenario = _scenario(name, args.clients)
+        path = directory / f"{name}.requests"
         prompts.write(scenario, path, Random(SEED))
-        return path
+        if name == "ttft":
+            title = "added TTFT: streams of 4 events at half of each router's own peak, less the engine's own at that rate"
+            found.append((title, AddedTtft(scenario, path, built, args.seconds, _tell, engine_port=engine_port)))
+        else:
+            found.append((_title(scenario), Throughput(scenario, path, built, args.seconds, _tell)))
+    return found
 
-    def _tell(self, text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{text:<78}", end="\r", file=sys.stderr, flush=True)
+
+def _round(
+    names: list[str], directory: Path, engine_ports: list[int], measurements: list[tuple[str, Measurement]]
+) -> dict[str, str]:
+    """Starts the routers, measures each once in every scenario, ends them. Returns why some were left out."""
+    directory.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        found, missing = Bench(stack, directory, engine_ports).start(names)
+        if not found:
+            raise UsageError("; ".join(f"{name}: {why}" for name, why in missing.items()))
+        try:
+            for _, measurement in measurements:
+                measurement.round(found)
+        except LoadFailed as error:
+            raise UsageError(f"the load failed: {error}") from error
+    return missing
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<78}", end="\r", file=sys.stderr, flush=True)
 
 
 def _scenario(name: str, clients: int) -> Scenario:
@@ -157,6 +132,7 @@ def _scenario(name: str, clients: int) -> Scenario:
         "large": Scenario("large", 32_000, clients),
         "chunks": Scenario("chunks", 200, clients, chunks=128),
         "paced": Scenario("paced", 200, 4 * clients, chunks=64, pace_ms=10),
+        "ttft": Scenario("ttft", 200, clients, chunks=4),
     }[name]
 
 
@@ -169,10 +145,10 @@ def _title(scenario: Scenario) -> str:
 
 def _method(args: argparse.Namespace, built: Programs) -> str:
     return (
-        f"method: {args.rounds} rounds of {args.seconds:g} s, routers in turn, medians; {args.workers} scripted engines (one "
-        f"process) and the load in {built.language}; CPU: user + system of all processes of a router from /proc (ours: data "
-        f"plane + control plane); every request's prompt differs; {os.cpu_count()} cores, load average "
-        f"{os.getloadavg()[0]:.1f}: read the ratios."
+        f"method: {args.rounds} rounds of {args.seconds:g} s, routers in turn and started anew for each, medians (least-most "
+        f"of the rounds); {args.workers} scripted engines (one process) and the load in {built.language}; CPU: user + system "
+        f"of all processes of a router from /proc (ours: data plane + control plane); every request's prompt differs; "
+        f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}: read the ratios."
     )
 
 

@@ -1,7 +1,12 @@
-"""The rounds: every router in turn, again and again, so that what else the machine does falls on all alike."""
+"""The rounds: every router in turn, again and again, so that what else the machine does falls on all alike.
+
+Who measures starts the routers anew for every round: a process keeps for life what fell to it when it began (threads and
+connections on which core, memory where), and that is worth a factor of two to some of them.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +19,9 @@ from headway.bench_proxy.routers import Router
 
 WARM_S = 0.5
 HALF = 0.5
+PEAK_S = 1.0
+
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Figures:
     requests_per_s: float
     chunks_per_s: float
     cpu_us_per_request: float
+    cpu_us_least: float  # per request, of the rounds
+    cpu_us_most: float
     cpu_us_per_chunk: float
     first_us_p50: float
     first_us_p99: float
@@ -42,74 +52,102 @@ class _Run:
     result: Result
     cpu_s: float
 
+    @property
+    def cpu_us(self) -> float:
+        """Per request."""
+        return 1e6 * self.cpu_s / max(1, self.result.responses)
 
-def throughput(
-    routers: Sequence[Router],
-    scenario: Scenario,
-    requests: Path,
-    programs: Programs,
-    *,
-    rounds: int,
-    seconds: float,
-    tell: Callable[[str], None],
-) -> list[Figures]:
+
+class Measurement(ABC):
+    """One scenario. requests: the file that the load reads; seconds: of one run."""
+
+    def __init__(self, scenario: Scenario, requests: Path, programs: Programs, seconds: float, tell: Tell) -> None:
+        self.scenario = scenario
+        self._requests = requests
+        self._programs = programs
+        self._seconds = seconds
+        self._tell = tell
+        self._runs: dict[str, list[_Run]] = {}
+
+    @abstractmethod
+    def round(self, routers: Sequence[Router]) -> None:
+        """Each of them once, by name the same as in other rounds."""
+
+    @abstractmethod
+    def figures(self) -> list[Figures]: ...
+
+    def _measure(self, router: Router, seconds: float, rate: float) -> _Run:
+        """One run, warmed up."""
+        router.prepare()
+        self._load(router.port, WARM_S, rate)
+        before = cpu_s(router.pids)
+        result = self._load(router.port, seconds, rate)
+        return _Run(result, cpu_s(router.pids) - before)
+
+    def _load(self, port: int, seconds: float, rate: float) -> Result:
+        return self._programs.run_load(port, self._requests, clients=self.scenario.clients, seconds=seconds, rate=rate)
+
+
+class Throughput(Measurement):
     """Closed loop: `scenario.clients` connections, each with one request in flight."""
-    runs: dict[str, list[_Run]] = {router.name: [] for router in routers}
-    for number in range(rounds):
+
+    def round(self, routers: Sequence[Router]) -> None:
         for router in routers:
-            tell(f"{scenario.name}, round {number + 1} of {rounds}: {router.name}")
-            router.prepare()
-            programs.run_load(router.port, requests, clients=scenario.clients, seconds=WARM_S)
-            runs[router.name].append(_run(router, scenario, requests, programs, seconds, rate=0.0))
-    return [_figures(router.name, scenario, runs[router.name]) for router in routers]
+            self._tell(f"{self.scenario.name}: {router.name}")
+            self._runs.setdefault(router.name, []).append(self._measure(router, self._seconds, rate=0.0))
+
+    def figures(self) -> list[Figures]:
+        return [_figures(name, self.scenario, runs) for name, runs in self._runs.items()]
 
 
-def added_ttft(
-    routers: Sequence[Router],
-    engine_port: int,
-    scenario: Scenario,
-    requests: Path,
-    programs: Programs,
-    peaks: dict[str, float],
-    *,
-    rounds: int,
-    seconds: float,
-    tell: Callable[[str], None],
-) -> list[Figures]:
-    """Open loop at half of each router's own peak (requests/s by router); the engine alone at the same rate is subtracted."""
-    runs: dict[str, list[_Run]] = {router.name: [] for router in routers}
-    alone: dict[str, list[Result]] = {router.name: [] for router in routers}
-    for number in range(rounds):
+class AddedTtft(Measurement):
+    """Open loop at half of each router's own peak, found in its first round unless given (requests/s by router); what the
+    engine alone takes at that rate is subtracted."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        requests: Path,
+        programs: Programs,
+        seconds: float,
+        tell: Tell,
+        *,
+        engine_port: int,
+        peaks: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__(scenario, requests, programs, seconds, tell)
+        self._engine_port = engine_port
+        self._peaks = dict(peaks or {})
+        self._alone: dict[str, list[Result]] = {}
+
+    def round(self, routers: Sequence[Router]) -> None:
         for router in routers:
-            tell(f"{scenario.name}, half load, round {number + 1} of {rounds}: {router.name}")
-            rate = HALF * peaks[router.name]
-            router.prepare()
-            programs.run_load(router.port, requests, clients=scenario.clients, seconds=WARM_S, rate=rate)
-            runs[router.name].append(_run(router, scenario, requests, programs, seconds, rate=rate))
-            alone[router.name].append(
-                programs.run_load(engine_port, requests, clients=scenario.clients, seconds=seconds, rate=rate)
-            )
-    found = []
-    for router in routers:
-        base = _figures(router.name, scenario, runs[router.name])
-        direct_p50 = median(result.first_us_p50 for result in alone[router.name])
-        direct_p99 = median(result.first_us_p99 for result in alone[router.name])
-        added = {"added_ttft_us_p50": base.first_us_p50 - direct_p50, "added_ttft_us_p99": base.first_us_p99 - direct_p99}
-        found.append(Figures(**{**asdict(base), **added, "rate": HALF * peaks[router.name]}))
-    return found
+            if router.name not in self._peaks:
+                self._tell(f"{self.scenario.name}, peak: {router.name}")
+                run = self._measure(router, PEAK_S, rate=0.0)
+                self._peaks[router.name] = run.result.responses / run.result.seconds
+            self._tell(f"{self.scenario.name}, half load: {router.name}")
+            rate = HALF * self._peaks[router.name]
+            self._runs.setdefault(router.name, []).append(self._measure(router, self._seconds, rate))
+            self._alone.setdefault(router.name, []).append(self._load(self._engine_port, self._seconds, rate))
 
-
-def _run(router: Router, scenario: Scenario, requests: Path, programs: Programs, seconds: float, *, rate: float) -> _Run:
-    before = cpu_s(router.pids)
-    result = programs.run_load(router.port, requests, clients=scenario.clients, seconds=seconds, rate=rate)
-    return _Run(result, cpu_s(router.pids) - before)
+    def figures(self) -> list[Figures]:
+        found = []
+        for name, runs in self._runs.items():
+            base = _figures(name, self.scenario, runs)
+            alone = self._alone[name]
+            p50 = base.first_us_p50 - median(result.first_us_p50 for result in alone)
+            p99 = base.first_us_p99 - median(result.first_us_p99 for result in alone)
+            added = {"added_ttft_us_p50": p50, "added_ttft_us_p99": p99, "rate": HALF * self._peaks[name]}
+            found.append(Figures(**{**asdict(base), **added}))
+        return found
 
 
 def _figures(name: str, scenario: Scenario, runs: Sequence[_Run]) -> Figures:
     def middle(read: Callable[[_Run], float]) -> float:
         return median(read(run) for run in runs)
 
-    per_request = middle(lambda run: 1e6 * run.cpu_s / max(1, run.result.responses))
+    per_request = middle(lambda run: run.cpu_us)
     rate = middle(lambda run: run.result.responses / run.result.seconds)
     return Figures(
         router=name,
@@ -117,6 +155,8 @@ def _figures(name: str, scenario: Scenario, runs: Sequence[_Run]) -> Figures:
         requests_per_s=rate,
         chunks_per_s=rate * scenario.chunks,
         cpu_us_per_request=per_request,
+        cpu_us_least=min(run.cpu_us for run in runs),
+        cpu_us_most=max(run.cpu_us for run in runs),
         cpu_us_per_chunk=per_request / scenario.chunks if scenario.chunks else 0.0,
         first_us_p50=middle(lambda run: run.result.first_us_p50),
         first_us_p99=middle(lambda run: run.result.first_us_p99),

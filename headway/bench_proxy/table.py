@@ -32,15 +32,16 @@ def cost_table(title: str, figures: Sequence[Figures]) -> Table:
     """One scenario."""
     streamed = any(one.chunks_per_s for one in figures)
     table = Table(title=title, title_justify="left")
-    table.add_column("router")
-    columns = ["requests/s", *(("chunks/s", "CPU us/chunk") if streamed else ()), "CPU us/request"]
+    table.add_column("router", no_wrap=True)
+    columns = ["requests/s", *(("chunks/s", "CPU us/chunk") if streamed else ()), "CPU us/request", "least-most"]
     divisors = references(figures)
     for name in (*columns, *(name for name, _ in divisors), "p50 us", "p99 us", "errors"):
         table.add_column(name, justify="right")
     for one in figures:
         chunks = (f"{one.chunks_per_s:,.0f}", f"{one.cpu_us_per_chunk:.1f}") if streamed else ()
         ratios = (f"{one.cpu_us_per_request / value:.2f}" if value else "-" for _, value in divisors)
-        cells = (f"{one.requests_per_s:,.0f}", *chunks, f"{one.cpu_us_per_request:.1f}", *ratios)
+        spread = f"{one.cpu_us_least:.1f}-{one.cpu_us_most:.1f}"
+        cells = (f"{one.requests_per_s:,.0f}", *chunks, f"{one.cpu_us_per_request:.1f}", spread, *ratios)
         table.add_row(one.router, *cells, f"{one.first_us_p50:,.0f}", f"{one.first_us_p99:,.0f}", str(one.errors))
     return table
 
@@ -48,7 +49,7 @@ def cost_table(title: str, figures: Sequence[Figures]) -> Table:
 def ttft_table(title: str, figures: Sequence[Figures]) -> Table:
     """Added TTFT."""
     table = Table(title=title, title_justify="left")
-    table.add_column("router")
+    table.add_column("router", no_wrap=True)
     for name in ("requests/s", "added TTFT p50 us", "added TTFT p99 us", "CPU us/request", "errors"):
         table.add_column(name, justify="right")
     for one in figures:

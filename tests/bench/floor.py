@@ -30,7 +30,8 @@ import httptools
 import uvloop
 from rich.console import Console
 
-from headway.bench_proxy import measure, programs, prompts, table
+from headway.bench_proxy import programs, prompts, table
+from headway.bench_proxy.measure import Throughput
 from headway.bench_proxy.processes import Process, free_port, free_ports
 from headway.bench_proxy.prompts import Scenario
 from headway.bench_proxy.routers import Bench, Router
@@ -44,7 +45,7 @@ PACED_BESIDE = ["nginx", "headway:round_robin"]
 PACED = Scenario("paced", 200, 256, 64, 10)
 """As `headway bench proxy` paces streams."""
 CHUNKED = -1
-WIDTH = 140
+WIDTH = 150
 GATHER_S = 0.001
 """Between two messages: about as many questions in each as ours has. Without it a request costs half as much again."""
 METHOD = "/floor.Floor/Route"
@@ -222,22 +223,34 @@ def run() -> None:
         engine = Process("engine", [*built.backend, str(first_engine), str(ENGINES)], directory)
         stack.callback(engine.end)
         engine.wait_for(first_engine)
-        floors = [_start(stack, directory, first_engine, asks=asks) for asks in (False, True)]
-        found, missing = Bench(stack, directory, [first_engine + number for number in range(ENGINES)]).start(BESIDE)
-        scenario = Scenario("small", 200, CLIENTS)
-        _print([*floors, *found], scenario, directory, built, f"prompts of 200 characters, {CLIENTS} clients")
-        streaming = [floors[0], *[router for router in found if router.name in PACED_BESIDE]]
-        _print(streaming, PACED, directory, built, f"{PACED.clients} streams, a chunk every {PACED.pace_ms} ms on each")
-        for name, why in missing.items():
-            print(f"left out: {name}: {why}")
+        ports = [first_engine + number for number in range(ENGINES)]
+        small = _measurement(Scenario("small", 200, CLIENTS), directory, built)
+        paced = _measurement(PACED, directory, built)
+        missing: dict[str, str] = {}
+        for number in range(ROUNDS):
+            with ExitStack() as started:
+                place = directory / f"round-{number}"
+                place.mkdir()
+                floors = [_start(started, place, first_engine, asks=asks) for asks in (False, True)]
+                found, missing = Bench(started, place, ports).start(BESIDE)
+                small.round([*floors, *found])
+                paced.round([floors[0], *[router for router in found if router.name in PACED_BESIDE]])
+    _print(small, f"prompts of 200 characters, {CLIENTS} clients")
+    _print(paced, f"{PACED.clients} streams, a chunk every {PACED.pace_ms} ms on each")
+    for name, why in missing.items():
+        print(f"left out: {name}: {why}")
 
 
-def _print(routers: list[Router], scenario: Scenario, directory: Path, built: programs.Programs, what: str) -> None:
+def _measurement(scenario: Scenario, directory: Path, built: programs.Programs) -> Throughput:
     path = directory / f"{scenario.name}.requests"
     prompts.write(scenario, path, Random(1))
-    figures = measure.throughput(routers, scenario, path, built, rounds=ROUNDS, seconds=SECONDS, tell=lambda text: None)
-    title = f"{scenario.name}: {what}; {ROUNDS} rounds of {SECONDS:g} s, routers in turn, medians"
-    Console(width=WIDTH).print(table.cost_table(title, figures))
+    return Throughput(scenario, path, built, SECONDS, lambda text: None)
+
+
+def _print(measured: Throughput, what: str) -> None:
+    name = measured.scenario.name
+    title = f"{name}: {what}; {ROUNDS} rounds of {SECONDS:g} s, routers in turn and started anew for each, medians"
+    Console(width=WIDTH).print(table.cost_table(title, measured.figures()))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from headway import bench
 from headway.bench_proxy import measure, processes, programs, prompts, table
-from headway.bench_proxy.measure import Figures
+from headway.bench_proxy.measure import AddedTtft, Figures, Throughput
 from headway.bench_proxy.processes import NotStarted, Process, cpu_s, free_ports
 from headway.bench_proxy.programs import LoadFailed, Programs, Result
 from headway.bench_proxy.prompts import MODEL, Scenario
@@ -30,7 +30,8 @@ from headway.errors import UsageError
 
 def figures(router: str, cost_us: float, **more: float) -> Figures:
     fields = {"requests_per_s": 1000.0, "chunks_per_s": 0.0, "cpu_us_per_chunk": 0.0, "first_us_p50": 5.0, "first_us_p99": 9.0}
-    return Figures(router, "small", cpu_us_per_request=cost_us, errors=0, **fields | more)  # type: ignore[arg-type]
+    costs = {"cpu_us_per_request": cost_us, "cpu_us_least": 0.9 * cost_us, "cpu_us_most": 2 * cost_us}
+    return Figures(router, "small", errors=0, **costs | fields | more)  # type: ignore[arg-type]
 
 
 MEASURED = [
@@ -56,12 +57,12 @@ def printed(found: list[Figures]) -> dict[str, list[str]]:
 def test_ratios_are_to_nginx_and_to_the_cheaper_rust_router() -> None:
     assert dict(table.references(MEASURED)) == {"x nginx": 20.0, "x Rust round robin": 60.0, "x Rust cache_aware": 100.0}
     ours = printed(MEASURED)["headway:round_robin"]
-    assert ours[1:5] == ["45.0", "2.25", "0.75", "0.45"]
+    assert ours[1:6] == ["45.0", "40.5-90.0", "2.25", "0.75", "0.45"]
 
 
 def test_what_was_not_measured_has_no_ratio() -> None:
     assert table.cheapest([figures("litellm", 9.0)], "round_robin") is None
-    assert printed([figures("headway:round_robin", 45.0)])["headway:round_robin"][2:5] == ["-", "-", "-"]
+    assert printed([figures("headway:round_robin", 45.0)])["headway:round_robin"][3:6] == ["-", "-", "-"]
 
 
 def run_of(responses: int, cpu: float, p50: float, errors: int = 0, seconds: float = 2.0) -> measure._Run:
@@ -185,14 +186,19 @@ def test_rounds_are_interleaved_and_added_up(built: Programs, engine: int, tmp_p
     scenario, path, told = Scenario("small", 200, 2), tmp_path / "requests", []
     prompts.write(scenario, path, Random(1))
     routers = [Router(name, engine, []) for name in ("a", "b")]
-    found = measure.throughput(routers, scenario, path, built, rounds=2, seconds=0.1, tell=told.append)
+    throughput = Throughput(scenario, path, built, 0.1, told.append)
+    for _ in range(2):
+        throughput.round(routers)
+    found = throughput.figures()
     assert [one.router for one in found] == ["a", "b"]
     assert [text.rpartition(" ")[2] for text in told] == ["a", "b", "a", "b"]
     assert all(one.requests_per_s > 10 and one.errors == 0 for one in found)
-    added = measure.added_ttft(
-        routers, engine, scenario, path, built, {"a": 200.0, "b": 100.0}, rounds=1, seconds=0.2, tell=told.append
-    )
-    assert [one.rate for one in added] == [100.0, 50.0]
+    assert all(one.cpu_us_least <= one.cpu_us_per_request <= one.cpu_us_most for one in found)
+    at_half = AddedTtft(scenario, path, built, 0.2, told.append, engine_port=engine, peaks={"a": 200.0})
+    at_half.round(routers)
+    added = at_half.figures()
+    assert added[0].rate == 100.0
+    assert added[1].rate > 10  # half of the peak that it found by itself
     assert all(one.added_ttft_us_p50 is not None for one in added)
 
 
