@@ -1,0 +1,247 @@
+"""What the control plane executes for a request, without a socket: user instructions and CPU of one thread.
+
+Method: messages as a data plane packs them, QUESTIONS questions a message and as many outcomes of the message before, fed into a
+line of the servicer (contract.frames), which answers each; prompts of a few blocks of 16 tokens, each different, chains included;
+records thinned to 2,000 a second of 25,000; workers report ten times a second. `calls`: what cProfile counts, built-in functions
+included. Two kinds of traffic:
+
+    whole      answers in one piece, workers without KV events, as in `headway bench proxy --scenarios small`
+    streamed   a first token a request, KV events on, the engine says what it found in its cache
+"""
+
+from __future__ import annotations
+
+import cProfile
+import ctypes
+import os
+import platform
+import pstats
+import struct
+import time
+from asyncio import Transport
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+from contract.frames import VERSION as LINE_VERSION
+from contract.frames import frame
+from contract.outcome import End, Outcome
+from contract.routing import VERSION as PACKED_VERSION
+from contract.routing import Asked, Ended, Request, Said, pack
+from controlplane.admission import WaitingRoom
+from controlplane.breaker import BreakerBounds
+from controlplane.director import Director
+from controlplane.explain import DecisionRing
+from controlplane.fleet_view import FleetWatch
+from controlplane.index_state import IndexState
+from controlplane.ledger import Ledger
+from controlplane.line import Line
+from controlplane.prefix_index import PrefixIndex, tune_gc
+from controlplane.profiles import build
+from controlplane.self_check import SelfCheck
+from controlplane.servicer import RoutingServicer, _Stream
+from controlplane.snapshot import FleetSnapshot
+from controlplane.thinning import PER_S_MAX, Thinning
+from proto import routing_pb2 as pb
+from runtime.clock import ManualClock
+from tests.controlplane.parts import BLOCK, MODEL, hashes, record, report
+
+WORKERS = 4
+QUESTIONS = 16
+PER_S = 25_000
+PROMPTS = 20_000
+BLOCKS = 3
+TOKENS = 56
+CACHE_BLOCKS = 27_000
+MESSAGES = 1_500
+ROUNDS = 3
+WARM_MESSAGES = 3_000
+PROFILED = 200
+POLICIES = ("round_robin", "prefix", "weighted", "lmetric", "predictive")
+
+
+class _Wire(Transport):
+    """Where answers go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = 0
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self.frames += 1
+
+    def abort(self) -> None:
+        raise AssertionError("the line was closed")
+
+
+class _Context:
+    def peer(self) -> str:
+        return "unix:"
+
+
+class Bench:
+    """A control plane without sockets and the messages for it. kind: see above; decisions are numbered one after the other, so
+    that the outcomes of a message can be packed before it is answered."""
+
+    def __init__(self, policy: str, kind: str) -> None:
+        self.kind = kind
+        self.clock = ManualClock(100.0)
+        ledger = Ledger()
+        self.snapshot = FleetSnapshot(ledger, BreakerBounds())
+        index = PrefixIndex()
+        self.records: list[Outcome] = []
+        ring = DecisionRing()
+        self.director = Director(
+            snapshot=self.snapshot,
+            ledger=ledger,
+            index=index,
+            waiting=WaitingRoom(),
+            ring=ring,
+            self_check=SelfCheck(),
+            profiles=build(),
+            policy=policy,
+            rng=Random(1),
+            record=self.records.append,
+            unix_offset_s=0.0,
+            thinning=Thinning(PER_S_MAX),
+            settle_s=0.25 if kind == "streamed" else 0.0,
+        )
+        self.director.warm = True
+        self.index = index
+        events = kind == "streamed"
+        for number in range(WORKERS):
+            worker = record(f"w{number}", cache_blocks=CACHE_BLOCKS, sends_kv_events=events)
+            slot = self.snapshot.worker_registered(worker, 100.0)
+            index.attach(slot, capacity_blocks=CACHE_BLOCKS, exact=events)
+            if events:
+                index.set_state(slot, IndexState.EXACT)
+        rng = Random(2)
+        self.prompts = [hashes(*(rng.getrandbits(64) for _ in range(BLOCKS))) for _ in range(PROMPTS)]
+        if events:
+            for prompt in self.prompts:
+                index.store(rng.randrange(WORKERS), prompt)
+        routing = RoutingServicer(self.director, ring, FleetWatch(self.snapshot, self.director, first_version=1), self.clock)
+        hello = pb.Hello(process="dp", packed_version=PACKED_VERSION, line_version=LINE_VERSION, queue_notices=True)
+        stream = _Stream(hello, _Context())  # type: ignore[arg-type]
+        routing._streams[stream.owner] = stream
+        self.routing = routing
+        self.line = Line(routing.claim_line)
+        self.wire = _Wire()
+        self.line.connection_made(self.wire)
+        self.line.data_received(frame(stream.line_key))
+        self.said = 0
+
+    def messages(self, count: int) -> list[bytes]:
+        """The next ones, as bytes of the line."""
+        return [self._message(number) for number in range(self.said, self.said + count)]
+
+    def _message(self, number: int) -> bytes:
+        chained = self.director.needs_chains
+        streamed = self.kind == "streamed"
+        questions, ended = [], []
+        for place in range(QUESTIONS):
+            asked = number * QUESTIONS + place
+            chains = ((BLOCK, self.prompts[asked % PROMPTS].tobytes()),) if chained else ()
+            wanted = Request(
+                model=MODEL,
+                input_tokens=TOKENS,
+                exact_tokens=chained,
+                max_tokens=128 if streamed else 0,
+                request_id=f"{asked:032x}",
+                streams=streamed,
+            )
+            questions.append(Asked(asked + 1, wanted, chains))
+        before = range(max(0, number - 1) * QUESTIONS + 1, number * QUESTIONS + 1)
+        for decision_id in before:
+            usual = {"end": int(End.COMPLETE), "http_status": 200, "e2e_s": 0.0025, "request_id": f"{decision_id - 1:032x}"}
+            if streamed:
+                usual |= {"ttft_s": 0.001, "itl_s": 0.0001, "streamed": True, "cached_tokens": BLOCK * BLOCKS}
+                usual |= {"output_tokens": 40, "prompt_tokens": TOKENS}
+            else:
+                usual |= {"output_tokens": 1, "prompt_tokens": 5}
+            ended.append(Ended(decision_id=decision_id, **usual))  # type: ignore[arg-type]
+        first_bytes = [(decision_id, 0.001) for decision_id in before] if streamed else []
+        return frame(pack(Said(questions, first_bytes, ended)))
+
+    def say(self, messages: list[bytes]) -> None:
+        """One after the other, with the time that passes between them."""
+        data_received, clock, step_s = self.line.data_received, self.clock, QUESTIONS / PER_S
+        answered = self.wire.frames
+        every = int(0.1 / step_s)
+        for number, message in enumerate(messages):
+            clock.advance(step_s)
+            if number % every == 0:
+                self._report()
+            data_received(message)
+        self.said += len(messages)
+        assert self.wire.frames - answered == len(messages), "every message is answered at once"
+
+    def _report(self) -> None:
+        now = self.clock.now()
+        self.records.clear()
+        self.index.expire(now)
+        for number in range(WORKERS):
+            self.snapshot.worker_reported(report(f"w{number}", generation_tokens=int(1000 * now)), now)
+
+
+class Counter:
+    """User instructions of this thread; 0 where the machine does not count them."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        number = {"x86_64": 298, "aarch64": 241}.get(platform.machine())
+        if number is None:
+            return
+        # struct perf_event_attr: type HARDWARE, its size, config INSTRUCTIONS; flags: exclude kernel and hypervisor
+        attr = struct.pack("<IIQQQQQ", 0, 128, 1, 0, 0, 0, 1 << 5 | 1 << 6).ljust(128, b"\0")
+        self._fd = ctypes.CDLL(None, use_errno=True).syscall(number, attr, 0, -1, -1, 0)
+
+    def read(self) -> int:
+        return int.from_bytes(os.read(self._fd, 8), "little") if self._fd >= 0 else 0
+
+
+@contextmanager
+def _counted(counter: Counter, into: list[tuple[float, float]]) -> Iterator[None]:
+    cpu, before = time.thread_time(), counter.read()
+    yield
+    after = counter.read()
+    into.append((after - before, time.thread_time() - cpu))
+
+
+def _calls(bench: Bench) -> float:
+    messages = bench.messages(PROFILED)
+    profile = cProfile.Profile()
+    profile.runcall(bench.say, messages)
+    return pstats.Stats(profile).total_calls / (PROFILED * QUESTIONS)  # type: ignore[attr-defined]
+
+
+def measure(policy: str, kind: str, counter: Counter) -> tuple[float, float, float]:
+    """Instructions, CPU in microseconds and calls a request, the least of the rounds."""
+    bench = Bench(policy, kind)
+    bench.say(bench.messages(WARM_MESSAGES))
+    figures: list[tuple[float, float]] = []
+    for _ in range(ROUNDS):
+        messages = bench.messages(MESSAGES)
+        with _counted(counter, figures):
+            bench.say(messages)
+    requests = MESSAGES * QUESTIONS
+    instructions = min(instructions for instructions, _ in figures) / requests
+    return instructions, min(cpu for _, cpu in figures) / requests * 1e6, _calls(bench)
+
+
+def run() -> None:
+    tune_gc()
+    counter = Counter()
+    print(f"the control plane alone, {WORKERS} workers, {QUESTIONS} questions and outcomes a message, {BLOCKS} blocks a prompt")
+    for kind in ("whole", "streamed"):
+        for policy in POLICIES:
+            instructions, cpu_us, calls = measure(policy, kind, counter)
+            print(f"  {kind:9} {policy:12} {instructions:8,.0f} instructions  {cpu_us:5.1f} us CPU  {calls:4.0f} calls a request")
+
+
+if __name__ == "__main__":
+    run()
