@@ -30,9 +30,10 @@ the requests were predicted to the block without the wait and 99.2 to 100 % with
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from typing import NamedTuple
+
+from controlplane.speculation import Chain
 
 NEVER = float("-inf")
 BLOCKS_MAX = 2
@@ -144,7 +145,7 @@ class Answers:
         lag_s = self._lags.get(slot)
         return PATIENCE_S if lag_s is None else max(PATIENCE_S_MIN, PATIENCE_LAGS * lag_s)
 
-    def extend(self, hashes: array[int], found: dict[int, int]) -> dict[int, int]:
+    def extend(self, hashes: Chain, found: dict[int, int]) -> dict[int, int]:
         """found: slot -> blocks it holds of the chain, above 0. Returns it with what recent answers add, in another object."""
         begun: set[int] = set()  # slots that announced blocks of the answer: the caller passes it back
         self.claims, self.awaited = {}, {}
@@ -161,7 +162,7 @@ class Answers:
             del self.awaited[slot]
         return found | credited if credited else found
 
-    def _claim_from(self, hashes: array[int], position: int, found: dict[int, int], begun: set[int]) -> None:
+    def _claim_from(self, hashes: Chain, position: int, found: dict[int, int], begun: set[int]) -> None:
         start = max(0, position - WALK_BLOCKS_MAX)
         before = hashes[start:position]
         if self._by_block.keys().isdisjoint(before):

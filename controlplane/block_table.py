@@ -25,6 +25,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.speculation import Chain
+
 Words = NDArray[np.uint64]
 Positions = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -290,13 +292,15 @@ class BlockTable:
 
     # ----------------------------------------------------------------------------------------------------- questions
 
-    def prefixes(self, hashes: array[int], lanes: int) -> list[tuple[int, int]]:
+    def prefixes(self, hashes: Chain, lanes: int) -> list[tuple[int, int]]:
         """(lanes, length): how far each of `lanes` holds the chain without a hole; lengths above 0 only."""
         lanes = self._bits(hashes[0]) & lanes if hashes else 0
         if not lanes:
             return []  # most questions without a match end here, at a hundredth of the price
         if len(hashes) <= WALK_BLOCKS_MAX:
             return self._walk(hashes, lanes)
+        if isinstance(hashes, tuple):
+            hashes = array("Q", hashes)
         chain = _view(hashes)
         steps = self._steps(chain, lanes)
         found: list[tuple[int, int]] = []
@@ -312,7 +316,7 @@ class BlockTable:
         lanes = self._new.bits(block)
         return lanes if self._old is None else lanes | self._old.bits(block)
 
-    def _walk(self, hashes: array[int], alive: int) -> list[tuple[int, int]]:
+    def _walk(self, hashes: Chain, alive: int) -> list[tuple[int, int]]:
         """`prefixes`, a block at a time."""
         found: list[tuple[int, int]] = []
         cells, mask = self._new.cells, self._new.places - 1
@@ -362,7 +366,7 @@ class BlockTable:
             for word, bits in zip(words, held, strict=True):
                 bits[position] = lanes >> (LANE_BITS * word) & WORD
 
-    def run(self, lane: int, hashes: array[int], start: int) -> int:
+    def run(self, lane: int, hashes: Chain, start: int) -> int:
         """The first position at or after `start` that the lane does not hold."""
         found = self.prefixes(hashes[start:] if start else hashes, 1 << lane)
         return start + (found[0][1] if found else 0)

@@ -44,7 +44,7 @@ from typing import Protocol
 from controlplane.answers import NEVER, Answers
 from controlplane.block_table import BlockTable
 from controlplane.index_state import IndexState
-from controlplane.speculation import SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Guesses
+from controlplane.speculation import SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Chain, Guesses
 
 SWEEP_ROWS = 65_536
 """Rows of the table that one call of `sweep` looks at: well under a millisecond."""
@@ -79,10 +79,10 @@ class Table(Protocol):
     def sweep(self, rows_max: int) -> list[int]:
         """Goes on with retired lanes; returns those that are free again."""
 
-    def prefixes(self, hashes: array[int], lanes: int) -> Iterable[tuple[int, int]]:
+    def prefixes(self, hashes: Chain, lanes: int) -> Iterable[tuple[int, int]]:
         """(bit set of lanes, length): how far each of `lanes` holds the chain without a hole. Lengths above 0 only."""
 
-    def run(self, lane: int, hashes: array[int], start: int) -> int:
+    def run(self, lane: int, hashes: Chain, start: int) -> int:
         """The first position at or after `start` that the lane does not hold."""
 
     def memory_bytes(self) -> int: ...
@@ -131,13 +131,6 @@ class _Slot:
         self.withheld = False
 
 
-def _bits(mask: int) -> Iterable[int]:
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
-
-
 class PrefixIndex:
     """Exact and guessed blocks of every endpoint. Pure: no clock, no I/O; not thread-safe."""
 
@@ -155,7 +148,7 @@ class PrefixIndex:
         """Of the last question: until when blocks of an answer are worth waiting for."""
         self.generation = 0
         """Another one after every change of what is announced."""
-        self._asked: array[int] | None = None  # the last question, while its answer below still holds
+        self._asked: Chain | None = None  # the last question, while its answer below still holds
         self._announced: dict[int, int] = {}  # slot -> blocks of it that the slot announced
 
     # -------------------------------------------------------------------------------------------------- membership
@@ -198,27 +191,31 @@ class PrefixIndex:
 
     # ------------------------------------------------------------------------------------------------------ question
 
-    def match(self, hashes: array[int], live_mask: int | None = None) -> dict[int, int]:
+    def match(self, hashes: Chain, live_mask: int | None = None) -> dict[int, int]:
         """How much of a chain every endpoint holds from its first block on, without a hole.
 
         hashes: the prompt's block hashes, first block first; live_mask: bit per slot, None for all.
         Returns slot -> blocks, only those above 0.
         """
+        self.claims, self.awaited = _NO_CLAIMS, NEVER
         found: dict[int, int] = {}
         if not hashes:
             return found
-        slot_of_lane = self._slot_of_lane
         if self._credited:
+            slot_of_lane = self._slot_of_lane
             for lanes, length in self._table.prefixes(hashes, self._credited):
-                for lane in _bits(lanes):
-                    slot = slot_of_lane[lane]
-                    if found.get(slot, 0) < length:
+                while lanes:
+                    low = lanes & -lanes
+                    lanes ^= low
+                    slot = slot_of_lane[low.bit_length() - 1]
+                    if length > found.get(slot, 0):
                         found[slot] = length
         self._asked, self._announced = hashes, found
         if self._guessing:
             found = self._with_guesses(hashes, found)
-        self.claims, self.awaited = _NO_CLAIMS, NEVER
-        if self._answers and found:
+        if not found:
+            return found
+        if self._answers:
             found = self._answers.extend(hashes, found)
             self.claims = self._answers.claims
             if self._answers.awaited:
@@ -228,22 +225,26 @@ class PrefixIndex:
             return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
         return dict(found)
 
-    def _with_guesses(self, hashes: array[int], announced: dict[int, int]) -> dict[int, int]:
-        found = dict(announced)
-        blocks = len(hashes)
-        first, second = hashes[0], hashes[1] if blocks > 1 else None
+    def _with_guesses(self, hashes: Chain, announced: dict[int, int]) -> dict[int, int]:
+        """The same object where there is none."""
+        found = announced
+        first = hashes[0]
         for slot, guesses in self._guessing.items():
-            start = announced.get(slot, 0) if announced else 0
-            if start:
-                if start < blocks and hashes[start] in guesses.made_at:
-                    found[slot] = self._extend(self._slots[slot], hashes, start)
+            length = 0
+            if announced and (start := announced.get(slot, 0)):
+                if start < len(hashes) and hashes[start] in guesses.made_at:
+                    length = self._extend(self._slots[slot], hashes, start)
             elif first in guesses.made_at:
                 entry = self._slots[slot]  # most often no more than a beginning that all prompts share
-                alone = second is not None and second not in guesses.made_at and not entry.lanes
-                found[slot] = 1 if alone else self._extend(entry, hashes, 0)
+                alone = len(hashes) > 1 and hashes[1] not in guesses.made_at and not entry.lanes
+                length = 1 if alone else self._extend(entry, hashes, 0)
+            if length:
+                if found is announced:
+                    found = dict(announced)
+                found[slot] = length
         return found
 
-    def _extend(self, entry: _Slot, hashes: array[int], start: int) -> int:
+    def _extend(self, entry: _Slot, hashes: Chain, start: int) -> int:
         """Guessed blocks from `start` on, with announced ones between them."""
         position = start
         while True:
@@ -339,7 +340,7 @@ class PrefixIndex:
         self.clear(slot)
         self.store(slot, hashes)
 
-    def speculate(self, slot: int, hashes: array[int], now: float) -> None:
+    def speculate(self, slot: int, hashes: Chain, now: float) -> None:
         """A prompt was dispatched to this endpoint: it will hold these blocks soon. Unknown slots are ignored."""
         entry = self._slots.get(slot)
         if entry is None:
@@ -361,7 +362,7 @@ class PrefixIndex:
         """What the engine's cache said of one of `claims`."""
         self._answers.trust.judge(came_true=came_true)
 
-    def _announced_before_hole(self, entry: _Slot, hashes: array[int]) -> int:
+    def _announced_before_hole(self, entry: _Slot, hashes: Chain) -> int:
         lanes = entry.lanes.values() if entry.state in _CREDITED else ()
         return max((self._table.run(lane, hashes, 0) for lane in lanes), default=0)
 

@@ -11,12 +11,19 @@ used first and, within one request, its last block first: the engine's own order
 from __future__ import annotations
 
 from array import array
-from itertools import takewhile
+from collections import deque
+from itertools import islice, takewhile
+from typing import TypeAlias
+
+Chain: TypeAlias = "array[int] | tuple[int, ...]"
+"""Block hashes of a prompt, first block first. Of a short one a tuple: its numbers are made once, and read many times."""
 
 SPECULATION_TTL_S = 5.0
 """How long a guess about a worker with events may wait for its event: a deep queue and a long prefill, not a lost request."""
 SPECULATION_BLOCKS_MAX = 65_536
 """Guesses kept for one worker with events, whatever their age."""
+FEW_BLOCKS = 12
+"""Noted one by one: what is made for the notes of many together costs as much."""
 EVICTED_SHARE = 1 / 64
 """Of its capacity that a full cache forgets at once. A dictionary remembers where its oldest entries were until it is made
 anew, and whoever asks for the oldest one walks over them: one by one, that was half the price of such a dispatch."""
@@ -40,14 +47,20 @@ class Guesses:
     def __contains__(self, block: int) -> bool:
         return block in self.made_at
 
-    def add(self, blocks: array[int], now: float) -> None:
+    def add(self, blocks: Chain, now: float) -> None:
         """blocks: in the order of the prompt."""
         made_at = self.made_at
-        newest = blocks[::-1].tolist()
-        if not made_at.keys().isdisjoint(newest):
-            for block in newest:
-                made_at.pop(block, None)
-        made_at.update(dict.fromkeys(newest, now))
+        if len(blocks) <= FEW_BLOCKS:
+            for block in blocks[::-1]:
+                if block in made_at:
+                    del made_at[block]
+                made_at[block] = now
+        else:
+            newest = blocks[::-1]
+            if not made_at.keys().isdisjoint(newest):
+                for block in newest:
+                    made_at.pop(block, None)
+            made_at.update(dict.fromkeys(newest, now))
         excess = len(made_at) - self._capacity
         if excess > 0:
             self._forget_oldest(excess + int(self._capacity * EVICTED_SHARE))
@@ -58,7 +71,7 @@ class Guesses:
             for block in blocks:
                 made_at.pop(block, None)
 
-    def run(self, hashes: array[int], start: int) -> int:
+    def run(self, hashes: Chain, start: int) -> int:
         """The first position at or after `start` that is not guessed."""
         guessed = map(self.made_at.__contains__, hashes[start:] if start else hashes)
         return start + sum(takewhile(bool, guessed))
@@ -82,5 +95,4 @@ class Guesses:
 
     def _forget_oldest(self, count: int) -> None:
         made_at = self.made_at
-        for block in [block for block, _ in zip(made_at, range(count), strict=False)]:
-            del made_at[block]
+        deque(map(made_at.__delitem__, list(islice(made_at, count))), maxlen=0)
