@@ -7,7 +7,7 @@ A request's way:
                                 └─▶ report ─▶ control
 
 connection  one client connection: HTTP/1.1 parsed, pipelined requests one after the other
-listening   a port that can be left without losing who is at the door
+listening   a port that can be left without losing who is at the door; handover: its sockets given to a successor
 server      what is answered here, deadlines, drain
 exchange    one routed request as a state machine: attempts, retries, failures, exactly one outcome an attempt
 usual       the same by the shortest way, where nothing is out of the ordinary

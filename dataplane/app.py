@@ -18,6 +18,7 @@ from dataplane.control import ControlClient
 from dataplane.credentials import UpstreamKeys
 from dataplane.fallback import Fleet, static_view
 from dataplane.gateway import Gateway
+from dataplane.handover import Offer, take
 from dataplane.hedge import Hedges
 from dataplane.metrics import Metrics
 from dataplane.prompts import Prompts
@@ -107,15 +108,23 @@ class App:
         self._declare_gauges(metrics)
         self._keys_timer: asyncio.TimerHandle | None = None
         self._control_task: asyncio.Task[None] | None = None
+        self._offer: Offer | None = None
 
     async def start(self, *, reuse_port: bool = False, process_number: int = 0) -> int:
         """Listens; the port. OSError: it cannot be had."""
+        settings = self.settings
         self._control_task = asyncio.create_task(self.control.run(), name="control")
-        if self.settings.share_port or self.settings.processes > 1:
+        if settings.share_port or settings.processes > 1:
             await self._know_the_fleet()  # whoever listens beside others gets its share of the callers at once
-        port = await self.server.listen(self.settings.host, self.settings.port, reuse_port=reuse_port, tls=self._tls)
+        taken = []
+        if settings.share_port:
+            taken = await asyncio.to_thread(take, settings.host, settings.port, process_number, settings.processes)
+        port = await self.server.listen(settings.host, settings.port, reuse_port=reuse_port, tls=self._tls, taken=taken)
+        if reuse_port:
+            self._offer = Offer(settings.host, port, process_number, self.server.listening)
+            self._offer.open()
         if self.admin is not None:
-            await self.admin.listen(self.settings.admin_host or self.settings.host, self.settings.admin_port + process_number)
+            await self.admin.listen(settings.admin_host or settings.host, settings.admin_port + process_number)
         self._check_keys()
         return port
 
@@ -137,6 +146,8 @@ class App:
         """Requests end by themselves up to the bound; outcomes leave; everything is closed."""
         if self._keys_timer is not None:
             self._keys_timer.cancel()
+        if self._offer is not None:
+            self._offer.close()
         cut = await self.server.drain(self.settings.drain_timeout_s)
         if cut:
             log.warning("requests were cut at the end", extra={"f": {"requests": cut}})

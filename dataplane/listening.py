@@ -2,8 +2,8 @@
 
 Closing a listening socket resets every connection that the kernel has made and nobody has accepted yet. So the end is: stop
 being told of new connections, accept what is there, close at once. What remains is the time between the last accept and the
-close, microseconds, and handshakes that are under way over a slow network; where another process shares the port, Linux
-hands both over to it with `net.ipv4.tcp_migrate_req=1`.
+close, microseconds, and handshakes that are under way over a slow network. A successor that was handed the socket itself
+(`handover`) meets neither: in it the socket lives on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 BACKLOG = 4096
 
@@ -22,37 +23,55 @@ class Listener:
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
         self._protocol = protocol
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sockets: list[socket.socket] = []
         self._tls: ssl.SSLContext | None = None
         self._late: set[asyncio.Task[tuple[asyncio.BaseTransport, asyncio.Protocol]]] = set()
 
     async def open(
-        self, host: str, port: int, *, reuse_port: bool, tls: ssl.SSLContext | None, handshake_timeout_s: float
+        self,
+        host: str,
+        port: int,
+        *,
+        reuse_port: bool,
+        tls: ssl.SSLContext | None,
+        handshake_timeout_s: float,
+        taken: Sequence[socket.socket] = (),
     ) -> int:
-        """The port that was bound. OSError: the address cannot be had."""
+        """The port that was bound. OSError: the address cannot be had.
+
+        taken: sockets that listen there already, in place of new ones.
+        """
         self._tls = tls
-        self._server = await asyncio.get_running_loop().create_server(
-            self._protocol,
-            host,
-            port,
-            reuse_port=reuse_port or None,
-            backlog=BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=handshake_timeout_s if tls is not None else None,
-        )
-        self._sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in self._server.sockets]
+        more: dict[str, Any] = {
+            "backlog": BACKLOG,
+            "ssl": tls,
+            "ssl_handshake_timeout": handshake_timeout_s if tls is not None else None,
+        }
+        create = asyncio.get_running_loop().create_server
+        if taken:
+            self._servers = [await create(self._protocol, sock=each, **more) for each in taken]
+        else:
+            self._servers = [await create(self._protocol, host, port, reuse_port=reuse_port or None, **more)]
+        listening = [each for server in self._servers for each in server.sockets]
+        self._sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in listening]
         return int(self._sockets[0].getsockname()[1])
+
+    def filenos(self) -> list[int]:
+        """Of the sockets that listen; none after the end."""
+        return [each.fileno() for each in self._sockets]
 
     def close(self) -> None:
         """Nobody new; those the kernel has already connected are served."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        last = []
         for listening in self._sockets:
-            for accepted in _backlog(listening):
-                self._welcome(accepted)
+            last += _backlog(listening)
             listening.close()
         self._sockets.clear()
+        for accepted in last:
+            self._welcome(accepted)
 
     @property
     def arriving(self) -> bool:

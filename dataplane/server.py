@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
 import msgspec
@@ -56,13 +57,25 @@ class Server:
         self._listener = Listener(lambda: ClientConnection(self))
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None) -> int:
-        """The port that was bound. OSError: the address cannot be had."""
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        *,
+        reuse_port: bool = False,
+        tls: ssl.SSLContext | None = None,
+        taken: Sequence[socket.socket] = (),
+    ) -> int:
+        """The port that was bound. OSError: the address cannot be had. taken: sockets that listen there already."""
         bound = await self._listener.open(
-            host, port, reuse_port=reuse_port, tls=tls, handshake_timeout_s=self.settings.head_timeout_s
+            host, port, reuse_port=reuse_port, tls=tls, handshake_timeout_s=self.settings.head_timeout_s, taken=taken
         )
         self._sweep()
         return bound
+
+    def listening(self) -> list[int]:
+        """File descriptors of the sockets that listen."""
+        return self._listener.filenos()
 
     async def drain(self, timeout_s: float) -> int:
         """Stop accepting, let requests end, up to a bound. Returns how many had to be cut.
