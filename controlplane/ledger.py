@@ -53,7 +53,7 @@ class Reservation(msgspec.Struct, gc=False, eq=False):
     decision_id: int
     url: str
     owner: str
-    question_id: int
+    question_id: int  # of its owner's stream; below 0 where no question of that stream stands for it
     uncached_tokens: int
     input_tokens: int
     reserved_at: float
@@ -72,8 +72,7 @@ def attention_pairs(uncached_tokens: int, input_tokens: int) -> float:
 
 @dataclass(slots=True, eq=False)
 class _Owner:
-    held: dict[int, Reservation] = field(default_factory=dict)
-    by_question: dict[int, int] = field(default_factory=dict)
+    held: dict[int, Reservation] = field(default_factory=dict)  # by question
     gone_at: float | None = None
 
 
@@ -93,14 +92,15 @@ class Ledger:
         self._grace_s_max = grace_s_max
         self._unary_s_max = unary_s_max
         self._loads: dict[str, Load] = {}
-        self._reservations: dict[int, Reservation] = {}
+        self.reservations: dict[int, Reservation] = {}
+        """By decision, oldest first; changed here alone."""
         self._owners: dict[str, _Owner] = {}
 
     def __len__(self) -> int:
-        return len(self._reservations)
+        return len(self.reservations)
 
     def __iter__(self) -> Iterator[Reservation]:
-        return iter(self._reservations.values())
+        return iter(self.reservations.values())
 
     def load(self, url: str) -> Load:
         """The living load of an endpoint, made where there is none."""
@@ -127,35 +127,51 @@ class Ledger:
         question_id: int = 0,
         decision: Decision | None = None,
     ) -> Reservation:
-        assert decision_id not in self._reservations, f"decision {decision_id} reserved twice"
-        load = self.load(url)
-        pairs = attention_pairs(uncached_tokens, input_tokens)
+        assert decision_id not in self.reservations, f"decision {decision_id} reserved twice"
         reservation = Reservation(
-            decision_id, url, owner, question_id, uncached_tokens, input_tokens, now, decision, load, pairs
+            decision_id,
+            url,
+            owner,
+            question_id,
+            uncached_tokens,
+            input_tokens,
+            now,
+            decision,
+            self.load(url),
+            attention_pairs(uncached_tokens, input_tokens),
         )
-        self._reservations[decision_id] = reservation
-        if load.active == 0:
-            load.moved_at = now
+        self.add(reservation)
+        return reservation
+
+    def add(self, reservation: Reservation) -> None:
+        """One just made by somebody who knows its load."""
+        decision_id, load, uncached_tokens = reservation.decision_id, reservation.load, reservation.uncached_tokens
+        assert decision_id not in self.reservations, f"decision {decision_id} reserved twice"
+        self.reservations[decision_id] = reservation
+        if not load.active:
+            load.moved_at = reservation.reserved_at
         load.changes += 1
         load.active += 1
-        if not load.queue:
-            load.prefill_since, load.head_tokens = now, uncached_tokens
-        load.queue[decision_id] = reservation
+        queue = load.queue
+        if not queue:
+            load.prefill_since, load.head_tokens = reservation.reserved_at, uncached_tokens
+        queue[decision_id] = reservation
         if load.plan is not None:
             load.plan.add(reservation)
         load.no_first_byte += 1
         load.prefill_tokens += uncached_tokens
-        load.prefill_pairs += pairs
-        load.context_tokens += input_tokens
-        if owner:
-            held = self._owners.get(owner) or self._owner(owner)
-            held.held[decision_id] = reservation
-            held.by_question[question_id] = decision_id
-        return reservation
+        load.prefill_pairs += reservation.pairs
+        load.context_tokens += reservation.input_tokens
+        if reservation.owner:
+            owner = self._owners.get(reservation.owner) or self._owner(reservation.owner)
+            held, question_id = owner.held, reservation.question_id
+            if question_id in held:
+                _lose_question(held, question_id)
+            held[question_id] = reservation
 
     def first_byte(self, decision_id: int, now: float) -> Reservation | None:
         """Refunds the prefill tokens. None: no such reservation, or it was seen before."""
-        reservation = self._reservations.get(decision_id)
+        reservation = self.reservations.get(decision_id)
         if reservation is None or reservation.first_byte_seen:
             return None
         load = reservation.load
@@ -167,16 +183,21 @@ class Ledger:
 
     def seated(self, reservation: Reservation, ends_at: float) -> None:
         """Its answer has begun, and is expected to end at that decode step of its endpoint."""
-        if reservation.decision_id in self._reservations and not reservation.ends_at:
+        if reservation.decision_id in self.reservations and not reservation.ends_at:
             reservation.ends_at = ends_at
             insort(reservation.load.ends, ends_at)
             reservation.load.changes += 1
 
     def release(self, decision_id: int, now: float) -> Reservation | None:
         """Ends a reservation. None: there is none (it was released before, or never made)."""
-        reservation = self._reservations.pop(decision_id, None)
-        if reservation is None:
-            return None
+        reservation = self.reservations.get(decision_id)
+        if reservation is not None:
+            self.drop(reservation, now)
+        return reservation
+
+    def drop(self, reservation: Reservation, now: float) -> None:
+        """Ends one of `reservations`."""
+        del self.reservations[reservation.decision_id]
         if not reservation.first_byte_seen:
             self._refund_prefill(reservation)
         load = reservation.load
@@ -190,16 +211,15 @@ class Ledger:
         assert load.active >= 0, f"{reservation.url}: {load.active} active after a release"
         owner = self._owners.get(reservation.owner)
         if owner is not None:
-            owner.held.pop(decision_id, None)
-            if owner.by_question.get(reservation.question_id) == decision_id:
-                del owner.by_question[reservation.question_id]
-        return reservation
+            owner.held.pop(reservation.question_id, None)
 
     def cancel(self, owner: str, question_id: int, now: float) -> Reservation | None:
         """Releases whatever this question of this process was given. None: nothing."""
-        held = self._owners.get(owner)
-        decision_id = None if held is None else held.by_question.get(question_id)
-        return None if decision_id is None else self.release(decision_id, now)
+        state = self._owners.get(owner)
+        reservation = state.held.get(question_id) if state is not None and question_id >= 0 else None
+        if reservation is not None:
+            self.drop(reservation, now)
+        return reservation
 
     def arrived(self, owner: str, claims: Iterable[Claim], now: float) -> list[Reservation]:
         """A process opened its stream and says what it holds: those are kept or made again.
@@ -208,9 +228,10 @@ class Ledger:
         """
         state = self._owner(owner)
         state.gone_at = None
-        state.by_question.clear()  # question numbers start again with the stream
+        for question_id in list(state.held):
+            _lose_question(state.held, question_id)  # their numbers start again with the stream
         claimed = {claim.decision_id: claim for claim in claims if claim.decision_id}
-        lost = [decision_id for decision_id in state.held if decision_id not in claimed]
+        lost = [held.decision_id for held in state.held.values() if held.decision_id not in claimed]
         for claim in claimed.values():
             self._keep(owner, claim, now)
         return [reservation for decision_id in lost if (reservation := self.release(decision_id, now)) is not None]
@@ -228,12 +249,12 @@ class Ledger:
     def expire(self, now: float) -> list[Reservation]:
         """Releases what nobody came back for, and what is older than any request may be."""
         overdue = [
-            decision_id
-            for name, owner in self._owners.items()
+            held.decision_id
+            for owner in self._owners.values()
             if owner.gone_at is not None and now - owner.gone_at >= self._grace_s_max
-            for decision_id in owner.held
+            for held in owner.held.values()
         ]
-        for held in self._reservations.values():  # oldest first
+        for held in self.reservations.values():  # oldest first
             if now - held.reserved_at < min(self._unary_s_max, RESERVATION_S_MAX):
                 break
             if now - held.reserved_at >= self._age_max(held):
@@ -253,7 +274,7 @@ class Ledger:
         return owner
 
     def _keep(self, owner: str, claim: Claim, now: float) -> None:
-        known = self._reservations.get(claim.decision_id)
+        known = self.reservations.get(claim.decision_id)
         if known is None and not claim.url:
             return  # ended while its message was on the way: released already, or nowhere to count it
         if known is None:
@@ -264,12 +285,13 @@ class Ledger:
                 input_tokens=claim.input_tokens,
                 now=now,
                 owner=owner,
+                question_id=-claim.decision_id,
             )
-            self._owner(owner).by_question.pop(0, None)
         if claim.first_byte_seen:
             self.first_byte(claim.decision_id, now)
 
-    def _refund_prefill(self, reservation: Reservation) -> None:
+    @staticmethod
+    def _refund_prefill(reservation: Reservation) -> None:
         """Of one whose first byte was not seen."""
         reservation.first_byte_seen = True
         load = reservation.load
@@ -280,3 +302,10 @@ class Ledger:
         del load.queue[reservation.decision_id]
         load.head_tokens = next(iter(load.queue.values())).uncached_tokens if load.queue else 0
         assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"
+
+
+def _lose_question(held: dict[int, Reservation], question_id: int) -> None:
+    """The question's number is another's from here on."""
+    reservation = held.pop(question_id)
+    reservation.question_id = -reservation.decision_id
+    held[reservation.question_id] = reservation
