@@ -1,8 +1,9 @@
-"""Kinds of numbers on the command line, for argparse: what is none of the kind is one line and exit code 2."""
+"""Kinds of values on the command line, for argparse: what is none of the kind is one line and exit code 2."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def positive(text: str) -> float:
@@ -17,3 +18,13 @@ def whole(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def new_file(text: str) -> Path:
+    """A file to write at the end of a long run: found out now that it cannot be."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no directory {path.parent}")
+    return path

@@ -21,6 +21,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
+from controlplane.profiles import NAMES as POLICIES
 from headway import explain, runfile, workers
 from headway.errors import UsageError
 from proto import fleet_pb2, fleet_pb2_grpc, routing_pb2, routing_pb2_grpc
@@ -42,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.policy not in POLICIES:
+        raise UsageError(f"--policy: no policy {args.policy!r}; there are {', '.join(POLICIES)}")
     console = Console()
     with _stack(console, args.policy) as facts, grpc.insecure_channel(facts["control"]) as channel:
         fleet = fleet_pb2_grpc.FleetStub(channel)
@@ -163,6 +166,12 @@ def _table(answers: list[Answer]) -> Table:
     return table
 
 
+def _why(said: list[str]) -> str:
+    """The line of `headway up` that says so, with what the process said last."""
+    told = [line.strip() for line in said if line.strip() and line not in ("ending ...", "ended.")]
+    return " ".join(told[-2:]) or "it said nothing"
+
+
 @contextmanager
 def _stack(console: Console, policy: str) -> Iterator[dict[str, Any]]:
     """The running stack's facts; of one of our own where none runs. UsageError: ours did not come up."""
@@ -184,7 +193,7 @@ def _stack(console: Console, policy: str) -> Iterator[dict[str, Any]]:
             while (facts := runfile.read()) is None or facts["pid"] != process.pid:
                 if process.poll() is not None:
                     output.seek(0)
-                    raise UsageError("the stack did not come up: " + output.read().strip().splitlines()[-1])
+                    raise UsageError(f"the stack did not come up: {_why(output.read().splitlines())}")
                 time.sleep(0.1)  # another process writes the file
             yield facts
         finally:

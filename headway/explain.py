@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 
 from rich.console import Console, Group
@@ -25,6 +26,9 @@ _FEATURES = {
     "report_age_s": "age s",
 }
 _FORECAST = ("TTFT s", "p90 s", "corrected")
+ALL_NAME_WIDTH = 30
+ALL_WORKER_WIDTH = 16
+"""Columns that --all takes, where a terminal has fewer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,16 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     request = routing_pb2.ExplainRequest(decision_id=_decision_id(args.decision))
     explanation = call(args, lambda channel: routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S))
-    Console().print(render(explanation, every_feature=args.all))
+    console = Console()
+    if args.all:  # nothing is cut, however many workers there are
+        console.width = max(console.width, ALL_NAME_WIDTH + ALL_WORKER_WIDTH * len(explanation.candidates))
+    console.print(render(explanation, every_feature=args.all))
     return 0
 
 
 def _decision_id(text: str) -> int:
-    """0: the latest. UsageError: not 16 hexadecimal digits."""
-    try:
-        return int(text, 16) if text else 0
-    except ValueError:
-        raise UsageError(f"{text!r} is not a decision id (16 hexadecimal digits, from the x-headway-decision header)") from None
+    """0: the latest. UsageError: not 16 hexadecimal digits, or all of them 0."""
+    if not text:
+        return 0
+    if not re.fullmatch("[0-9a-fA-F]{16}", text) or not int(text, 16):
+        raise UsageError(f"{text!r} is not a decision id (16 hexadecimal digits, from the x-headway-decision header)")
+    return int(text, 16)
 
 
 def render(explanation: routing_pb2.Explanation, *, every_feature: bool = False) -> Group:
@@ -59,17 +67,30 @@ def render(explanation: routing_pb2.Explanation, *, every_feature: bool = False)
     if explanation.HasField("shed"):
         reason = routing_pb2.Shed.Reason.Name(explanation.shed.reason)
         why = Text(f"refused ({reason}): {explanation.shed.message}", style="bold red")
-    return Group(head, why, _table(explanation, every_feature), _outcome(explanation))
+    table, outcome = _table(explanation), _outcome(explanation)
+    return Group(head, why, _all_features(explanation), table, outcome) if every_feature else Group(head, why, table, outcome)
 
 
-def _table(explanation: routing_pb2.Explanation, every_feature: bool) -> Table:
-    present = [name for candidate in explanation.candidates for name in candidate.features]
-    features = list(dict.fromkeys(present)) if every_feature else [name for name in _FEATURES if _tells(explanation, name)]
+def _all_features(explanation: routing_pb2.Explanation) -> Table:
+    """A row a feature, a column a candidate."""
+    candidates = sorted(explanation.candidates, key=_order)
+    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table.add_column("feature", no_wrap=True)
+    for candidate in candidates:
+        table.add_column(candidate.worker, justify="right", no_wrap=True, style="green" if candidate.chosen else "")
+    for name in sorted({name for candidate in candidates for name in candidate.features}):
+        cells = [_number(candidate.features[name]) if name in candidate.features else "-" for candidate in candidates]
+        table.add_row(name, *cells)
+    return table
+
+
+def _table(explanation: routing_pb2.Explanation) -> Table:
+    features = [name for name in _FEATURES if _tells(explanation, name)]
     scorers = list(dict.fromkeys(name for candidate in explanation.candidates for name in candidate.scores))
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("")
     table.add_column("worker", no_wrap=True)
-    titles = [name if every_feature else _FEATURES[name] for name in features]
+    titles = [_FEATURES[name] for name in features]
     predicted = any(candidate.predicted_ttft_s for candidate in explanation.candidates)
     forecast = _FORECAST if predicted else ()
     for name in [*titles, *forecast, *(f"{name} score" for name in scorers), "total"]:

@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _new(path: Path, args: argparse.Namespace) -> int:
+    if not args.tenant.strip():
+        raise UsageError("--tenant: a key without a tenant belongs to nobody")
     token = new_token()
     key = Key(
         id=secrets.token_hex(ID_BYTES),

@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
             _take(ROWS, RunDirectory(args.steps_of).plan(), args)
         if args.choices and not args.simulate:
             raise UsageError("profile: --choices: only a fleet in virtual time can be asked twice: give --simulate")
+        directory.make()  # now, rather than when there is something to write
         if args.simulate:
             return asyncio.run(_in_virtual_time(args, plan, directory))
         return uvloop.run(_live(args, plan, directory))

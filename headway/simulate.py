@@ -22,7 +22,7 @@ from rich.table import Table
 from controlplane.profiles import DEFAULT, NAMES
 from emulator.presets import PRESETS
 from headway import simulate_experiments
-from headway.arguments import positive, whole
+from headway.arguments import new_file, positive, whole
 from headway.errors import UsageError
 from loadgen import arrivals, generators, traces
 from loadgen.errors import LoadError
@@ -109,8 +109,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--check", action="store_true", help="follow every block, too (implied by --faults); slower")
     group.add_argument("--jobs", type=whole, default=0, help="processes (default: one a policy, up to the number of cores)")
-    group.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    group.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the TTFT distributions there")
+    group.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
+    group.add_argument("--plot", type=new_file, metavar="FILE.svg", help="draw the TTFT distributions there")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from contract.features import INDEX
 from headway import recorded_profile
+from headway.arguments import new_file
 from headway.errors import UsageError
 from headway.model_tables import CHOICE_LEGEND, LEGEND, choice_table, scores_of, zone_table
 from headway.trainer_client import add_trainer_argument, call
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dask", default="", metavar="SCHEDULER:PORT", help="fit on this Dask cluster (kind lightgbm)")
     parser.add_argument("--submit", action="store_true", help="let the trainer do it with --from's path, as it sees it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     add_trainer_argument(parser)
 
 

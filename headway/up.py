@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from controlplane.profiles import NAMES as POLICIES
 from headway import health, runfile
+from headway.arguments import positive
 from headway.embedded_redis import RedisUnavailable
 from headway.errors import UsageError
 from headway.plan import PRESETS, Number, Process, StackOptions, stack, taken_port, trainer_target
 from headway.supervisor import Child, describe_exit
 
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 START_TIMEOUT_S = 90.0
 """For one stage: a cold machine imports slowly."""
 
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--worker-port", type=int, default=default.worker_port, help="first engine; the others follow (default: %(default)s)"
     )
     parser.add_argument("--processes", type=int, default=1, help="data-plane processes on one port (default: 1)")
-    parser.add_argument("--speed", type=float, default=1.0, help="emulated time runs this many times faster (default: 1)")
+    parser.add_argument("--speed", type=positive, default=1.0, help="emulated time runs this many times faster (default: 1)")
     parser.add_argument(
         "--worker-speeds",
         default="",
@@ -75,10 +78,14 @@ def options_of(args: argparse.Namespace) -> StackOptions:
     """UsageError: values that make no sense."""
     if not 1 <= args.workers <= 64:
         raise UsageError(f"--workers: {args.workers} is not between 1 and 64")
-    if args.speed <= 0:
-        raise UsageError(f"--speed: {args.speed} must be above 0")
     if args.processes < 1:
         raise UsageError(f"--processes: {args.processes} must be at least 1")
+    if args.policy not in POLICIES:
+        raise UsageError(f"--policy: no policy {args.policy!r}; there are {', '.join(POLICIES)}")
+    if args.redis_url and not args.redis_url.startswith(REDIS_SCHEMES):
+        raise UsageError(f"--redis-url: {args.redis_url!r} begins with none of {', '.join(REDIS_SCHEMES)}")
+    if args.tokenizer and not args.engine:
+        raise UsageError("--tokenizer: of the engines that --engine names; emulated workers have their own")
     for url in args.engine:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--engine: {url!r} is not a base URL such as http://127.0.0.1:8001")
@@ -109,6 +116,11 @@ def _numbers(flag: str, text: str, kind: type[Number], least: float) -> tuple[Nu
 
 def run(args: argparse.Namespace) -> int:
     options = options_of(args)
+    facts = runfile.read()
+    if facts is not None:
+        raise UsageError(
+            f"a stack is up here already, at {facts.get('url')}: `headway down` ends it, another HEADWAY_HOME lets both be"
+        )
     taken = taken_port(options)
     if taken is not None:
         flag, port = taken

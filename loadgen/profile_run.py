@@ -71,6 +71,13 @@ class RunDirectory:
         except OSError as error:
             raise LoadError(f"{self.path}: {error.strerror or error}") from None
 
+    def make(self) -> None:
+        """The directory itself, empty."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoadError(f"{self.path}: {error.strerror or error}") from None
+
     def plan(self) -> Plan:
         try:
             found = msgspec.json.decode(self._plan.read_bytes(), type=Plan)

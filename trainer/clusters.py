@@ -7,6 +7,7 @@ the kind `lightgbm`: what is served does not know where it was fitted.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,17 @@ from trainer.zoo.kind import Fit, Floats, Progress, Training
 CONNECT_S_MAX = 10.0
 WORKERS_S_MAX = 30.0
 PARTS_A_WORKER = 1
+_ADDRESS = re.compile(r"((tcp|tls|ucx|ws|wss)://)?[^/]+:[0-9]+")
 
 
 class ClusterError(Exception):
     """Dask is not installed, or the cluster does not answer."""
 
 
-def connect(address: str) -> Fit:
+def connect(address: str, *, connect_s_max: float = CONNECT_S_MAX) -> Fit:
     """address: SCHEDULER:PORT, or a URL with its protocol. ClusterError."""
+    if not _ADDRESS.fullmatch(address):  # given such a one, a client raises, and leaves a thread that never ends
+        raise ClusterError(f"no cluster with workers answers at {address}: that is not SCHEDULER:PORT")
     try:
         import dask.array  # noqa: F401 - lightgbm.dask needs it
         import distributed
@@ -34,7 +38,7 @@ def connect(address: str) -> Fit:
     logging.getLogger("distributed").setLevel(logging.ERROR)  # what it would say comes as an exception, too
     try:
         open_client: Any = distributed.Client
-        client = open_client(address, timeout=CONNECT_S_MAX, set_as_default=False)
+        client = open_client(address, timeout=connect_s_max, set_as_default=False)
         client.wait_for_workers(1, timeout=WORKERS_S_MAX)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(f"no cluster with workers answers at {address}: {str(error).splitlines()[0]}") from error

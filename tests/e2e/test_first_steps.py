@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import openai
 import pytest
@@ -13,14 +14,14 @@ import pytest
 from tests.e2e.stack import RunningStack, curl_line
 
 
-def headway(stack: RunningStack, *arguments: str) -> subprocess.CompletedProcess[str]:
+def headway(stack: RunningStack, *arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "headway", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "HEADWAY_HOME": str(stack.home), "COLUMNS": "250"},
+        env={**os.environ, "HEADWAY_HOME": str(home or stack.home), "COLUMNS": "250"},
     )
 
 
@@ -114,12 +115,13 @@ def test_a_drained_worker_gets_nothing_until_it_is_back(stack: RunningStack) -> 
     assert headway(stack, "drain", "worker-99").returncode == 2
 
 
-def test_a_second_stack_on_the_same_port_is_told_so(stack: RunningStack) -> None:
+def test_a_second_stack_is_told_of_the_first_or_of_its_port(stack: RunningStack, tmp_path: Path) -> None:
     port = stack.url.rpartition(":")[2]
-    done = headway(stack, "up", "--port", port)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert f"port {port} is taken" in done.stderr
+    for home, says in ((stack.home, f"up here already, at {stack.url}"), (tmp_path, f"port {port} is taken")):
+        done = headway(stack, "up", "--port", port, home=home)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert says in done.stderr
 
 
 @pytest.mark.parametrize(

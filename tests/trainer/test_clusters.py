@@ -53,12 +53,11 @@ def test_the_command_trains_there(scheduler: str, tmp_path: Path, capsys: pytest
     assert len(list((tmp_path / "models").glob("lightgbm-*"))) == 1
 
 
-def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("trainer.clusters.CONNECT_S_MAX", 1.0)
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"no cluster with workers answers at 127\.0\.0\.1:1"):
-        connect("127.0.0.1:1")
+        connect("127.0.0.1:1", connect_s_max=1.0)
     path = tmp_path / "data.parquet"
     dataset.write(dataset.from_outcomes(outcomes(300, 1)), path)
-    for address in ("127.0.0.1:1", "nowhere", "ftp://x:1"):
+    for address in ("nowhere", "ftp://x:1"):
         with pytest.raises(UsageError, match="--dask: no cluster with workers answers"):
             dispatch(["train", "--from", str(path), "--dask", address])

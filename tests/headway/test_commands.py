@@ -1,0 +1,63 @@
+"""Mistakes on the command line are one sentence before anything starts, and what a command prints can be read."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from headway import runfile
+from headway.__main__ import dispatch
+from headway.errors import UsageError
+from headway.explain import render
+from proto import routing_pb2
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("explain ffffffffffffffffffffffff", "not a decision id"),
+        ("explain 0000000000000000", "not a decision id"),
+        ("up --speed nan", "--speed"),
+        ("up --policy best", "no policy 'best'; there are round_robin"),
+        ("up --redis-url host:6379", "redis://"),
+        ("up --tokenizer /some/where", "--engine"),
+        ("demo --policy best", "no policy 'best'"),
+        ("simulate --json /no/such/place/x", "no directory /no/such/place"),
+        ("simulate --experiment slowdown --plot /tmp", "is a directory"),
+        ("train --from x --json /no/such/place/x", "no directory /no/such/place"),
+        ("profile --simulate --run-dir /proc/x", "/proc/x"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_starts(line: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        dispatch(line.split())
+
+
+def test_a_key_needs_a_tenant(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--tenant"):
+        dispatch(["keys", "new", "--tenant", " ", "--keys-file", str(tmp_path / "keys")])
+    assert not (tmp_path / "keys").exists()
+
+
+def test_a_stack_beside_one_that_is_up_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path))  # the setting under test, as a person would make it
+    runfile.write(pid=os.getpid(), url="http://127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"up here already, at http://127\.0\.0\.1:1"):
+        dispatch(["up"])
+
+
+def test_every_feature_of_every_candidate_is_shown_whole() -> None:
+    told = routing_pb2.Explanation(decision_id=1, policy="lmetric")
+    for number in range(8):
+        view = told.candidates.add(worker=f"worker-{number}", chosen=number == 3)
+        view.features.update({f"feature_{feature}": 1_000_000.0 + number for feature in range(30)})
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(render(told, every_feature=True))
+    lines = console.export_text().splitlines()
+    (row,) = [line.split() for line in lines if line.split()[:1] == ["feature_29"]]
+    assert row[1:] == [f"{1_000_000 + number:,}" for number in (3, 0, 1, 2, 4, 5, 6, 7)]  # the chosen one first
+    assert "…" not in console.export_text()
