@@ -208,9 +208,6 @@ class Exchange(Served):
         assert relay is not None
         assert attempt is not None
         attempt.last_at = self._now()
-        if self._state is _RELAYING and relay.passes(data):
-            self._client.write(data)
-            return
         try:
             out = relay.feed(data)
         except FramingError as error:
@@ -221,6 +218,8 @@ class Exchange(Served):
                 self._client.write(out)
             if relay.phase is _ENDED:
                 self._complete(relay)
+            elif attempt.connection is not None:
+                attempt.connection.passing = relay if relay.is_open else None
         elif relay.ready:
             self._answered()
 
@@ -271,6 +270,9 @@ class Exchange(Served):
         self._client.write(self._response_head(relay) + relay.release())
         if relay.phase is _ENDED:
             self._complete(relay)
+        elif relay.is_open and attempt.connection is not None:
+            relay.write = self._client.write
+            attempt.connection.passing = relay
 
     def _stands(self, relay: Relay, attempt: Attempt, end: End) -> bool:
         """Whether a response that says that its engine failed is passed on all the same."""
@@ -350,6 +352,8 @@ class Exchange(Served):
         relay = self._relay
         assert relay is not None
         assert relay.head is not None
+        if self._attempt is not None and relay.moved():
+            self._attempt.last_at = self._now()
         can_tell = relay.is_stream and relay.at_boundary
         self._count(relay.head.status)
         if can_tell:
@@ -437,6 +441,8 @@ class Exchange(Served):
                 self._leave_stuck(attempt)
         elif self._state is _RELAYING:
             stalled_since = self._client.stalled_since
+            if self._relay is not None and self._relay.moved():
+                attempt.last_at = now
             if not stalled_since and now - attempt.last_at > settings.idle_timeout_s:
                 self._broke(End.TIMED_OUT, f"silent for {settings.idle_timeout_s:g} s amid the response")
             elif stalled_since and now - stalled_since > settings.client_stall_s:

@@ -16,7 +16,7 @@ import msgspec
 from dataplane.body import BodyStream
 from dataplane.errors import REASONS
 
-_ZERO, _CR, _LF = b"0\r\n"
+_ZERO = b"0"[0]
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -209,24 +209,20 @@ class ChunkedReader:
         """Between two chunks: what was fed so far ends with a whole one."""
         return self._need == 0 and not self._line and not self._in_trailer
 
-    def is_next(self, data: bytes) -> bool:
-        """Whether `data` is exactly one more data chunk, told without looking at its payload; it is taken then.
-
-        The usual read of a stream. `collect` must be off. False: nothing was done, `feed` says what it is.
-        """
-        size = len(data)
-        if self._need or self._line or self._in_trailer or size >= _USUAL_BYTES_MAX:
-            return False
-        if not data.startswith(_OPENINGS[size]) or data[-1] != _LF or data[-2] != _CR:  # half the cost of `endswith`
-            return False
-        self.chunks += 1
-        self.boundary = size
-        return True
-
     def feed(self, data: bytes) -> int:
         """FramingError: a malformed size line, a chunk without its CRLF, endless trailers."""
         position, size = 0, len(data)
         self.boundary = 0
+        if not self._need and not self._line and not self._in_trailer and 5 <= size < USUAL_BYTES_MAX:
+            whole = size - 5 if data[-5:] == LAST_CHUNK else size
+            least, beyond = OPENINGS[whole]
+            if least <= data < beyond and data[whole - 2 : whole] == b"\r\n":  # one chunk, with the last one behind it or not
+                self.chunks += 1
+                self.boundary = whole
+                if self.collect:
+                    self.payload.append(data[len(least) : whole - 2])
+                self._in_trailer = whole < size
+                return size if self._in_trailer else -1
         while position < size:
             need = self._need
             if need:
@@ -277,20 +273,26 @@ class ChunkedReader:
         return stop
 
 
-_USUAL_BYTES_MAX = 4096
+LAST_CHUNK = b"0\r\n\r\n"
+USUAL_BYTES_MAX = 4096
+EVENT_END = b"\n\n\r\n"
+"""Of a chunk that ends as an event of a stream does."""
 
 
-def _openings() -> list[bytes]:
-    """Of a chunk by its length, framing included: its size line. Where no chunk has that length, more than is there."""
-    found = [b"\n" * _USUAL_BYTES_MAX] * _USUAL_BYTES_MAX
-    for size in range(1, _USUAL_BYTES_MAX):
+def _openings() -> list[tuple[bytes, bytes]]:
+    """By the length of a chunk, framing included: its size line, and what comes behind all that begins with it. Bytes between
+    the two begin with that line, at a fifth of the cost of `startswith`. Where no chunk is as long, nothing lies between."""
+    found = [(b"", b"")] * USUAL_BYTES_MAX
+    for size in range(1, USUAL_BYTES_MAX):
         line = b"%x\r\n" % size
-        if len(line) + size + 2 < _USUAL_BYTES_MAX:
-            found[len(line) + size + 2] = line
+        if len(line) + size + 2 < USUAL_BYTES_MAX:
+            found[len(line) + size + 2] = line, line[:-1] + b"\v"
     return found
 
 
-_OPENINGS = _openings()
+OPENINGS = _openings()
+"""Up to, without, USUAL_BYTES_MAX. With EVENT_END it tells the usual read of a stream, one event in one chunk, without looking
+at what it says: `UpstreamConnection.data_received`."""
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -302,6 +304,20 @@ def _chunk_size(line: bytes) -> int:
     if not 0 < len(digits) <= 16 or not _HEX.issuperset(digits):
         raise FramingError(f"chunk size {line[:20]!r}")
     return int(digits, 16)
+
+
+def boundary_in(held: bytes) -> int:
+    """Index in `held`, the beginning of a chunked body, behind its last whole chunk."""
+    reader = ChunkedReader()
+    reader.feed(held)
+    return reader.boundary
+
+
+def unchunked(raw: bytes) -> bytes:
+    """The payload of a chunked body, or of its beginning."""
+    reader = ChunkedReader(collect=True)
+    reader.feed(raw)
+    return b"".join(reader.payload)
 
 
 def forward_head(

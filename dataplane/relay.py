@@ -9,23 +9,40 @@
 `feed` takes what the socket gave and returns what goes to the client now. Streams are passed on in whole chunks, so that
 after a break an error event can follow: a torn event is of no use to its reader. The last bytes are kept to read how the
 stream ended.
+
+Most reads of a stream are one event in one chunk, and go to the client without `feed`: while `is_open`, whoever has such a read
+counts it in `passed`, keeps it in `last`, and passes it on (`UpstreamConnection.data_received`).
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
 from contract.outcome import End
-from dataplane.http1 import ChunkedReader, FramingError, ResponseHead, parse_response_head
-from dataplane.sse import Ending, EventReader, Says, error_code, last_beginning, meaning, read_ending, read_tail, read_whole
+from dataplane.http1 import ChunkedReader, FramingError, ResponseHead, boundary_in, parse_response_head, unchunked
+from dataplane.sse import (
+    Ending,
+    EventReader,
+    Says,
+    error_code,
+    last_beginning,
+    meaning,
+    read_ending,
+    read_tail,
+    read_usual_end,
+    read_whole,
+)
 
 HEAD_BYTES_MAX = 64 * 1024
 TAIL_BYTES_KEPT = 4 * 1024
 TAIL_BYTES_MAX = 16 * 1024
 TORN_BYTES_MAX = 64 * 1024
-
+LAST_EVENTS_KEPT = 8
+"""Of those that passed without `feed`: the last text of some choices, their finishes, the usage, the end."""
 
 _SEQUENCE_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,18})')
 
@@ -50,6 +67,7 @@ class Verdict:
     retryable: bool
 
 
+_NONE_PASSED: deque[bytes] = deque(maxlen=0)
 _UNKNOWN = Ending()
 """Of a response that has not ended; never written to."""
 _COMPLETE = End.COMPLETE
@@ -73,6 +91,7 @@ class Relay:
     __slots__ = (
         "_buffer",
         "_carry",
+        "_chunks_seen",
         "_dechunk",
         "_events",
         "_held",
@@ -90,11 +109,17 @@ class Relay:
         "first",
         "head",
         "is_stream",
+        "last",
+        "passed",
         "phase",
         "ready",
         "remaining",
         "trailing",
+        "write",
     )
+
+    write: Callable[[bytes], None]
+    """To the client; set by whoever passes reads on."""
 
     def __init__(self, *, hold_bytes_max: int, dechunk: bool = False, must_end_with_done: bool = False) -> None:
         self._hold_bytes_max = hold_bytes_max
@@ -120,6 +145,9 @@ class Relay:
         self._tail: list[bytes] = []
         self._tail_bytes = 0
         self._torn = b""  # the beginning of the event that spans the tail's beginning
+        self.passed = 0  # chunks since the last `feed`
+        self.last: deque[bytes] = _NONE_PASSED  # of them
+        self._chunks_seen = 0
 
     @property
     def begun(self) -> bool:
@@ -140,14 +168,37 @@ class Relay:
         return head.keep_alive and (head.length >= 0 or self.chunks is not None)
 
     @property
+    def is_open(self) -> bool:
+        """Whether the next read, if it is one event in one chunk, may go to the client as it is."""
+        chunks = self.chunks
+        if self.phase is not _PASSING or chunks is None or self._events is None or self._dechunk or self._carry:
+            return False
+        if self.last is _NONE_PASSED:
+            self.last = deque(maxlen=LAST_EVENTS_KEPT)
+        return chunks.at_boundary
+
+    @property
+    def chunk_count(self) -> int:
+        """Data chunks of the body so far; 0 where it is not chunked."""
+        return 0 if self.chunks is None else self.chunks.chunks + self.passed
+
+    def moved(self) -> bool:
+        """Whether a chunk has come since this was last asked."""
+        before, self._chunks_seen = self._chunks_seen, self.chunk_count
+        return self._chunks_seen > before
+
+    @property
     def sequence_number(self) -> int:
         """The last event's, in streams that number their events; -1: none."""
+        self._catch_up()
         found = _SEQUENCE_NUMBER.findall(b"".join(self._tail))
         return int(found[-1]) if found else -1
 
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now; b"" while held. FramingError: not HTTP/1.1."""
         if self.phase is _PASSING:
+            if self.passed:
+                self._catch_up()
             return self._pass(data)
         if self.phase is _ENDED:
             self.trailing = True
@@ -161,24 +212,9 @@ class Relay:
         self._hold(data)
         return b""
 
-    def passes(self, data: bytes) -> bool:
-        """Whether `data` is the usual read of a stream, one whole chunk amid it: then it goes to the client as it is.
-
-        False: nothing was done, `feed` says what goes.
-        """
-        if self.phase is not _PASSING or self._dechunk or self._carry:
-            return False
-        chunks = self.chunks
-        if chunks is None or not chunks.is_next(data):
-            return False
-        self._tail.append(data)
-        self._tail_bytes += len(data)
-        if self._tail_bytes > TAIL_BYTES_MAX:
-            self._cut_tail()
-        return True
-
     def closed(self) -> None:
         """The engine closed its side: afterwards the phase is ENDED, or the response is broken."""
+        self._catch_up()
         if self.phase in (_HELD, _PASSING) and self.chunks is None and self.remaining < 0:
             if self.phase is _HELD and self._events is None:
                 self._read_body()
@@ -207,13 +243,13 @@ class Relay:
         held = self._held[0] if len(self._held) == 1 else b"".join(self._held)
         self._held = []
         if self.phase is _ENDED and self.cut_short and self.chunks is not None and not self._dechunk:
-            held = held[: _boundary(held)]
+            held = held[: boundary_in(held)]
         if self.phase is _HELD:
             self.phase = _PASSING
             if self.chunks is not None:
                 self.chunks.collect = self._dechunk
             if self.is_stream and not self._dechunk and self.chunks is not None and not self.chunks.at_boundary:
-                cut = _boundary(held)
+                cut = boundary_in(held)
                 held, self._carry = held[:cut], held[cut:]
         return held
 
@@ -319,7 +355,7 @@ class Relay:
             return
         body = b"".join(self._held)
         if self.chunks is not None and not self._dechunk:
-            body = _unchunk(body)
+            body = unchunked(body)
         self.first, self.ending = read_whole(body)
         self.error_event = body if self.first is _ERROR else b""
 
@@ -385,7 +421,8 @@ class Relay:
         tail = b"".join(self._tail)
         self._tail.clear()
         if self._events is not None:
-            self.ending = read_ending(tail, chunked=self.chunks is not None, torn=self._torn)
+            quick = read_usual_end(tail) if self.chunks is not None and not self._torn else None
+            self.ending = quick or read_ending(tail, chunked=self.chunks is not None, torn=self._torn)
             if self._must_end_with_done and not (self.ending.done or self.ending.finished or self.ending.error):
                 self.cut_short = True
                 self._tail.append(tail)  # the error event goes on with its numbers
@@ -421,6 +458,19 @@ class Relay:
         if self._tail_bytes > TAIL_BYTES_MAX:
             self._cut_tail()
 
+    def _catch_up(self) -> None:
+        """With what passed without `feed`. Each was an event of its own: where more passed than are kept, what came before
+        them has nothing to do with how the stream ends."""
+        passed, self.passed = self.passed, 0
+        if not passed or self.chunks is None:
+            return
+        self.chunks.chunks += passed
+        if passed > LAST_EVENTS_KEPT:
+            self._tail.clear()
+            self._tail_bytes, self._torn = 0, b""
+        self._keep(b"".join(self.last))
+        self.last.clear()
+
     def _cut_tail(self) -> None:
         tail = b"".join(self._tail)
         if self._must_end_with_done:
@@ -428,16 +478,3 @@ class Relay:
         kept = tail[-TAIL_BYTES_KEPT:]
         self._tail = [kept]
         self._tail_bytes = len(kept)
-
-
-def _boundary(held: bytes) -> int:
-    """Index in `held`, the beginning of a chunked body, behind its last whole chunk."""
-    reader = ChunkedReader()
-    reader.feed(held)
-    return reader.boundary
-
-
-def _unchunk(raw: bytes) -> bytes:
-    reader = ChunkedReader(collect=True)
-    reader.feed(raw)
-    return b"".join(reader.payload)

@@ -191,5 +191,5 @@ class Served:
         if prompt is None:
             prompt = permit.prompt_tokens
         if output is None:
-            output = relay.chunks.chunks if relay.chunks is not None and relay.is_stream else 0
+            output = relay.chunk_count if relay.is_stream else 0
         return prompt + output

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
+from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX
 from runtime.clock import Clock
 from runtime.tls import client_context
 
@@ -49,10 +51,21 @@ class Owner(Protocol):
     def upstream_full(self, full: bool) -> None: ...
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to an engine. While it has no owner it is idle, and any byte or break ends it."""
+class Passing(Protocol):
+    """A stream whose usual reads go to the client as they are: how many did, the last of them, and where to."""
 
-    __slots__ = ("_pool", "heads", "host", "idle_since", "owner", "reused", "transport", "url")
+    passed: int
+    last: deque[bytes]
+    write: Callable[[bytes], None]
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an engine. While it has no owner it is idle, and any byte or break ends it.
+
+    passing: set while a read that is one event of a stream in one chunk need not be shown to the owner.
+    """
+
+    __slots__ = ("_pool", "heads", "host", "idle_since", "owner", "passing", "reused", "transport", "url")
 
     def __init__(self, pool: UpstreamPool, url: str) -> None:
         self._pool = pool
@@ -60,6 +73,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.host = pool.host(url)
         self.heads = pool.heads
         self.owner: Owner | None = None
+        self.passing: Passing | None = None
         self.transport: asyncio.Transport | None = None
         self.reused = False
         self.idle_since = 0.0
@@ -69,6 +83,16 @@ class UpstreamConnection(asyncio.Protocol):
         no_delay(transport)
 
     def data_received(self, data: bytes) -> None:
+        passing = self.passing
+        if passing is not None:
+            size = len(data)
+            if size < USUAL_BYTES_MAX:
+                least, beyond = OPENINGS[size]
+                if least <= data < beyond and data[-4:] == EVENT_END:
+                    passing.passed += 1
+                    passing.last.append(data)
+                    passing.write(data)
+                    return
         owner = self.owner
         if owner is not None:
             owner.upstream_data(data)
@@ -76,7 +100,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
+        self.transport = self.passing = None
         self._pool.forget(self)
         owner, self.owner = self.owner, None
         if owner is not None:
@@ -101,7 +125,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once; the owner hears nothing more."""
-        self.owner = None
+        self.owner = self.passing = None
         if self.transport is not None:
             self.transport.abort()
 
@@ -151,7 +175,7 @@ class UpstreamPool:
 
     def give(self, connection: UpstreamConnection, now: float) -> None:
         """Back, its response read to the end."""
-        connection.owner = None
+        connection.owner = connection.passing = None
         idle = self._idle.get(connection.url)
         if idle is None:
             idle = self._idle[connection.url] = []

@@ -95,16 +95,11 @@ class UsualExchange(Exchange):
         connection.transport.write(b"".join((before, connection.host, behind, self._ids, b"\r\n\r\n", request.body)))
 
     def upstream_data(self, data: bytes) -> None:
-        relay = self._relay
-        if relay is None:
-            if not self._answer_whole(data):
-                self._begin_relay()
-                super().upstream_data(data)
-        elif self._state is _RELAYING and relay.passes(data):
-            self._attempt.last_at = self._now()  # type: ignore[union-attr]  # there is one while it relays
-            self._client.write(data)
-        else:
-            super().upstream_data(data)
+        if self._relay is None:
+            if self._answer_whole(data):
+                return
+            self._begin_relay()
+        super().upstream_data(data)
 
     def upstream_lost(self, error: Exception | None) -> None:
         if self._relay is None:

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dataplane.http1 import ChunkedReader, FramingError, Request, forward_head, parse_response_head, reply
+from dataplane.http1 import (
+    EVENT_END,
+    OPENINGS,
+    ChunkedReader,
+    FramingError,
+    Request,
+    forward_head,
+    parse_response_head,
+    reply,
+)
 from dataplane.trace import lines_of
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=8)
@@ -160,32 +169,56 @@ def test_an_answer_to_head_has_the_length_but_not_the_body() -> None:
     assert reply(200, b"abc", head_only=True).endswith(b"content-length: 3\r\n\r\n")
 
 
-@pytest.mark.parametrize("size", range(64))
-def test_what_is_as_long_as_no_chunk_is_none(size: int) -> None:
-    data = (b"\n" * 64)[: max(0, size - 2)] + b"\r\n"[2 - min(size, 2) :]
-    assert len(data) == size
-    assert not ChunkedReader().is_next(data)
+@given(st.binary(max_size=40), st.booleans(), st.booleans(), st.binary(max_size=3), st.integers(0, 60), st.booleans())
+@example(b"data: x\n\n", False, True, b"", 60, True)
+@example(b"0", False, False, b"\r\n", 60, False)
+def test_a_read_that_is_one_chunk_says_what_its_bytes_say_one_by_one(
+    payload: bytes, upper: bool, ends: bool, more: bytes, kept: int, collect: bool
+) -> None:
+    size = b"%X" if upper else b"%x"
+    data = (size % len(payload) + b"\r\n" + payload + b"\r\n" + b"0\r\n\r\n" * ends + more)[:kept]
+    quick, slow = ChunkedReader(collect=collect), ChunkedReader(collect=collect)
+    end = -1
+    try:
+        for at in range(len(data)):
+            if slow.feed(data[at : at + 1]) >= 0:
+                end = at + 1
+                break
+    except FramingError:
+        with pytest.raises(FramingError):
+            quick.feed(data)
+        return
+    assert quick.feed(data) == end
+    assert (quick.chunks, quick.at_boundary) == (slow.chunks, slow.at_boundary)
+    assert b"".join(quick.payload) == b"".join(slow.payload)
+    if slow.boundary:  # of the last byte fed, where that one ended a chunk
+        assert quick.boundary == len(data)
 
 
 @given(st.binary(max_size=40), st.booleans(), st.binary(max_size=3), st.integers(0, 60))
 @example(b"data: x\n\n", False, b"", 60)
-def test_the_usual_chunk_is_one_to_the_other_reader_too(payload: bytes, upper: bool, more: bytes, kept: int) -> None:
-    """What `is_next` takes, `feed` takes as one whole chunk and nothing else; what it leaves, it leaves alone."""
+@example(b"\n\n", False, b"", 60)
+def test_what_is_told_by_its_length_is_one_chunk(payload: bytes, upper: bool, more: bytes, kept: int) -> None:
     size = b"%X" if upper else b"%x"
     data = (size % len(payload) + b"\r\n" + payload + b"\r\n" + more)[:kept]
-    quick, slow = ChunkedReader(), ChunkedReader()
-    for _ in range(2):
-        taken = quick.is_next(data)
-        if taken:
-            assert slow.feed(data) == -1
-            assert (quick.chunks, quick.boundary, quick.at_boundary) == (slow.chunks, slow.boundary, slow.at_boundary)
-        else:
-            assert (quick.chunks, quick.at_boundary) == (slow.chunks, slow.at_boundary)
+    least, beyond = OPENINGS[len(data)]
+    told = least <= data < beyond and data[-4:] == EVENT_END
+    assert told == (data == b"%x\r\n%b\r\n" % (len(payload), payload) and payload.endswith(b"\n\n"))
 
 
-def test_amid_a_chunk_nothing_is_the_usual_one() -> None:
+@pytest.mark.parametrize("size", range(64))
+def test_what_is_as_long_as_no_chunk_is_none(size: int) -> None:
+    data = (b"\n" * 64)[: max(0, size - 2)] + b"\r\n"[2 - min(size, 2) :]
+    assert len(data) == size
+    least, beyond = OPENINGS[size]
+    assert not least <= data < beyond
+
+
+def test_amid_a_chunk_nothing_is_a_chunk_of_its_own() -> None:
     reader = ChunkedReader()
-    reader.feed(b"5\r\nab")
-    assert not reader.is_next(b"1\r\nx\r\n")
-    assert reader.feed(b"c\r\n\r\n") == -1
-    assert reader.is_next(b"1\r\nx\r\n")
+    reader.feed(b"9\r\nab")
+    assert reader.feed(b"1\r\nx\r\n") == -1
+    assert not reader.at_boundary
+    assert reader.feed(b"c\r\n") == -1
+    assert reader.at_boundary
+    assert reader.chunks == 1

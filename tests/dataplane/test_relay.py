@@ -14,6 +14,8 @@ from contract.outcome import End
 from dataplane.http1 import FramingError
 from dataplane.relay import Phase, Relay, Verdict
 from dataplane.sse import Says
+from dataplane.upstream import UpstreamConnection, UpstreamPool
+from runtime.clock import ManualClock
 from tests.fakes.backend import (
     LAST_CHUNK,
     STREAM_HEAD,
@@ -240,3 +242,76 @@ def test_a_body_that_cannot_be_read_passes_from_its_first_byte(head: bytes) -> N
     assert relay.feed(chunk(b"\x8b")[:-1]) == chunk(b"\x8b")[:-1]
     assert relay.feed(b"\n" + LAST_CHUNK) == b"\n" + LAST_CHUNK
     assert relay.final() is End.COMPLETE
+
+
+class Owner:
+    """Feeds a relay as an exchange does: reads come here, or go past it where they may."""
+
+    def __init__(self) -> None:
+        self.relay = new()
+        self.out: list[bytes] = []
+        self.relay.write = self.out.append
+        self.reads = 0
+        self.connection = UpstreamConnection(UpstreamPool(clock=ManualClock(), idle_s=1, connect_timeout_s=1), "http://e:1")
+        self.connection.owner = self
+
+    def upstream_data(self, data: bytes) -> None:
+        self.reads += 1
+        relay = self.relay
+        self.out.append(relay.feed(data))
+        if relay.ready and relay.phase in (Phase.HELD, Phase.ENDED) and self.reads:
+            self.out.append(relay.release())
+        self.connection.passing = relay if relay.is_open else None
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        raise AssertionError
+
+    def upstream_full(self, full: bool) -> None:
+        raise AssertionError
+
+
+@given(st.lists(st.text(max_size=10), min_size=1, max_size=30), PLACES, st.booleans(), st.booleans(), st.booleans())
+def test_what_goes_past_the_relay_is_as_if_it_had_gone_through(
+    texts: list[str], places: list[int], by_event: bool, tells: bool, crlf: bool
+) -> None:
+    """By events, as engines write, or torn anywhere; with usage or not; with line ends that never go past."""
+    events = stream_events(["x", *texts], usage_of=usage(30, len(texts), 16) if tells else None)
+    if crlf:
+        events = [each.replace(b"\n", b"\r\n") for each in events]
+    reads = [STREAM_HEAD, *map(chunk, events), LAST_CHUNK]
+    if not by_event:
+        reads = pieces(b"".join(reads), places)
+    through, past = new(), Owner()
+    expected = run(through, reads)
+    for read in reads:
+        past.connection.data_received(read)
+    assert b"".join(past.out) == expected
+    assert past.relay.phase is through.phase is Phase.ENDED
+    assert past.relay.ending == through.ending
+    assert past.relay.chunk_count == through.chunk_count
+    assert past.relay.final() is through.final()
+    if by_event and not crlf and not tells:
+        assert past.reads <= 4  # the head, the role, the first token, the end
+
+
+def test_whether_chunks_came_is_told_though_they_went_past() -> None:
+    past = Owner()
+    for read in [STREAM_HEAD, *map(chunk, stream_events(["a", "b", "c"])[:2])]:
+        past.connection.data_received(read)
+    assert past.relay.moved()
+    assert not past.relay.moved()
+    past.connection.data_received(chunk(event(delta("d"))))
+    assert past.relay.passed == 1
+    assert past.relay.moved()
+    assert not past.relay.moved()
+
+
+def test_the_number_of_the_last_event_is_known_though_it_went_past() -> None:
+    past = Owner()
+    payload = {"type": "response.output_text.delta", "delta": "a"}
+    past.connection.data_received(STREAM_HEAD)
+    for number in range(20):
+        past.connection.data_received(chunk(event(payload | {"sequence_number": number})))
+    assert past.relay.passed > 10
+    assert past.relay.sequence_number == 19
+    assert past.relay.chunk_count == 20

@@ -22,6 +22,7 @@ from dataplane.sse import (
     meaning,
     read_ending,
     read_tail,
+    read_usual_end,
     read_whole,
 )
 from tests.fakes.backend import LAST_CHUNK, chunk, delta, event, stream_bytes, stream_events, usage
@@ -172,6 +173,39 @@ def test_what_is_left_out_of_a_tail_would_have_said_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sse, "LAST_EVENTS", 10**6)  # then nothing is left out
         assert read == read_ending(tail[torn:], chunked=chunked)
+
+
+@given(TAILS, st.sampled_from([b"", b"data: {\n\n", b"x"]), st.booleans())
+def test_the_usual_end_says_what_is_read_from_the_event_that_finished_on(
+    events: list[bytes], before: bytes, ends: bool
+) -> None:
+    events += [event(delta("", finish="stop"))] * ends + [event("[DONE]")]
+    quick = read_usual_end(before + b"".join(map(chunk, events)) + LAST_CHUNK)
+    if quick is None:
+        return
+    for start in reversed(range(len(events))):
+        slow = read_ending(b"".join(map(chunk, events[start:])), chunked=True)
+        if slow.finished:
+            assert quick == slow
+            return
+    raise AssertionError("none of the events has finished")
+
+
+@pytest.mark.parametrize("used", [None, usage(30, 3, 16)])
+@pytest.mark.parametrize("reason", ["stop", "length", "abort"])
+def test_the_usual_end_is_told(reason: str, used: dict[str, object] | None) -> None:
+    events = [event(delta("word")), event(delta("", finish=reason)), *([event({"choices": [], "usage": used})] if used else [])]
+    for tail in (
+        b"".join(map(chunk, [*events, event("[DONE]")])) + LAST_CHUNK,
+        chunk(b"".join([*events, event("[DONE]")])) + LAST_CHUNK,
+    ):
+        quick = read_usual_end(tail)
+        assert quick is not None
+        assert quick == read_ending(tail, chunked=True)
+        assert quick.aborted == (reason == "abort")
+        for kept in range(1, len(tail)):  # torn wherever
+            found = read_usual_end(tail[-kept:])
+            assert found is None or found == quick
 
 
 @pytest.mark.parametrize("chunked", [True, False])
