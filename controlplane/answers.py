@@ -106,9 +106,10 @@ class _Answer(NamedTuple):
 class Answers:
     """Those of the last seconds, by the last full block of their prompts. Pure; `now` never goes back."""
 
-    __slots__ = ("_by_block", "_heard", "_lags", "_lives", "_order", "awaited", "claims", "trust")
+    __slots__ = ("_by_block", "_heard", "_lags", "_lives", "_most", "_order", "awaited", "claims", "trust")
 
-    def __init__(self) -> None:
+    def __init__(self, answers_max: int = ANSWERS_MAX) -> None:
+        self._most = answers_max
         self.trust = Trust()
         self.claims: dict[int, int] = {}
         """Slot -> blocks, of the last chain asked for: with those that were not announced, credited or not."""
@@ -125,7 +126,7 @@ class Answers:
 
     def add(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None:
         """last_block: hash of the prompt's last full block; prompt_blocks, filled_blocks: without and with the answer."""
-        if len(self._order) >= ANSWERS_MAX:
+        if len(self._order) >= self._most:
             self._forget_oldest()
         self._by_block.setdefault(last_block, []).append(
             _Answer(slot, self._lives.get(slot, 0), prompt_blocks, filled_blocks, now)

@@ -37,8 +37,9 @@ Loaded = tuple[Manifest, Predictor, list[tuple[Sample, float]]]
 class ModelStore:
     """One task: `run`. What it loads goes to the forecaster."""
 
-    def __init__(self, redis_url: str, forecaster: Forecaster, clock: Clock) -> None:
+    def __init__(self, redis_url: str, forecaster: Forecaster, clock: Clock, *, poll_s: float = POLL_S) -> None:
         self._url = redis_url
+        self._poll_s = poll_s
         self._forecaster = forecaster
         self._clock = clock
         self._said = ""
@@ -70,7 +71,7 @@ class ModelStore:
                     await self.look(client)
                 except (RedisError, OSError) as error:
                     log.debug("models: Redis does not answer: %s", error)
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(self._poll_s)
         finally:
             await client.aclose()
 

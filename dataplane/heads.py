@@ -66,9 +66,10 @@ NO_HEAD = KnownHead(Request())
 
 
 class KnownHeads:
-    """Of one process. body_bytes_max: longer bodies are the parser's to refuse."""
+    """Of one process. body_bytes_max: longer bodies are the parser's; sizes_max: sizes of requests known, of all heads."""
 
-    def __init__(self, body_bytes_max: int) -> None:
+    def __init__(self, body_bytes_max: int, *, sizes_max: int = SIZES_MAX) -> None:
+        self._sizes_max = sizes_max
         self._body_bytes_max = body_bytes_max
         self._known: dict[bytes, KnownHead] = {}
         self._sizes = 0
@@ -91,7 +92,7 @@ class KnownHeads:
         if known is None or len(data) != end + 4 + length or length > self._body_bytes_max:
             return None
         if len(data) not in known.sized or data[: end + 4] != known.sized[len(data)][0]:
-            if self._sizes >= SIZES_MAX:
+            if self._sizes >= self._sizes_max:
                 self._forget_sizes()
             self._sizes += 1
             known.add(data[: end + 4], found[1], len(data))

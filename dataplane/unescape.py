@@ -12,6 +12,8 @@ slices with an escape that would end up as a quote, a backslash or a control cha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 SLICE_BYTES = 8 * 1024
 """What is undone in one go, in which no other thread has its turn: 10 us. At least as long as an escape."""
 
@@ -19,23 +21,24 @@ _BACKSLASH = 0x5C
 _LOW_SURROGATES = (b"udc", b"udd", b"ude", b"udf")
 
 
-def unescaped(body: bytes) -> bytes:
+def unescaped(body: bytes, *, slice_bytes: int = SLICE_BYTES) -> bytes:
     """The same JSON, valid or not. body: of ASCII, else it is returned as it is."""
-    if not body.isascii():
-        return body
-    slices = []
+    return b"".join(map(_undone, slices(body, slice_bytes))) if body.isascii() else body
+
+
+def slices(body: bytes, slice_bytes: int) -> Iterator[bytes]:
+    """The body in pieces, none of which ends within an escape."""
     start, length = 0, len(body)
     while start < length:
-        end = _end_of_slice(body, start + SLICE_BYTES)
-        slices.append(_undone(body[start:end]))
+        end = _end_of_slice(body, start + slice_bytes, slice_bytes)
+        yield body[start:end]
         start = end
-    return b"".join(slices)
 
 
-def _end_of_slice(body: bytes, at: int) -> int:
+def _end_of_slice(body: bytes, at: int, slice_bytes: int) -> int:
     """The first place found from `at` on that is neither within an escape nor between two that stand for one character."""
     while at < len(body):
-        end = at + SLICE_BYTES
+        end = at + slice_bytes
         found = body.find(b"\\", at, end)
         if found < 0:
             return end  # an escape that began before `at` has ended, and no other has begun

@@ -46,8 +46,9 @@ def verified_words(candidates: Iterable[str], count_tokens: CountTokens) -> list
 class BlockText:
     """Text by block id. Building a cached block costs a dictionary look-up, a new one of 512 tokens about 20 us."""
 
-    def __init__(self, words: Sequence[str], *, salt: str = "") -> None:
+    def __init__(self, words: Sequence[str], *, salt: str = "", blocks_cached_max: int = BLOCKS_CACHED_MAX) -> None:
         """words: as `verified_words` returns them. salt: another one gives other texts throughout."""
+        self._blocks_cached_max = blocks_cached_max
         self._words = [words[place % len(words)] for place in range(_TABLE)]
         self._salt = salt.encode()
         self._cache: dict[tuple[int, int], str] = {}
@@ -57,7 +58,7 @@ class BlockText:
         key = (block_id, tokens)
         text = self._cache.get(key)
         if text is None:
-            if len(self._cache) >= BLOCKS_CACHED_MAX:
+            if len(self._cache) >= self._blocks_cached_max:
                 del self._cache[next(iter(self._cache))]
             self._cache[key] = text = self._write(block_id, tokens)
         return text

@@ -58,6 +58,14 @@ def own_redis(short_dir: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """HEADWAY_HOME as a person would set it: commands find no running stack but this test's own, and leave nothing behind."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("HEADWAY_HOME", str(home))
+    return home
+
+
+@pytest.fixture
 def free_port() -> int:
     """A TCP port that was free a moment ago."""
     with socket.socket() as probe:

@@ -130,8 +130,18 @@ def _splits_words(spec: Mapping[str, Any]) -> bool:
 class Segmented:
     """An encoder that remembers pieces. Exact under the argument above; its memory is bounded by `cache_bytes_max`."""
 
-    def __init__(self, whole: Encoder, allowed: Cuts, cache_bytes_max: int = CACHE_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        whole: Encoder,
+        allowed: Cuts,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+        *,
+        piece_chars_min: int = PIECE_CHARS_MIN,
+        search_chars_max: int = SEARCH_CHARS_MAX,
+    ) -> None:
         self._whole = whole
+        self._piece_chars_min = piece_chars_min
+        self._search_chars_max = search_chars_max
         self._special = {token: id_.to_bytes(4, "little") for token, id_ in (allowed.special or {}).items()}
         self._words = allowed.words
         self._splitter = _splitter(self._special)
@@ -149,7 +159,7 @@ class Segmented:
         for piece in self._splitter.split(text) if self._splitter else (text,):
             if (special := self._special.get(piece)) is not None:
                 parts.append(special)
-            elif len(piece) > PIECE_CHARS_MIN and self._words:
+            elif len(piece) > self._piece_chars_min and self._words:
                 parts += self._encode_piece(piece)
             elif piece:
                 parts.append(self._cached(piece))
@@ -163,8 +173,8 @@ class Segmented:
 
     def _encode_piece(self, piece: str) -> Iterator[bytes]:
         start = searched = 0
-        while (searched := max(searched, start + PIECE_CHARS_MIN)) < len(piece):
-            window_end = searched + SEARCH_CHARS_MAX
+        while (searched := max(searched, start + self._piece_chars_min)) < len(piece):
+            window_end = searched + self._search_chars_max
             cut = SAFE_CUT.search(piece, searched, window_end)
             if cut is None:
                 searched = window_end

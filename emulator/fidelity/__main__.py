@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,12 @@ SHOWN = ("closed_4", "closed_8", "closed_32", "poisson_4.5", "burst_40")
 """Levels whose distributions are drawn: some that meet the target, some that do not."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m emulator.fidelity", description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path, metavar="DATA", help="folder with vllm_real/ and data/profiling/")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where fidelity.md goes (default %(default)s)")
     parser.add_argument("--fit", action="store_true", help="fit the presets' constants and print them")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         recorded = recording.read(args.data / "vllm_real" / "profile_cpu.csv")
         if args.fit:

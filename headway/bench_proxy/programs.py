@@ -57,10 +57,10 @@ def _result(words: Sequence[str]) -> Result:
     return Result(int(responses), int(errors), seconds, p50, p99, mean)
 
 
-def build(directory: Path) -> Programs:
-    """Compiled into `directory` where `cc` is on the PATH and works."""
-    compiler = shutil.which("cc")
-    if compiler and all(_compiles(compiler, name, directory) for name in ("backend", "load")):
+def build(directory: Path, *, compiler: str = "cc") -> Programs:
+    """Compiled into `directory` where the compiler is on the PATH and works."""
+    found = shutil.which(compiler)
+    if found and all(_compiles(found, name, directory) for name in ("backend", "load")):
         return Programs((str(directory / "backend"),), (str(directory / "load"),), "C")
     return Programs(
         (sys.executable, "-m", "headway.bench_proxy.backend"), (sys.executable, "-m", "headway.bench_proxy.load"), "Python"

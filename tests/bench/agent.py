@@ -27,8 +27,9 @@ from controlplane.ingest import Ingest
 from headway.embedded_redis import RedisServer
 from runtime.clock import SystemClock
 from tests.bench._traffic import BLOCK_SIZE, VOCABULARY, removed, stored, traffics
-from tests.bench.index import Sink, WatchedIndex, until
+from tests.bench.index import Sink, WatchedIndex
 from tests.fakes.engine import BLOCK, FakeEngine
+from tests.waiting import until
 from worker_agent.agent import Agent
 from worker_agent.block_set import BlockSet
 from worker_agent.delta_log import DeltaLog

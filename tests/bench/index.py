@@ -26,6 +26,7 @@ from controlplane.prefix_index import BlockChange, PrefixIndex, tune_gc
 from headway.embedded_redis import RedisServer
 from runtime.clock import SystemClock
 from tests.suites.dict_table import DictTable
+from tests.waiting import until
 
 WORKERS = 64
 DELTA_BLOCKS = 64
@@ -282,13 +283,6 @@ async def register(client: redis.Redis, worker: str, chains: list[array[int]]) -
     )
     await client.set(keyspace.snapshot_key(worker), keyspace.encode_manifest(manifest))
     await client.set(keyspace.worker_key(worker), keyspace.encode_worker(record))
-
-
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the benchmark did not get there"
-        await asyncio.sleep(0.001)
 
 
 async def stream_rate(url: str) -> None:

@@ -56,15 +56,15 @@ def test_every_encoder_gives_the_tokens_of_tokenizers(text: str, add: bool) -> N
     assert VLLM_FAST.encode(text, add) == vllm
 
 
-def cut_short(serialized: str, monkeypatch: pytest.MonkeyPatch, every: int = 3) -> segments.Segmented:
+def cut_short(serialized: str, every: int = 3) -> segments.Segmented:
     """A segmented encoder that cuts long pieces after a few letters instead of thousands."""
-    monkeypatch.setattr(segments, "PIECE_CHARS_MIN", every)
-    return segments.Segmented(Reference(Tokenizer.from_str(serialized)), segments.cuts(serialized), cache_bytes_max=0)
+    reference = Reference(Tokenizer.from_str(serialized))
+    return segments.Segmented(reference, segments.cuts(serialized), cache_bytes_max=0, piece_chars_min=every)
 
 
-def test_cutting_between_words_changes_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutting_between_words_changes_no_token() -> None:
     for serialized in (SERIALIZED, VLLM_SERIALIZED):
-        eager = cut_short(serialized, monkeypatch)
+        eager = cut_short(serialized)
         truth = Reference(Tokenizer.from_str(serialized))
         assert eager._words
         for text in [*proof.TEXTS, *proof.texts([" the", "'s", "\n", "  x", "a b", "don't", "é"], SPECIAL, 7)]:
@@ -337,9 +337,7 @@ def test_a_tokenizer_that_auto_tokenizer_changes_is_loaded_by_it(tmp_path: Path)
     assert memoryview(tokenizer.encode("<|not_there_yet|>", add_special_tokens=False)).cast("I").tolist() == [8192]
 
 
-def test_long_texts_with_few_safe_places_are_encoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "PIECE_CHARS_MIN", 10)
-    monkeypatch.setattr(segments, "SEARCH_CHARS_MAX", 7)
-    fresh = segments.Segmented(TRUTH, segments.cuts(SERIALIZED))
+def test_long_texts_with_few_safe_places_are_encoded_whole() -> None:
+    fresh = segments.Segmented(TRUTH, segments.cuts(SERIALIZED), piece_chars_min=10, search_chars_max=7)
     for text in ("x_y;" * 40 + "a b" + "1 2" * 30, "", "a b", "word " * 30, "a " * 25 + "b", "()" * 50):
         assert fresh.encode(text, False) == TRUTH.encode(text, False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +110,6 @@ def asked(number: int, *blocks: int, model: str = MODEL, **fields: object) -> pb
         chain_kind=pb.TOKENS,
         **fields,  # type: ignore[arg-type]
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Bounded wait for something that another task brings about."""
-    async with asyncio.timeout(WAIT_S_MAX):
-        while not condition():  # noqa: ASYNC110 - what is waited for is a state of the other side, not an event
-            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

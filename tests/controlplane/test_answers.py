@@ -251,9 +251,8 @@ def test_answers_to_one_prompt_are_told_apart_by_worker_and_length() -> None:
     assert index.match(NEXT) == {0: 12, 1: 13}
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "ANSWERS_MAX", 3)
-    kept = answers.Answers()
+def test_what_is_remembered_is_bounded() -> None:
+    kept = answers.Answers(answers_max=3)
     for number in range(10):
         kept.add(0, number % 4, 1, 2, float(number))
         assert len(kept) == min(number + 1, 3)

@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 import redis.asyncio
 
 from contract import keyspace
 from contract.features import FEATURES, INDEX, VERSION
 from contract.keyspace import ModelsState
-from controlplane import model_store, profiles
+from controlplane import profiles
 from controlplane.model_store import ModelStore
 from controlplane.predictor import RECENT_MAX, Forecaster, Sample
 from controlplane.rankers import LeastPredicted
@@ -23,6 +22,7 @@ from prediction.bundle import Bundle
 from runtime.clock import SystemClock
 from tests.controlplane.parts import candidate
 from tests.controlplane.served import asked, serve
+from tests.waiting import turns
 from trainer.zoo import boosted
 from trainer.zoo.kind import Training
 
@@ -67,7 +67,7 @@ class Heart:
     async def beat(self) -> None:
         before = time.thread_time()
         while True:
-            await asyncio.sleep(0)
+            await turns()
             now = time.thread_time()
             self.stall_s = max(self.stall_s, now - before)
             self.beats += 1
@@ -79,17 +79,14 @@ async def put(client: redis.asyncio.Redis, sequence: int, model_id: str, packed:
     await client.set(keyspace.MODELS_STATE, keyspace.encode_models(ModelsState(sequence=sequence, serving=model_id)))
 
 
-async def test_models_are_replaced_under_load_without_a_dropped_or_a_slow_decision(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model_store, "POLL_S", 0.005)
+async def test_models_are_replaced_under_load_without_a_dropped_or_a_slow_decision(redis_url: str, tmp_path: Path) -> None:
     files = trained(1)
     forecaster = Forecaster()
     row = candidate(input_tokens=500)
     forecaster.learn([Sample(row, 0.1, row.endpoint.record)] * RECENT_MAX)
     ranker = LeastPredicted(forecaster)
     built = profiles.build(predicted=ranker)
-    store = ModelStore(redis_url, forecaster, SystemClock())
+    store = ModelStore(redis_url, forecaster, SystemClock(), poll_s=0.005)
     heart = Heart()
     names = [f"m-{number}" for number in range(MODELS)]
     broken = {"m-1": bundle.encode(bundled("m-1", files))[:-100], "m-3": b"\x00" * 1_000}

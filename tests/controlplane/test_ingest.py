@@ -17,6 +17,7 @@ from controlplane.prefix_index import PrefixIndex
 from headway.embedded_redis import RedisServer
 from runtime.clock import SystemClock
 from tests.fakes.agent import FakeAgent
+from tests.waiting import until
 
 EXACT_WITHIN_S = 5.0
 
@@ -69,16 +70,18 @@ class Plane:
 
     async def until(self, condition: Callable[[], bool], *agents: FakeAgent) -> None:
         """Agents answer requests for snapshots and report meanwhile, as real ones do."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + EXACT_WITHIN_S
-        while not condition():
-            assert loop.time() < deadline, "not within the bound"
+
+        def met() -> bool:
+            if condition():
+                return True
             for agent in agents:
                 if agent.asked():
                     agent.snapshot()
                 agent.report()
-            self.index.expire(loop.time())
-            await asyncio.sleep(0.01)  # polls another task's progress, bounded by the deadline
+            self.index.expire(asyncio.get_running_loop().time())
+            return False
+
+        await until(met, seconds_max=EXACT_WITHIN_S, poll_s=0.01)
 
 
 @asynccontextmanager

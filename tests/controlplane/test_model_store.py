@@ -14,7 +14,7 @@ import redis.asyncio
 from contract import keyspace
 from contract.features import VERSION
 from contract.keyspace import ModelsState
-from controlplane import model_store, profiles, rankers
+from controlplane import profiles, rankers
 from controlplane.model_metrics import ModelCollector
 from controlplane.model_store import ModelStore
 from controlplane.predictor import Forecaster, Sample
@@ -25,7 +25,8 @@ from prediction.bundle import Bundle
 from runtime.clock import SystemClock
 from tests.controlplane.models import linear
 from tests.controlplane.parts import candidate
-from tests.controlplane.served import asked, serve, until
+from tests.controlplane.served import asked, serve
+from tests.waiting import until
 
 Client = redis.asyncio.Redis
 
@@ -121,12 +122,11 @@ async def test_a_state_that_cannot_be_read_changes_nothing(redis_url: str) -> No
         assert predicted(forecaster) == pytest.approx(0.3)
 
 
-async def test_a_redis_that_comes_back_is_followed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_store, "POLL_S", 0.02)
+async def test_a_redis_that_comes_back_is_followed_again(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.start()
     forecaster = Forecaster()
-    store = ModelStore(server.url, forecaster, SystemClock())
+    store = ModelStore(server.url, forecaster, SystemClock(), poll_s=0.02)
     task = asyncio.create_task(store.run())
     try:
         async with Client.from_url(server.url) as client:
@@ -154,15 +154,12 @@ async def test_a_new_model_starts_with_corrections_from_recent_first_tokens(redi
         assert forecast.p50_s[0] == pytest.approx(0.6, rel=0.1)
 
 
-async def test_no_decision_is_dropped_while_models_are_swapped_under_a_stream(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_decision_is_dropped_while_models_are_swapped_under_a_stream(redis_url: str, tmp_path: Path) -> None:
     """Real gRPC, real Redis: every question is answered, by one of the models that were there, each of them in its turn."""
-    monkeypatch.setattr(model_store, "POLL_S", 0.005)
     forecaster = Forecaster()
     predicted_by = LeastPredicted(forecaster)
     built = profiles.build(predicted=predicted_by)
-    store = ModelStore(redis_url, forecaster, SystemClock())
+    store = ModelStore(redis_url, forecaster, SystemClock(), poll_s=0.005)
     async with serve(tmp_path, workers=4, policy="predictive", profiles=built) as served, Client.from_url(redis_url) as client:
         following_it = asyncio.create_task(store.run())
         stream = served.stream()

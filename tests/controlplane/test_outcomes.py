@@ -12,7 +12,7 @@ from contract.outcome import Outcome
 from controlplane.outcomes import BATCH_MAX, OutcomeLog
 from headway.embedded_redis import RedisServer
 from tests.controlplane.parts import Plant, question
-from tests.controlplane.served import until
+from tests.waiting import until
 
 
 def records(count: int) -> list[Outcome]:

@@ -29,6 +29,7 @@ from proto import routing_pb2 as pb
 from runtime.addresses import AddressError, probe, split_address
 from runtime.settings import SettingsError, parse
 from tests.controlplane.parts import BLOCK, MODEL, record, report
+from tests.waiting import ELSEWHERE_POLL_S, meanwhile, until
 
 START_S_MAX = 20.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,16 +168,16 @@ class Agent:
 
 async def listed(fleet: fleet_pb2_grpc.FleetAsyncStub, agents: tuple[Agent, ...], count: int, *, alive: bool = True) -> None:
     """Waits until that many workers are alive (or not), their agents speaking meanwhile."""
-    async with asyncio.timeout(START_S_MAX):
-        while True:
-            for agent in agents:
-                agent.report()
-            listed = await fleet.ListWorkers(fleet_pb2.ListWorkersRequest())
-            right = [status for status in listed.workers if status.alive == alive]
-            heard = not agents or all(status.report_age_s < 0.3 for status in right)  # not only their registrations
-            if len(right) == count and heard and listed.warm:
-                return
-            await asyncio.sleep(0.05)
+
+    async def right() -> bool:
+        for agent in agents:
+            agent.report()
+        listed = await fleet.ListWorkers(fleet_pb2.ListWorkersRequest())
+        found = [status for status in listed.workers if status.alive == alive]
+        heard = not agents or all(status.report_age_s < 0.3 for status in found)  # not only their registrations
+        return len(found) == count and heard and listed.warm
+
+    await until(right, f"{count} workers", seconds_max=START_S_MAX, poll_s=ELSEWHERE_POLL_S)
 
 
 async def test_a_request_goes_to_the_worker_that_holds_its_prefix_and_leaves_an_outcome(
@@ -220,7 +221,7 @@ async def test_a_silent_agents_worker_leaves_but_not_while_redis_is_away(short_d
             await listed(fleet, (agent,), 1)  # type: ignore[arg-type]
             os.kill(own_redis.pid, signal.SIGSTOP)
             try:
-                await asyncio.sleep(2.0)  # the span in which it would have left
+                await meanwhile(2.0)  # the span in which it would have left
                 reply = await fleet.ListWorkers(fleet_pb2.ListWorkersRequest())
                 assert [status.alive for status in reply.workers] == [True]
             finally:

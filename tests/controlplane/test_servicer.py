@@ -10,7 +10,8 @@ import pytest
 from contract.routing import VERSION, Asked, Ended, Request, Said, pack, unpack_answers
 from proto import routing_pb2 as pb
 from tests.controlplane.parts import BLOCK, MODEL, hashes, record
-from tests.controlplane.served import asked, serve, until
+from tests.controlplane.served import asked, serve
+from tests.waiting import until
 
 
 async def test_the_questions_of_one_message_are_answered_in_one_message(short_dir: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import httptools
 
+from tests.waiting import turns
+
 WAIT_S = 10.0
 
 
@@ -80,7 +82,7 @@ class Client:
         else:
             for index in range(len(data)):
                 self.writer.write(data[index : index + 1])
-                await asyncio.sleep(0)
+                await turns()
         await self.writer.drain()
 
     async def read(self, *, head_only: bool = False) -> Response:

@@ -19,6 +19,7 @@ from runtime.clock import SystemClock
 from tests.dataplane import client
 from tests.fakes.backend import Backend
 from tests.fakes.control import Control
+from tests.waiting import until
 
 WAIT_S = 10.0
 
@@ -36,10 +37,8 @@ class Proxy:
     port: int
 
     async def until(self, condition: Callable[[App], bool]) -> None:
-        """Waits until `condition` holds. TimeoutError."""
-        async with asyncio.timeout(WAIT_S):
-            while not condition(self.app):  # noqa: ASYNC110 - the app has no event for everything a test may ask
-                await asyncio.sleep(0.002)
+        """Waits until `condition` holds: the app has no event for everything a test may ask."""
+        await until(lambda: condition(self.app))
 
     def count(self, counter: str, *labels: str) -> float:
         """A counter's value."""

@@ -15,10 +15,11 @@ from contract.outcome import End
 from contract.routing import Answer, Asked
 from contract.routing import Request as Wanted
 from proto import routing_pb2 as pb
-from tests.controlplane.served import Served, serve, until
+from tests.controlplane.served import Served, serve
 from tests.dataplane.client import Client, ask, chat, request
 from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
 from tests.fakes.backend import STREAM_HEAD, Backend, Seen, Step, Wire, chat_stream, chunk, delta, event, hangs, resets, status
+from tests.waiting import until
 
 TOKEN = STREAM_HEAD + chunk(event(delta("a")))
 

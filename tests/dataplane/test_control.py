@@ -12,6 +12,7 @@ from tests.dataplane.client import Client, ask, chat, request
 from tests.dataplane.conftest import StartBackend, StartProxy
 from tests.fakes.backend import LAST_CHUNK, STREAM_HEAD, Backend, chunk, delta, event, raw, status, stream_events
 from tests.fakes.control import Control
+from tests.waiting import meanwhile
 
 
 async def test_without_any_fleet_view_requests_are_refused_and_ready_says_no(start_proxy: StartProxy) -> None:
@@ -95,7 +96,7 @@ async def test_a_question_that_waits_for_room_waits_longer(start_proxy: StartPro
     assert control.hellos[0].queue_notices
     asked = asyncio.create_task(ask(proxy.port, request(chat())))
     await control.until(lambda control: len(control.questions) == 1)
-    await asyncio.sleep(0.1)  # beyond the deadline of a question without a notice
+    await meanwhile(0.1)  # beyond the deadline of a question without a notice
     assert not asked.done()
     await control.answer_late()
     assert "x-headway-fallback" not in (await asked).headers

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dataplane import heads
 from dataplane.connection import ClientConnection
 from dataplane.heads import HEADS_MAX, KnownHeads
 from dataplane.http1 import Request, forward_head
@@ -70,13 +69,13 @@ class Metrics:
 class Listening:
     """What a connection wants of its server: every request is answered at once, and kept. learns: heads are remembered."""
 
-    def __init__(self, *, learns: bool) -> None:
+    def __init__(self, *, learns: bool, **bounds: int) -> None:
         self.settings = Settings(body_bytes_max=4096)
         self.clock = ManualClock()
         self.metrics = Metrics()
         self.extra_headers = ()
         self.connections: set[ClientConnection] = set()
-        self.heads = KnownHeads(self.settings.body_bytes_max if learns else -1)
+        self.heads = KnownHeads(self.settings.body_bytes_max if learns else -1, **bounds)
         self.requests: list[Request] = []
         self.known = 0
 
@@ -90,8 +89,8 @@ class Listening:
         self.handle(connection, request)
 
 
-def served(reads: list[bytes], *, learns: bool) -> tuple[Listening, Transport, list[object]]:
-    server, transport = Listening(learns=learns), Transport()
+def served(reads: list[bytes], *, learns: bool, **bounds: int) -> tuple[Listening, Transport, list[object]]:
+    server, transport = Listening(learns=learns, **bounds), Transport()
     connection = ClientConnection(cast(Server, server))
     connection.connection_made(cast(asyncio.Transport, transport))
     for data in reads:
@@ -107,8 +106,8 @@ def meaning(request: Request) -> object:
     return request.method, request.target, request.path, headers, fields, request.body, request.http10, request.keep_alive, sent
 
 
-def agree(reads: list[bytes]) -> Listening:
-    quick, told_quick, seen_quick = served(reads, learns=True)
+def agree(reads: list[bytes], **bounds: int) -> Listening:
+    quick, told_quick, seen_quick = served(reads, learns=True, **bounds)
     _, told, seen = served(reads, learns=False)
     assert seen_quick == seen
     assert (told_quick.written, told_quick.closing) == (told.written, told.closing)
@@ -219,9 +218,8 @@ def test_a_heads_memory_is_not_changed_by_what_is_done_with_a_request() -> None:
     assert first.target == b"/v1/chat/completions"
 
 
-def test_the_sizes_of_known_heads_are_bounded_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "SIZES_MAX", 8)
+def test_the_sizes_of_known_heads_are_bounded_all_together() -> None:
     bodies = [b'"%b"' % (b"x" * number) for number in range(60)]
-    quick = agree([whole(body=body) for body in [*bodies, *reversed(bodies)]])
+    quick = agree([whole(body=body) for body in [*bodies, *reversed(bodies)]], sizes_max=8)
     assert quick.known > 60
     assert sum(len(known.sized) for known in quick.heads._known.values()) <= 8

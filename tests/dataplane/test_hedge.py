@@ -10,13 +10,13 @@ import pytest
 
 from contract.outcome import End
 from proto import routing_pb2 as pb
-from tests.controlplane.served import until
 from tests.dataplane.client import Client, Response, ask, chat, request
 from tests.dataplane.conftest import StartBackend, StartProxy
 from tests.dataplane.test_accounts import connected, ends, fleet
 from tests.dataplane.test_failures import DEATH, ROLE
 from tests.fakes.backend import STREAM_HEAD, Backend, Seen, Step, Wire, chat_stream, hangs, raw, resets, status
 from tests.fakes.control import Control
+from tests.waiting import until
 
 HEDGED = {"hedge": True, "hedge_after_ms": 20, "hedge_ratio": 1.0}
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.dataplane.client import Client, Truncated, ask, chat, request
 from tests.fakes.backend import STREAM_HEAD, Backend, Seen, Wire, chunk, delta, event, stream_events
+from tests.waiting import until
 
 WAIT_S = 60.0
 Launch = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -45,13 +46,13 @@ async def launch(short_dir: Path) -> AsyncIterator[Launch]:
 
 
 async def until_ready(port: int) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            try:
-                if (await ask(port, request(path="/ready", method="GET"))).status == 200:
-                    return
-            except (OSError, Truncated):
-                await asyncio.sleep(0.02)
+    async def ready() -> bool:
+        try:
+            return (await ask(port, request(path="/ready", method="GET"))).status == 200
+        except (OSError, Truncated):
+            return False
+
+    await until(ready, "the data plane is ready")
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -104,15 +105,13 @@ async def test_a_process_that_dies_is_started_again(launch: Launch, backend: Bac
     process = await launch("--port", str(free_port), "--processes", "2", "--endpoint", f"m={backend.url}")
     await until_ready(free_port)
     assert process.stderr is not None
-    children = await _children(process.pid)
+    children = _children(process.pid)
     assert len(children) == 2
     os.kill(children[0], signal.SIGKILL)
-    async with asyncio.timeout(WAIT_S):
-        while len(set(await _children(process.pid)) - {children[0]}) < 2:  # noqa: ASYNC110 - procfs has no event
-            await asyncio.sleep(0.05)
+    await until(lambda: len(set(_children(process.pid)) - {children[0]}) == 2, "a new child")
     await until_ready(free_port)
 
 
-async def _children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: ASYNC230 - procfs does not block
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(text) for text in file.read().split()]

@@ -20,8 +20,9 @@ from dataplane.keys import Key, hash_of, line_of, new_token
 from dataplane.limits import Permit
 from dataplane.shared_limits import SharedAccount, SharedTable, make_file
 from tests.dataplane.client import Client, ask, chat, request
-from tests.dataplane.test_process import WAIT_S, Launch, launch
+from tests.dataplane.test_process import Launch, launch
 from tests.fakes.backend import Backend, Seen, Wire, chat_json, hangs
+from tests.waiting import until
 
 __all__ = ["launch"]  # a fixture
 
@@ -262,6 +263,4 @@ async def test_what_a_killed_process_held_is_free_again(
 async def until_listening(port: int, processes: int) -> None:
     """All of them are."""
     mine = f":{port:04X} 00000000:0000 0A"
-    async with asyncio.timeout(WAIT_S):
-        while Path("/proc/net/tcp").read_text().count(mine) != processes:  # noqa: ASYNC110, ASYNC240 - a page of the kernel
-            await asyncio.sleep(0.02)
+    await until(lambda: Path("/proc/net/tcp").read_text().count(mine) == processes, "all of them listen")

@@ -9,6 +9,7 @@ from tests.dataplane.client import Client, chat, request
 from tests.dataplane.conftest import StartBackend, StartProxy
 from tests.fakes.backend import STREAM_HEAD, Seen, Wire, chunk, delta, event, stream_events
 from tests.fakes.control import Control
+from tests.waiting import turns
 
 STREAMS = 300
 EVENTS = 12
@@ -21,7 +22,7 @@ async def _echo(seen: Seen, wire: Wire) -> None:
     await wire.send(STREAM_HEAD)
     for each in events:
         await wire.send(chunk(each))
-        await asyncio.sleep(0)
+        await turns()
     await wire.send(b"0\r\n\r\n")
 
 

@@ -12,6 +12,7 @@ from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
 from tests.dataplane.test_failures import ROLE
 from tests.fakes.backend import STREAM_HEAD, Backend, chat_stream, hangs
 from tests.fakes.control import Control
+from tests.waiting import meanwhile
 
 SOON = {"stuck_after_s": 0.02, "head_timeout_s": 0.2}  # the second one makes deadlines be looked at more often
 BEGUN = STREAM_HEAD + ROLE
@@ -101,7 +102,7 @@ async def test_what_has_begun_is_never_begun_again(
     await client.read(head_only=True)
     call_stuck(control)
     await proxy.until(lambda app: bool(app.gateway.fleet.stuck))
-    await asyncio.sleep(0.2)  # several looks at the deadlines; nothing may come of them
+    await meanwhile(0.2)  # several looks at the deadlines; nothing may come of them
     go_on.set()
     await control.until(lambda control: len(control.outcomes) == 1)
     assert control.outcomes[0].end == pb.COMPLETE

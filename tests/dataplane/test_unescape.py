@@ -38,9 +38,7 @@ def read(body: bytes) -> Any:
 @settings(deadline=None, max_examples=80)
 def test_it_is_the_same_json(slice_bytes: int, value: Any, ascii_only: bool) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "replace")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unescape, "SLICE_BYTES", slice_bytes)
-        assert read(unescape.unescaped(body)) == read(body)
+    assert read(unescape.unescaped(body, slice_bytes=slice_bytes)) == read(body)
 
 
 @pytest.mark.parametrize("slice_bytes", [6, 7, 13, 64])
@@ -48,24 +46,15 @@ def test_it_is_the_same_json(slice_bytes: int, value: Any, ascii_only: bool) -> 
 @settings(deadline=None, max_examples=150)
 def test_what_is_no_json_stays_none(slice_bytes: int, fragment: bytes, quoted: bool) -> None:
     body = b'{"a": "' + fragment + b'"}' if quoted else fragment
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unescape, "SLICE_BYTES", slice_bytes)
-        assert read(unescape.unescaped(body)) == read(body)
+    assert read(unescape.unescaped(body, slice_bytes=slice_bytes)) == read(body)
 
 
-def test_a_long_text_is_undone_in_bounded_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_text_is_undone_in_bounded_slices() -> None:
     rng = random.Random(1)
     body = json.dumps(
         {"messages": ["".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(200_000)), "x" * 300_000]}
     ).encode()
-    sizes: list[int] = []
-    undone = unescape._undone
-
-    def measured(piece: bytes) -> bytes:
-        sizes.append(len(piece))
-        return undone(piece)
-
-    monkeypatch.setattr(unescape, "_undone", measured)
     assert unescape.unescaped(body) == json.dumps(json.loads(body), ensure_ascii=False).encode()
+    sizes = [len(piece) for piece in unescape.slices(body, unescape.SLICE_BYTES)]
     assert sum(sizes) == len(body)
     assert max(sizes) <= 2 * unescape.SLICE_BYTES

@@ -10,12 +10,12 @@ from contract import blocks, tokens
 from contract.outcome import End
 from dataplane.keys import Key, hash_of, line_of, new_token
 from proto import routing_pb2 as pb
-from tests.controlplane.served import until
 from tests.dataplane.client import ask, chat, request
 from tests.dataplane.conftest import Proxy, StartProxy
 from tests.dataplane.test_accounts import connected, ends, fleet
 from tests.fakes.backend import Backend
 from tests.fakes.control import Control
+from tests.waiting import until
 
 BODY = chat("word " * 200)
 

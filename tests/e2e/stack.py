@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,20 +41,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def wait_until(condition: Callable[[], Any], *, seconds_max: float, what: str) -> Any:
-    """The first truthy value of `condition`; AssertionError naming `what` when the time is over.
-
-    It asks other processes, which have no event to wait for: a poll with a bound.
-    """
-    deadline = time.monotonic() + seconds_max
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {seconds_max} s: {what}"
-        threading.Event().wait(0.05)
 
 
 @dataclass

@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 
 from tests.bench.chaos import SETTINGS, Clients, Job, jobs, text_of
-from tests.e2e.stack import RunningStack, running_stack, wait_until
+from tests.e2e.stack import RunningStack, running_stack
 from tests.e2e.test_rolling import no_reservations
+from tests.waiting import wait_until
 
 STREAMS = 1000
 TOKENS = 12

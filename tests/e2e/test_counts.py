@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.stack import RunningStack
 from tests.e2e.test_rolling import children_of, no_reservations, proxies
-from tests.e2e.test_survival import until
+from tests.waiting import until_elsewhere as until
 
 STREAMS = 24
 TOKENS = 60_000

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from tests.e2e.stack import RunningStack, running_stack, wait_until
+from tests.e2e.stack import RunningStack, running_stack
 from tests.e2e.test_rolling import no_reservations, status_of
-from tests.e2e.test_survival import RECOVERY_S_MAX, until
+from tests.e2e.test_survival import RECOVERY_S_MAX
+from tests.waiting import until, until_elsewhere, wait_until
 
 REQUESTS = 16
 SETTINGS = {
@@ -88,13 +89,11 @@ async def test_requests_at_a_hung_engine_are_answered_elsewhere_and_it_comes_bac
         finally:
             await asyncio.to_thread(order, moody, kind="clear")
 
-        async def served() -> str:
-            return (await ask(session, moody, model, 0))[1]
+        async def served() -> bool:
+            return (await ask(session, moody, model, 0))[1] == "worker-1"
 
-        async with asyncio.timeout(RECOVERY_S_MAX):
-            while await served() != "worker-1":  # noqa: ASYNC110 - a probe, some time
-                await asyncio.sleep(0.2)
-    await until(lambda: no_reservations(moody), seconds_max=15, what="no reservation left")
+        await until(served, "worker-1 serves again", seconds_max=RECOVERY_S_MAX, poll_s=0.2)
+    await until_elsewhere(lambda: no_reservations(moody), seconds_max=15, what="no reservation left")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from runtime import tls
 from tests.fakes.certificates import Authority, Pair
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tls_front import TlsFront
+from tests.waiting import until_elsewhere
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 40.0
@@ -119,9 +120,7 @@ async def test_a_closed_fleet_works_for_those_who_belong_to_it(
     )
     said += await ready(proxy)
     url, context = f"https://127.0.0.1:{free_port}", tls.client_context(ours.ca)
-    async with asyncio.timeout(WAIT_S):  # the fleet's view is on its way over mTLS
-        while await asyncio.to_thread(get, url + "/ready", context, token.strip()) != 200:  # noqa: ASYNC110 - a process
-            await asyncio.sleep(0.05)
+    await until_elsewhere(lambda: get(url + "/ready", context, token.strip()) == 200, what="the fleet's view came over mTLS")
     assert await asyncio.to_thread(get, url + "/v1/models", context, token.strip()) == 200
     assert await asyncio.to_thread(get, url + "/v1/models", context) == 401
 

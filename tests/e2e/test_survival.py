@@ -18,7 +18,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.stack import RunningStack, command_line, descendants, running_stack, wait_until
+from tests.e2e.stack import RunningStack, command_line, descendants, running_stack
+from tests.waiting import until_elsewhere as until
+from tests.waiting import wait_until
 
 IN_FLIGHT = 12
 RECOVERY_S_MAX = 40.0
@@ -100,10 +102,6 @@ async def load_on(stack: RunningStack, *, url: str = "", kind: type[Load] = Load
         finally:
             load.stop()
             await asyncio.wait_for(asyncio.gather(*callers), RECOVERY_S_MAX)
-
-
-async def until(condition: object, *, seconds_max: float, what: str) -> None:
-    await asyncio.to_thread(lambda: wait_until(condition, seconds_max=seconds_max, what=what))  # type: ignore[arg-type]
 
 
 def all_alive(stack: RunningStack) -> bool:

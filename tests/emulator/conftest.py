@@ -54,11 +54,3 @@ async def launch(texts: Texts) -> AsyncIterator[Launch]:
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
         yield session
-
-
-async def eventually(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
-    """Let the loop run until the condition holds. AssertionError: it does not in time."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, "the condition did not come true in time"
-        await asyncio.sleep(0.002)

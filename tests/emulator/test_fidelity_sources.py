@@ -43,11 +43,8 @@ def test_llama3_8b_h100_is_what_the_fit_prints(shared: Path) -> None:
         assert getattr(preset, name) == pytest.approx(getattr(shipped, name), rel=1e-3, abs=1e-12), name
 
 
-def test_a_recording_that_is_not_there_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["emulator.fidelity", str(tmp_path)])
-    assert main() == 2
+def test_a_recording_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "profile_cpu.csv" in line
 

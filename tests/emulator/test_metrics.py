@@ -10,8 +10,9 @@ import pytest
 
 from emulator.__main__ import Emulator
 from emulator.prometheus import Histogram, Page
-from tests.emulator.conftest import FIXTURES, Launch, eventually
+from tests.emulator.conftest import FIXTURES, Launch
 from tests.emulator.test_server import completion, connection, post, raw_post
+from tests.waiting import until
 
 _SAMPLE = re.compile(r"^([a-z0-9_:]+)(?:\{(.*)\})? (\S+)$")
 
@@ -65,7 +66,7 @@ async def test_gauges_are_one_step_late(launch: Launch) -> None:
     engine = emulator.app.driver.engine
     async with connection(emulator) as (reader, writer):
         writer.write(raw_post("/v1/completions", completion(500, stream=True)))
-        await eventually(lambda: bool(engine.scheduler.running))
+        await until(lambda: bool(engine.scheduler.running))
         during = await scrape(emulator)
         await asyncio.wait_for(reader.readuntil(b"data: "), 10)
         after = await scrape(emulator)

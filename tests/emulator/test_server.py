@@ -18,7 +18,8 @@ import pytest
 from emulator import server
 from emulator.__main__ import Emulator
 from tests.emulator.captures import Answer, exchange, parse
-from tests.emulator.conftest import Launch, eventually
+from tests.emulator.conftest import Launch
+from tests.waiting import until
 
 PROMPT = [300 + number for number in range(100)]
 
@@ -139,7 +140,7 @@ async def test_a_client_that_leaves_frees_its_slot(launch: Launch, how: str, str
     engine = emulator.app.driver.engine
     async with connection(emulator) as (_, writer):
         writer.write(raw_post("/v1/completions", completion(3_000, stream=stream)))
-        await eventually(lambda: engine.gauges().running == 1)
+        await until(lambda: engine.gauges().running == 1)
         if how == "half-close":
             writer.write_eof()
         else:
@@ -147,9 +148,9 @@ async def test_a_client_that_leaves_frees_its_slot(launch: Launch, how: str, str
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
-        await eventually(lambda: engine.num_live == 0)
+        await until(lambda: engine.num_live == 0)
     assert engine.pool.num_used == 0
-    await eventually(lambda: emulator.app.driver.metrics.running.value == 0)
+    await until(lambda: emulator.app.driver.metrics.running.value == 0)
     assert emulator.app.num_inside == 0
     assert emulator.app.driver.metrics.finished["abort"].value == 0
 
@@ -159,13 +160,13 @@ async def test_a_waiting_client_that_leaves_gives_up_its_place(launch: Launch) -
     engine = emulator.app.driver.engine
     async with connection(emulator) as (_, first), connection(emulator) as (_, second):
         first.write(raw_post("/v1/completions", completion(3_000, stream=True)))
-        await eventually(lambda: engine.num_live == 1)
+        await until(lambda: engine.num_live == 1)
         second.write(raw_post("/v1/completions", completion(3_000, stream=True)))
-        await eventually(lambda: engine.num_live == 2)
+        await until(lambda: engine.num_live == 2)
         second.transport.abort()
-        await eventually(lambda: engine.num_live == 1)
+        await until(lambda: engine.num_live == 1)
         first.transport.abort()
-        await eventually(lambda: engine.num_live == 0)
+        await until(lambda: engine.num_live == 0)
 
 
 async def test_queue_limits_refuse_with_503_and_count(launch: Launch) -> None:
@@ -173,7 +174,7 @@ async def test_queue_limits_refuse_with_503_and_count(launch: Launch) -> None:
     async with connection(emulator) as (_, first), connection(emulator) as (_, second):
         for number, writer in enumerate((first, second)):
             writer.write(raw_post("/v1/completions", completion(3_000, stream=True)))
-            await eventually(lambda number=number: emulator.app.driver.engine.num_live == number + 1)  # type: ignore[misc]
+            await until(lambda number=number: emulator.app.driver.engine.num_live == number + 1)  # type: ignore[misc]
         assert (await post(emulator, "/v1/completions", completion(stream=True))).status == 503
     assert emulator.app.driver.metrics.rejections["max_num_queued_reqs"].value == 1
 
@@ -239,7 +240,7 @@ async def test_sleep_forgets_the_cache_and_holds_requests_until_woken(launch: La
     await post(emulator, "/v1/completions", completion())
     assert (await post(emulator, "/sleep?level=1", {})).status == 200
     sleeping = asyncio.create_task(post(emulator, "/v1/completions", completion()))
-    await eventually(lambda: emulator.app.driver.engine.num_live == 1)
+    await until(lambda: emulator.app.driver.engine.num_live == 1)
     assert emulator.app.driver.metrics.sleep_state["weights_offloaded"].value == 1
     assert (await post(emulator, "/wake_up", {})).status == 200
     usage = json.loads((await sleeping).body)["usage"]
@@ -250,9 +251,9 @@ async def test_the_prefix_cache_can_be_reset_when_nothing_runs(launch: Launch) -
     emulator = await launch(speed=1.0)
     async with connection(emulator) as (_, writer):
         writer.write(raw_post("/v1/completions", completion(3_000, stream=True)))
-        await eventually(lambda: emulator.app.driver.engine.gauges().running == 1)
+        await until(lambda: emulator.app.driver.engine.gauges().running == 1)
         assert json.loads((await post(emulator, "/reset_prefix_cache", {})).body) == {"success": False}
-    await eventually(lambda: emulator.app.driver.engine.num_live == 0)
+    await until(lambda: emulator.app.driver.engine.num_live == 0)
     assert json.loads((await post(emulator, "/reset_prefix_cache", {})).body) == {"success": True}
 
 
@@ -284,7 +285,7 @@ async def test_a_dead_engine_ends_streams_with_an_error_event_and_refuses(launch
     emulator = await launch(speed=1.0)
     async with connection(emulator) as (reader, writer):
         writer.write(raw_post("/v1/completions", completion(3_000, stream=True)))
-        await eventually(lambda: emulator.app.driver.engine.gauges().running == 1)
+        await until(lambda: emulator.app.driver.engine.gauges().running == 1)
         await fault(emulator, kind="die", seconds=3_600)
         answer = parse(await asyncio.wait_for(reader.read(), 5))
     assert answer.status == 200
@@ -298,7 +299,7 @@ async def test_a_hung_engine_is_healthy_and_makes_no_progress_until_it_goes_on(l
     emulator = await launch()
     await fault(emulator, kind="hang")
     pending = asyncio.create_task(post(emulator, "/v1/completions", completion()))
-    await eventually(lambda: emulator.app.driver.engine.num_live == 1)
+    await until(lambda: emulator.app.driver.engine.num_live == 1)
     for path in ("/health", "/metrics"):
         answer = await exchange(emulator.url, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         assert answer.status == 200
@@ -337,7 +338,7 @@ async def test_a_reset_mid_stream_comes_after_the_events_asked_for(launch: Launc
             while data := await asyncio.wait_for(reader.read(1_000), 5):
                 received += data
     assert received.count(b"data: ") <= 3
-    await eventually(lambda: emulator.app.driver.engine.num_live == 0)
+    await until(lambda: emulator.app.driver.engine.num_live == 0)
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -350,7 +351,7 @@ async def test_a_truncated_stream_has_no_done(launch: Launch, clean: bool) -> No
     assert data.count(b"data: ") == 3
     assert b"[DONE]" not in data
     assert data.endswith(b"0\r\n\r\n") == clean
-    await eventually(lambda: emulator.app.driver.engine.num_live == 0)
+    await until(lambda: emulator.app.driver.engine.num_live == 0)
 
 
 async def test_a_silent_stream_has_headers_and_nothing_else(launch: Launch) -> None:
@@ -360,10 +361,10 @@ async def test_a_silent_stream_has_headers_and_nothing_else(launch: Launch) -> N
         writer.write(raw_post("/v1/completions", completion(4, stream=True)))
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
         assert head.startswith(b"HTTP/1.1 200")
-        await eventually(lambda: emulator.app.driver.engine.num_live == 0)
+        await until(lambda: emulator.app.driver.engine.num_live == 0)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.1)
-    await eventually(lambda: emulator.app.num_inside == 0)
+    await until(lambda: emulator.app.num_inside == 0)
 
 
 async def test_slow_makes_steps_longer_and_clear_takes_it_back(launch: Launch) -> None:

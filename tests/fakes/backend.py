@@ -16,6 +16,8 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
+from tests.waiting import turns
+
 WAIT_S = 10.0
 
 
@@ -56,7 +58,7 @@ class Wire:
         """One write a byte, each on its way before the next."""
         for index in range(len(data)):
             await self.send(data[index : index + 1])
-            await asyncio.sleep(0)
+            await turns()
 
     def reset(self) -> None:
         """RST in place of an orderly end."""

@@ -15,6 +15,8 @@ from headway.errors import UsageError
 from headway.explain import render
 from proto import routing_pb2
 
+pytestmark = pytest.mark.usefixtures("own_home")
+
 
 @pytest.mark.parametrize(
     ("line", "says"),
@@ -43,8 +45,7 @@ def test_a_key_needs_a_tenant(tmp_path: Path) -> None:
     assert not (tmp_path / "keys").exists()
 
 
-def test_a_stack_beside_one_that_is_up_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path))  # the setting under test, as a person would make it
+def test_a_stack_beside_one_that_is_up_is_refused() -> None:
     runfile.write(pid=os.getpid(), url="http://127.0.0.1:1")
     with pytest.raises(UsageError, match=r"up here already, at http://127\.0\.0\.1:1"):
         dispatch(["up"])

@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 
 from dataplane.keys import hash_of, parse
+from headway.keys import FILE_VARIABLE
 
+ROOT = Path(__file__).parents[2]
 AT_ONCE = 6
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, directory: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "headway", "keys", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != FILE_VARIABLE} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def keys(*arguments: str) -> tuple[int, str, str]:
-    process = start(*arguments)
+def keys(*arguments: str, directory: Path | None = None) -> tuple[int, str, str]:
+    process = start(*arguments, directory=directory)
     out, error = process.communicate(timeout=60)
     return process.returncode, out, error
 
@@ -71,18 +74,13 @@ def test_a_file_stays_its_owners(tmp_path: Path) -> None:
         (("rotate",), "rotate"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
-) -> None:
-    root = Path(__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    monkeypatch.delenv("HEADWAY_DATAPLANE_KEYS_FILE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    Path("broken").write_text("hw-secret\n")
-    Path("empty").write_text("")
-    code, out, error = keys(*arguments)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("hw-secret\n")
+    (tmp_path / "empty").write_text("")
+    code, out, error = keys(*arguments, directory=tmp_path)
     assert (code, out) == (2, "")
     assert error.count("\n") == 1, error
     assert says in error
     assert "hw-secret" not in error
-    assert Path("broken").read_text() == "hw-secret\n"
+    assert broken.read_text() == "hw-secret\n"

@@ -23,9 +23,7 @@ SMALL = ("--simulate", "--preset", "tiny-cpu", "--workers", 2, "--levels", "0.3,
 FEW = (*SMALL, "--overlaps", "0.5", "--outputs", "short", "--rows", 150, "--requests-max", 60, "--step-s", 5)
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def profile(*argv: object) -> int:

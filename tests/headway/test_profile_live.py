@@ -18,9 +18,10 @@ from headway.__main__ import dispatch
 from headway.errors import UsageError
 from loadgen import wildchat
 from prediction import dataset
-from tests.e2e.stack import RunningStack, running_stack, wait_until
+from tests.e2e.stack import RunningStack, running_stack
 from tests.fakes.sse_server import complete, in_thread
 from tests.loadgen import wildchat_rows
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

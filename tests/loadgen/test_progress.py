@@ -7,6 +7,7 @@ import pytest
 
 from loadgen import progress
 from loadgen.runner import Counts
+from tests.waiting import turns
 
 
 def test_elsewhere_than_on_a_terminal_there_is_a_line_every_few_seconds_and_a_last_one() -> None:
@@ -29,7 +30,7 @@ async def test_on_a_terminal_there_is_a_bar_that_ends_where_the_run_ended(monkey
     monkeypatch.setenv("TERM", "xterm")
     out, counts = Terminal(), Counts()
     following = asyncio.create_task(progress.follow(counts, progress.view("replay", 7, out)))
-    await asyncio.sleep(0)
+    await turns()
     counts.ended, counts.shed, counts.lateness_s_max = 7, 3, 0.2
     following.cancel()
     with pytest.raises(asyncio.CancelledError):

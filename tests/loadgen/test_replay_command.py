@@ -22,10 +22,7 @@ from loadgen import recorder
 from proto import fleet_pb2, fleet_pb2_grpc
 from tests.fakes.sse_server import Reply, Request, SseServer, complete, in_thread, json_reply, models, stream_head
 
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADWAY_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def mooncake(path: Path, count: int, *, gap_ms: int = 5) -> Path:
@@ -207,12 +204,9 @@ def test_requests_too_long_for_the_model_are_left_out_and_that_is_said(
         (["shared-prefix:what=1"], "no 'what'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
-    tmp_path: Path, argv: list[str], complaint: str, free_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path, argv: list[str], complaint: str, free_port: int) -> None:
     (tmp_path / "bad.jsonl").write_text('{"timestamp":0,"input_length":5,"output_length":3,"hash_ids":[0]}\n{"timest\n')
-    monkeypatch.chdir(tmp_path)
-    given = ["bad.jsonl" if word == "BAD" else word for word in argv]
+    given = [str(tmp_path / "bad.jsonl") if word == "BAD" else word for word in argv]
     url = [] if "--url" in argv else ["--url", f"http://127.0.0.1:{free_port}"]
     with pytest.raises(UsageError, match=complaint) as caught:
         headway(*given, *url)

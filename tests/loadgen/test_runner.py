@@ -10,6 +10,7 @@ from loadgen.client import Exchange
 from loadgen.runner import Runner
 from loadgen.workload import TimedRequest
 from runtime.clock import SystemClock
+from tests.waiting import turns
 
 CLOCK = SystemClock()
 
@@ -143,8 +144,7 @@ async def test_bodies_are_built_ahead_of_their_time_but_not_without_bound() -> N
     ending = asyncio.Event()
     running = asyncio.create_task(Runner(Gate(), Ends(), clock=CLOCK).run(counted(), ending))
     await asyncio.wait_for(enough.wait(), 10)
-    for _ in range(50):
-        await asyncio.sleep(0)
+    await turns(50)
     ending.set()
     await running
     assert built == 32

@@ -73,9 +73,8 @@ def test_in_a_chat_the_prompt_stands_between_tokens_of_the_template_and_keeps_it
     assert len(TOKENIZER.chat(body)) // 4 == len(TOKENIZER.chat(empty)) // 4 + 150
 
 
-def test_the_cache_keeps_within_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadgen.synthetic.BLOCKS_CACHED_MAX", 10)
-    text = BlockText(WORDS)
+def test_the_cache_keeps_within_its_bound() -> None:
+    text = BlockText(WORDS, blocks_cached_max=10)
     first = text.block(0, 16)
     for block_id in range(1, 100):
         text.block(block_id, 16)

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from runtime.tasks import happened, in_thread, stop_if_cancelled
+from tests.waiting import turns
 
 
 async def forgets_a_cancellation(event: asyncio.Event) -> None:
@@ -29,7 +30,7 @@ async def test_a_wait_says_whether_it_happened() -> None:
 async def test_a_cancellation_in_the_moment_of_the_event_is_not_forgotten() -> None:
     event = asyncio.Event()
     waiting = asyncio.create_task(happened(event, 10))
-    await asyncio.sleep(0)
+    await turns()
     event.set()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -48,15 +49,15 @@ async def test_a_loop_over_calls_that_forget_cancellations_ends() -> None:
             await forgets_a_cancellation(event)
 
     running = asyncio.create_task(loop())
-    await asyncio.sleep(0)
+    await turns()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert rounds == 1
 
 
-@pytest.mark.parametrize("turns", range(6))
-async def test_a_loop_that_is_cancelled_in_the_moment_of_an_event_ends(turns: int) -> None:
+@pytest.mark.parametrize("later", range(6))
+async def test_a_loop_that_is_cancelled_in_the_moment_of_an_event_ends(later: int) -> None:
     event = asyncio.Event()
 
     async def loop() -> None:
@@ -65,11 +66,9 @@ async def test_a_loop_that_is_cancelled_in_the_moment_of_an_event_ends(turns: in
             await happened(event, 60.0)
 
     task = asyncio.create_task(loop())
-    for _ in range(2):
-        await asyncio.sleep(0)
+    await turns(2)
     event.set()
-    for _ in range(turns):
-        await asyncio.sleep(0)
+    await turns(later)
     task.cancel()
     assert await asyncio.wait({task}, timeout=1.0) == ({task}, set())
 
@@ -85,9 +84,9 @@ async def test_a_call_in_a_thread_is_over_when_its_cancelled_caller_is() -> None
     calling = asyncio.create_task(in_thread(call))
     assert await asyncio.to_thread(begun.wait, 10)
     calling.cancel()
-    await asyncio.sleep(0)
+    await turns()
     calling.cancel()
-    await asyncio.sleep(0)
+    await turns()
     assert not calling.done()
     go_on.set()
     with pytest.raises(asyncio.CancelledError):

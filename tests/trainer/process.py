@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import redis
 from contract import keyspace, outcome
 from contract.outcome import Outcome
 from proto import trainer_pb2_grpc
+from tests import waiting
 
 PATIENCE_S = 60.0
 
@@ -72,11 +71,11 @@ def feed(redis_url: str, outcomes: list[Outcome]) -> None:
 
 
 async def until(what: str, look: Callable[[], Awaitable[bool]]) -> None:
-    """Looks until it is so. AssertionError: not within PATIENCE_S."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    """Looks until it is so; a trainer that is not there is no answer. AssertionError: not within PATIENCE_S."""
+
+    async def looked() -> bool:
         with contextlib.suppress(grpc.aio.AioRpcError):
-            if await look():
-                return
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"not within {PATIENCE_S:.0f} s: {what}")
+            return await look()
+        return False
+
+    await waiting.until(looked, what, seconds_max=PATIENCE_S, poll_s=waiting.ELSEWHERE_POLL_S)

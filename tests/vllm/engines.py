@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.stack import command_line, free_ports, is_free, wait_until
+from tests.e2e.stack import command_line, free_ports, is_free
+from tests.waiting import wait_until
 
 RECIPE = Path(__file__).resolve().parents[3] / "shared" / "vllm_real" / "start_tiny_vllm.sh"
 START_S_MAX = 240.0

@@ -20,10 +20,11 @@ import aiohttp
 import pytest
 
 from proto import fleet_pb2
-from tests.e2e.stack import RunningStack, running_stack, wait_until
+from tests.e2e.stack import RunningStack, running_stack
 from tests.vllm.chats import converse
 from tests.vllm.engines import TOKENIZER, Engine, some_engines
 from tests.vllm.witness import Witness, told
+from tests.waiting import wait_until
 
 REQUESTS = 500
 CONVERSATIONS_AT_ONCE = 4

@@ -19,6 +19,7 @@ from contract.keyspace import EngineReport, WorkerRecord
 from runtime.clock import SystemClock
 from tests.fakes.engine import BLOCK, FakeEngine
 from tests.suites.block_reader import BlockReader
+from tests.waiting import until
 from worker_agent.agent import Agent
 from worker_agent.engine_client import EngineClient
 from worker_agent.publisher import Publisher
@@ -37,14 +38,6 @@ def payloads(name: str) -> list[tuple[int, bytes]]:
 
 def page(name: str) -> bytes:
     return (FIXTURES / "metrics" / f"{name}.txt").read_bytes()
-
-
-async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Returns once `holds()`; fails by name after a bound. What is waited for is in another process: asked every 10 ms."""
-    deadline = asyncio.get_running_loop().time() + WAIT_S
-    while not await holds():
-        assert asyncio.get_running_loop().time() < deadline, f"not within {WAIT_S} s: {what}"
-        await asyncio.sleep(0.01)
 
 
 @dataclass

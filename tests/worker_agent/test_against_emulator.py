@@ -19,7 +19,8 @@ from contract import blocks, keyspace
 from contract.keyspace import EngineState
 from runtime.clock import SystemClock
 from tests.suites.block_reader import BlockReader
-from tests.worker_agent.conftest import WAIT_S, until
+from tests.waiting import until
+from tests.worker_agent.conftest import WAIT_S
 from worker_agent.agent import Agent
 from worker_agent.engine_client import EngineClient
 from worker_agent.publisher import Publisher

@@ -9,7 +9,8 @@ import pytest
 from contract import keyspace
 from contract.keyspace import EngineState, Tier
 from headway.embedded_redis import RedisServer
-from tests.worker_agent.conftest import Rig, hashes, prompt, until
+from tests.waiting import until
+from tests.worker_agent.conftest import Rig, hashes, prompt
 
 
 async def test_a_worker_is_registered_as_its_engine_describes_itself(rig: Rig) -> None:

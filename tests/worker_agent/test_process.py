@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from contract.keyspace import EngineState
-from tests.worker_agent.conftest import WAIT_S, Rig, hashes, prompt, until
+from tests.waiting import until
+from tests.worker_agent.conftest import WAIT_S, Rig, hashes, prompt
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,19 +16,22 @@ from headway.embedded_redis import RedisServer
 from runtime import tls
 from tests.fakes.certificates import Authority
 from tests.fakes.tls_front import TlsFront
+from tests.waiting import turns
 from worker_agent.quick_add import QuickAdd
+
+TIMEOUT_S = 5.0
 
 
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[aioredis.Redis]:
-    made = aioredis.Redis.from_url(redis_url)
+    made = aioredis.Redis.from_url(redis_url, socket_timeout=None)
     yield made
     await made.aclose()
 
 
 @pytest.fixture
 async def quick(client: aioredis.Redis) -> AsyncIterator[QuickAdd]:
-    made = QuickAdd(client.connection_pool, "s", b"d", entries_max=100)
+    made = QuickAdd(client.connection_pool, "s", b"d", entries_max=100, timeout_s=TIMEOUT_S)
     yield made
     await made.close()
 
@@ -76,14 +78,29 @@ async def test_a_cancelled_question_leaves_no_answer_to_the_next(client: aioredi
     await quick.add(b"first")
     await client.client_pause(100)
     asking = asyncio.create_task(quick.add(b"cancelled"))
-    await asyncio.sleep(0)
+    await turns()
     asking.cancel()
-    with contextlib.suppress(asyncio.CancelledError):  # the client's wait_for may swallow it, see runtime/tasks.py
+    with pytest.raises(asyncio.CancelledError):
         await asking
     added = await quick.add(b"next")
     assert added is not None
     ((_, fields),) = await client.xrange("s", min=added, max=added)
     assert fields[b"d"] == b"next"
+
+
+async def test_an_answer_that_does_not_come_is_waited_for_so_long_and_not_taken_for_the_next(client: aioredis.Redis) -> None:
+    impatient = QuickAdd(client.connection_pool, "s", b"d", entries_max=100, timeout_s=0.05)
+    await client.xadd("s", {"d": b""})
+    await impatient.add(b"first")
+    await client.client_pause(300)
+    with pytest.raises(TimeoutError):
+        await impatient.add(b"late")
+    await client.client_unpause()
+    added = await impatient.add(b"next")
+    assert added is not None
+    ((_, fields),) = await client.xrange("s", min=added, max=added)
+    assert fields[b"d"] == b"next"
+    await impatient.close()
 
 
 async def test_it_goes_through_tls_with_a_password(own_redis: RedisServer, short_dir: Path) -> None:
@@ -95,7 +112,7 @@ async def test_it_goes_through_tls_with_a_password(own_redis: RedisServer, short
     front = TlsFront(own_redis.url.removeprefix("unix://"), tls.server_context(server.cert, server.key))
     await front.start()
     async with aioredis.Redis.from_url(f"rediss://:secret@127.0.0.1:{front.port}/0?ssl_ca_certs={authority.ca}") as client:
-        quick = QuickAdd(client.connection_pool, "s", b"d", entries_max=100)
+        quick = QuickAdd(client.connection_pool, "s", b"d", entries_max=100, timeout_s=TIMEOUT_S)
         data = random.Random(1).randbytes(200_000)
         for _ in range(3):
             added = await quick.add(data)
