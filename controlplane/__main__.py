@@ -11,7 +11,6 @@ from controlplane import profiles
 from controlplane.admission import WaitingRoom
 from controlplane.alarms import AlarmLog
 from controlplane.breaker import BreakerBounds
-from controlplane.director import Director
 from controlplane.explain import DecisionRing
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.fleet_view import FleetWatch
@@ -32,6 +31,7 @@ from controlplane.settings import Settings
 from controlplane.snapshot import FleetSnapshot
 from controlplane.thinning import Thinning
 from controlplane.upkeep import Upkeep
+from controlplane.usual import UsualDirector
 from runtime import admin, log, service, tls
 from runtime.addresses import AddressError
 from runtime.clock import SystemClock
@@ -61,7 +61,7 @@ async def serve(settings: Settings, life: Life) -> None:
     predicted = LeastPredicted(forecaster, ratio_max=settings.uncertain_ratio_max, spread_max=settings.uncertain_spread_max)
     layered = Layered(low_s=settings.zone_low_s, high_s=settings.zone_high_s)
     models = ModelStore(settings.bus_url, forecaster, clock)
-    director = Director(
+    director = UsualDirector(
         snapshot=snapshot,
         ledger=ledger,
         index=index,

@@ -69,7 +69,7 @@ def evidence(end: int) -> Evidence:
 
 
 _EVIDENCE = {int(end): Evidence.FAILURE for end in FAILURES} | {int(End.COMPLETE): Evidence.SUCCESS}
-_NOTHING, _SUCCESS, _COMPLETE = Evidence.NOTHING, Evidence.SUCCESS, End.COMPLETE
+_NOTHING, _COMPLETE = Evidence.NOTHING, End.COMPLETE
 _OPEN = BreakerState.OPEN
 
 
@@ -155,12 +155,7 @@ class Breaker:
         """A request ended. decision_id 0 is one that was sent without asking (fallback). Returns whether it opens by it."""
         if self.closed:
             if end == _COMPLETE:
-                buckets = self._buckets
-                if buckets and buckets[-1][0] == int(now):
-                    buckets[-1][1] += 1
-                else:
-                    self._bucket(now)[_SUCCESS] += 1
-                self._consecutive = self._opened = 0
+                self.good(int(now))
                 return False
             self._count(now, evidence(end), end)
         elif self._is_probe(decision_id):
@@ -168,6 +163,15 @@ class Breaker:
         else:
             return False
         return self._state is _OPEN
+
+    def good(self, second: int) -> None:
+        """As `ended` of a complete response, where it is closed. second: the whole part of now."""
+        buckets = self._buckets
+        if buckets and buckets[-1][0] == second:
+            buckets[-1][1] += 1
+        else:
+            buckets.append([second, 1, 0])
+        self._consecutive = self._opened = 0
 
     def suspect(self, now: float, reason: str) -> None:
         """A gray failure was seen from outside: open, whatever the ends say. While OPEN it changes nothing."""

@@ -19,9 +19,11 @@ from typing import Protocol
 
 import msgspec
 
+from contract import routing
 from contract.features import prefill_work
 from contract.outcome import END_NAMES, End, Outcome
-from controlplane import admission
+from contract.routing import Asked
+from controlplane import admission, packed
 from controlplane.admission import Waiting, WaitingRoom
 from controlplane.answers import NEVER
 from controlplane.breaker import FAILURES
@@ -39,6 +41,8 @@ from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
 from controlplane.settling import Settling
 from controlplane.snapshot import FleetSnapshot, Lane
+from controlplane.speculation import Chain
+from controlplane.tally import Tally
 from controlplane.thinning import Thinning
 
 _COMPLETE = End.COMPLETE  # a member is looked up in its class each time, at the price of a call
@@ -69,9 +73,9 @@ SAMPLES_IDLE_MAX = 16
 class Index(Protocol):
     """What the director asks of the prefix index."""
 
-    def match(self, hashes: array[int], live_mask: int | None = None) -> dict[int, int]: ...
+    def match(self, hashes: Chain, live_mask: int | None = None) -> dict[int, int]: ...
 
-    def speculate(self, slot: int, hashes: array[int], now: float) -> None: ...
+    def speculate(self, slot: int, hashes: Chain, now: float) -> None: ...
 
     def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None: ...
 
@@ -99,18 +103,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     owner: str
     question_id: int
     result: Decision | Shed
-
-
-class Tally(msgspec.Struct, gc=False):
-    """Counts since the start, for the metrics."""
-
-    decisions: dict[tuple[str, str], int] = {}  # (policy, worker)
-    sheds: dict[str, int] = {}  # reason
-    ends: dict[tuple[str, str], int] = {}  # (worker, end)
-    input_tokens: int = 0
-    matched_tokens: int = 0
-    duplicates: int = 0  # outcomes of no living reservation
-    breakers_opened: int = 0
 
 
 class Director:
@@ -211,6 +203,13 @@ class Director:
         if together and self._predicted is not None:
             self._predicted.forecaster.foresee(())
         return answers
+
+    def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[routing.Answer]:
+        """As `ask_all`, from packed questions to packed answers."""
+        questions = [(one.question_id, packed.readable(one)) for one in asked]
+        results = self.ask_all(questions, now, owner=owner)
+        policy = self._profile.name
+        return [packed.answer(result, question_id, policy) for question_id, result in results]
 
     def _foresee(self, questions: Sequence[tuple[int, Question]], now: float) -> bool:
         """Whether anything was predicted."""
@@ -340,8 +339,7 @@ class Director:
         if hashes:
             self._index.speculate(endpoint.slot, hashes, now)
         tally = self.tally
-        key = (decision.policy, endpoint.record.worker)
-        tally.decisions[key] = tally.decisions.get(key, 0) + 1
+        tally.decision(decision.policy, endpoint.record.worker).count += 1
         tally.input_tokens += request.input_tokens
         tally.matched_tokens += chosen.matched_tokens
         self._remember(decision.decision_id, decision, request, candidates, lane, decision.decided_at, ranking)
@@ -359,7 +357,7 @@ class Director:
         absent: tuple[tuple[Endpoint, str], ...] = ()
         if lane is not None and lane.absent:
             absent = tuple([(endpoint, endpoint.absence or TOO_SHORT) for endpoint in lane.absent])
-        self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result, None, ranking))
+        self._ring.add(Trace(decision_id, at, self._profile, request, tuple(candidates), absent, result, ranking))
 
     def _refused(self, question: Question, shed: Shed, now: float) -> Shed:
         """A refusal that leaves this process: numbered, counted, recorded."""
@@ -486,26 +484,33 @@ class Director:
         if reservation is None:
             self.tally.duplicates += 1
             return False
-        self._ring.ended(ended)
         endpoint = self._snapshot.at_url(reservation.url)
         decision = reservation.decision
-        self._learn(endpoint, decision, ended, now)
-        if decision is not None and decision.last_block and ended.output_tokens > 0:
+        if decision is not None:
+            decision.ended = ended
+        self._judge(endpoint, ended, now)
+        if endpoint is not None:
+            self._learn(endpoint, decision, ended)
+        if endpoint is not None and decision is not None and decision.last_block and ended.output_tokens > 0:
             self._note_answer(endpoint, decision, ended, now)
         if ended.end != _COMPLETE or self.thinning.takes(now):
             at = reservation.reserved_at + self._unix_offset_s
             self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
         return True
 
-    def _learn(self, endpoint: Endpoint | None, decision: Decision | None, ended: Ended, now: float) -> None:
+    def _judge(self, endpoint: Endpoint | None, ended: Ended, now: float) -> None:
+        """What it says of the endpoint that it ended so."""
         if endpoint is None:
             return
-        end, complete = ended.end, ended.end == _COMPLETE
-        if endpoint.breaker.ended(now, ended.decision_id, end):
+        if endpoint.breaker.ended(now, ended.decision_id, ended.end):
             self.tally.breakers_opened += 1
-        if not complete and end in FAILURES:
+        if ended.end in FAILURES:
             endpoint.failures += 1
-        self._count_end(endpoint.record.worker, end)
+        self._count_end(endpoint.record.worker, ended.end)
+
+    def _learn(self, endpoint: Endpoint, decision: Decision | None, ended: Ended) -> None:
+        """From its times, and from what the engine found in its cache."""
+        complete = ended.end == _COMPLETE
         endpoint.standing = None
         if ended.itl_s > 0:
             endpoint.rates.gap(ended.itl_s)
@@ -520,9 +525,9 @@ class Director:
             endpoint.worker, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
         )
 
-    def _note_answer(self, endpoint: Endpoint | None, decision: Decision, ended: Ended, now: float) -> None:
+    def _note_answer(self, endpoint: Endpoint, decision: Decision, ended: Ended, now: float) -> None:
         """What the engine now holds of the answer, before it says so: all but the last token, which it never computed."""
-        if endpoint is None or ended.end != _COMPLETE:
+        if ended.end != _COMPLETE:
             return
         prompt, size = decision.request.input_tokens, endpoint.record.block_size
         if ended.prompt_tokens in (-1, prompt):
@@ -532,7 +537,9 @@ class Director:
     def _ended_unasked(self, ended: Ended, now: float) -> None:
         """A data plane served this one by itself: evidence for the breaker, and a line in the log."""
         endpoint = self._snapshot.at_url(ended.url)
-        self._learn(endpoint, None, ended, now)
+        self._judge(endpoint, ended, now)
+        if endpoint is not None:
+            self._learn(endpoint, None, ended)
         self._record(fallback_outcome(ended, endpoint, decided_at=now + self._unix_offset_s))
 
     def _lost(self, reservation: Reservation, now: float) -> None:
@@ -542,7 +549,8 @@ class Director:
         self._end_breaker(reservation.url, reservation.decision_id, End.LOST, now)
         if endpoint is not None:
             self._count_end(endpoint.worker, End.LOST)
-        self._ring.ended(ended)
+        if reservation.decision is not None:
+            reservation.decision.ended = ended
         at = reservation.reserved_at + self._unix_offset_s
         self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
 
@@ -553,8 +561,7 @@ class Director:
         self.tally.breakers_opened += endpoint.breaker.ended(now, decision_id, end)
 
     def _count_end(self, worker: str, end: int) -> None:
-        key = (worker, END_NAMES[end])
-        self.tally.ends[key] = self.tally.ends.get(key, 0) + 1
+        self.tally.end(worker, END_NAMES[end]).count += 1
 
     # ---------------------------------------------------------------------------------------------------- time passes
 

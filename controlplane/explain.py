@@ -1,12 +1,18 @@
-"""The ring of recent decisions: the rows they were made from, so that each can be explained while it is remembered."""
+"""The ring of recent decisions: what they were made from, so that each can be explained while it is remembered.
+
+What is remembered of a usual decision is the pieces that it was made of, which are there anyway; rows are made of them for
+whoever asks.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
+from operator import attrgetter
 
 import msgspec
 
-from controlplane.endpoint import Candidate, Endpoint
+from controlplane.endpoint import Candidate, Endpoint, Standing
 from controlplane.profiles import Profile
 from controlplane.question import Decision, Ended, Request, Shed
 from controlplane.rankers import Ranking
@@ -15,19 +21,47 @@ DECISIONS_MAX = 8_192
 ROWS_MAX = 131_072
 """Candidate rows over all remembered decisions: about 30 MB, whatever the size of the fleet."""
 
+Absent = tuple[tuple[Endpoint, str], ...]
+"""Endpoints of a model that were no candidates at all, each with why."""
+
 
 class Trace(msgspec.Struct, gc=False):
-    """One decision with what it saw. `absent`: endpoints of the model that were not candidates at all."""
+    """One decision with what it saw."""
 
     decision_id: int
     decided_at: float  # Unix time
     profile: Profile
     request: Request
     candidates: tuple[Candidate, ...]
-    absent: tuple[tuple[Endpoint, str], ...]
+    absent: Absent
     result: Decision | Shed
-    ended: Ended | None = None
     ranking: Ranking | None = None
+
+    @property
+    def rows(self) -> tuple[Candidate, ...]:
+        return self.candidates
+
+    @property
+    def ended(self) -> Ended | None:
+        """How its request ended, where that is known."""
+        return None if isinstance(self.result, Shed) else self.result.ended
+
+
+class Placed(Decision, gc=False, kw_only=True):
+    """A usual decision with what it was made of: standings of all candidates and, by position, what matched there."""
+
+    profile: Profile
+    rows: tuple[Standing, ...]
+    matched: dict[int, int]
+    absent: Absent
+
+    def trace(self) -> Trace:
+        row, tokens = self.candidate, self.request.input_tokens
+        rows = []
+        for at, standing in enumerate(self.rows):
+            there = self.matched.get(at, 0)
+            rows.append(Candidate(standing, tokens, there, tokens - there, row.max_tokens, row.now, True))
+        return Trace(self.decision_id, self.decided_at, self.profile, self.request, tuple(rows), self.absent, self)
 
 
 class DecisionRing:
@@ -35,28 +69,24 @@ class DecisionRing:
         self._decisions_max = decisions_max
         self._rows_max = rows_max
         self._rows = 0
-        self._traces: dict[int, Trace] = {}
-        self._order: deque[int] = deque()
+        self._entries: deque[Trace | Placed] = deque()
 
     def __len__(self) -> int:
-        return len(self._traces)
+        return len(self._entries)
 
-    def add(self, trace: Trace) -> None:
-        self._traces[trace.decision_id] = trace
-        self._order.append(trace.decision_id)
-        self._rows += len(trace.candidates)
-        while len(self._order) > self._decisions_max or (self._rows > self._rows_max and len(self._order) > 1):
-            oldest = self._traces.pop(self._order.popleft())
-            self._rows -= len(oldest.candidates)
+    def add(self, entry: Trace | Placed) -> None:
+        """Of a number above all before it."""
+        entries = self._entries
+        entries.append(entry)
+        self._rows += len(entry.rows)
+        while len(entries) > self._decisions_max or (self._rows > self._rows_max and len(entries) > 1):
+            self._rows -= len(entries.popleft().rows)
 
     def get(self, decision_id: int) -> Trace | None:
         """decision_id 0: the latest. None: never made, or forgotten since."""
-        if decision_id == 0 and self._order:
-            decision_id = self._order[-1]
-        return self._traces.get(decision_id)
-
-    def ended(self, ended: Ended) -> None:
-        """Remembers how a decision's request ended, where the decision itself is still remembered."""
-        trace = self._traces.get(ended.decision_id)
-        if trace is not None and trace.ended is None:
-            trace.ended = ended
+        entries = self._entries
+        at = bisect_left(entries, decision_id, key=attrgetter("decision_id")) if decision_id else len(entries) - 1
+        if not 0 <= at < len(entries) or decision_id not in (0, entries[at].decision_id):
+            return None
+        entry = entries[at]
+        return entry.trace() if isinstance(entry, Placed) else entry

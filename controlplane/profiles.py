@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlplane import filters, picker, scorers
-from controlplane.filters import Filter
+from controlplane import choosers, filters, picker, scorers
+from controlplane.choosers import Chooser
+from controlplane.filters import ACTIVE_MAX, Filter
 from controlplane.picker import Picker
 from controlplane.predictor import Forecaster
 from controlplane.rankers import Layered, LeastOnline, LeastPredicted, Ranker
@@ -54,7 +55,8 @@ class WeightedScorer:
 class Profile:
     """One policy. Totals are the weighted mean of its scorers, so in [0, 1]; without scorers they are 0. Where it has a
     ranker, that one decides, and the scorers among what it finds equal or leaves to them. costs: those of its only scorer,
-    where the least of them is what it picks."""
+    where the least of them is what it picks. choose: the same choice in one go, where there is such; active_max: of the guard
+    among its filters."""
 
     name: str
     filters: tuple[Filter, ...]
@@ -62,6 +64,8 @@ class Profile:
     pick: Picker
     ranker: Ranker | None = None
     costs: Costs | None = None
+    choose: Chooser | None = None
+    active_max: int = ACTIVE_MAX
 
     @property
     def needs_chains(self) -> bool:
@@ -70,7 +74,7 @@ class Profile:
 
 
 def build(
-    active_max: int = filters.ACTIVE_MAX, *, predicted: LeastPredicted | None = None, layered: Layered | None = None
+    active_max: int = ACTIVE_MAX, *, predicted: LeastPredicted | None = None, layered: Layered | None = None
 ) -> dict[str, Profile]:
     """Every profile by name. All share the filters: no policy may choose what is broken, tried or over the guard.
 
@@ -78,18 +82,24 @@ def build(
     """
     guards = (filters.NOT_TRIED, filters.BREAKER, filters.below_guard(active_max))
 
-    def profile(name: str, pick: Picker, *weighted: WeightedScorer, ranker: Ranker | None = None) -> Profile:
+    def profile(
+        name: str,
+        pick: Picker,
+        *weighted: WeightedScorer,
+        ranker: Ranker | None = None,
+        choose: Chooser | None = None,
+    ) -> Profile:
         costs = weighted[0].costs if len(weighted) == 1 and pick is picker.highest else None
-        return Profile(name, guards, weighted, pick, ranker, costs)
+        return Profile(name, guards, weighted, pick, ranker, costs, choose, active_max)
 
     lmetric = WeightedScorer("lmetric", 1, scorers.lmetric, scorers.lmetric_costs)
     load = WeightedScorer("load", 1, scorers.load, scorers.load_costs)
     profiles = (
-        profile("round_robin", picker.round_robin),
+        profile("round_robin", picker.round_robin, choose=choosers.round_robin),
         profile("random", picker.uniform),
-        profile("least_load", picker.highest, load),
+        profile("least_load", picker.highest, load, choose=choosers.least_load),
         profile("power_of_two", picker.power_of_two),
-        profile("prefix", picker.highest, WeightedScorer("prefix", 1, scorers.prefix_length)),
+        profile("prefix", picker.highest, WeightedScorer("prefix", 1, scorers.prefix_length), choose=choosers.prefix),
         profile("cache_aware", picker.highest, WeightedScorer("cache_aware", 1, scorers.cache_aware)),
         profile(
             "weighted",
@@ -97,9 +107,12 @@ def build(
             WeightedScorer("prefix", 3, scorers.prefix_share),
             WeightedScorer("queue", 2, scorers.queue),
             WeightedScorer("kv_free", 2, scorers.kv_free),
+            choose=choosers.weighted(3 / 7, 2 / 7, 2 / 7),
         ),
-        profile("kv_cost", picker.highest, WeightedScorer("kv_cost", 1, scorers.kv_cost, scorers.kv_costs)),
-        profile("lmetric", picker.highest, lmetric),
+        profile(
+            "kv_cost", picker.highest, WeightedScorer("kv_cost", 1, scorers.kv_cost, scorers.kv_costs), choose=choosers.kv_cost
+        ),
+        profile("lmetric", picker.highest, lmetric, choose=choosers.lmetric),
         profile("linear_online", picker.highest, lmetric, ranker=LeastOnline()),
         profile("predictive", picker.highest, lmetric, ranker=predicted or LeastPredicted(Forecaster())),
         profile("hierarchical", picker.highest, load, ranker=layered or Layered()),

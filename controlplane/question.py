@@ -34,8 +34,9 @@ class Question(msgspec.Struct, frozen=True, gc=False):
     chains: dict[int, array[int]] = {}
 
 
-class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """An endpoint was chosen. `candidate` is its row as it was before this request was reserved on it."""
+class Decision(msgspec.Struct, gc=False):
+    """An endpoint was chosen. `candidate` is its row as it was before this request was reserved on it. Of it, only
+    `ended` changes."""
 
     decision_id: int  # 0: a dry run
     decided_at: float  # Unix time, s
@@ -48,6 +49,12 @@ class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     claimed_tokens: int = 0  # the match, were an answer passed back unchanged; 0: nothing depends on it
     last_block: int = 0  # hash of the prompt's last full block; 0: the prompt is not known block by block
 
+    predicted_ttft_s: float = 0.0  # the median, s; 0: nothing was predicted
+    predicted_p90_s: float = 0.0
+    model_id: str = ""  # of the model that predicted
+    fell_back: str = ""  # why a policy that predicts did not decide by its prediction
+    ended: Ended | None = None  # how its request ended
+
     @property
     def reason(self) -> str:
         """What decided it, in a few words; made when somebody asks."""
@@ -58,11 +65,6 @@ class Decision(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if self.predicted_ttft_s:
             return f"first token in {self.predicted_ttft_s:.3g} s, p90 {self.predicted_p90_s:.3g} s: {there}"
         return there
-
-    predicted_ttft_s: float = 0.0  # the median, s; 0: nothing was predicted
-    predicted_p90_s: float = 0.0
-    model_id: str = ""  # of the model that predicted
-    fell_back: str = ""  # why a policy that predicts did not decide by its prediction
 
 
 class Shed(msgspec.Struct, frozen=True, gc=False):

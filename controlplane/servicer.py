@@ -20,13 +20,13 @@ import grpc
 
 from contract.frames import VERSION as LINE_VERSION
 from contract.routing import VERSION as PACKED_VERSION
-from contract.routing import Answer, Asked, Said, pack, unpack_said
-from controlplane import wire
+from contract.routing import Said, pack, unpack_said
+from controlplane import packed, wire
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
 from controlplane.fleet_view import FleetWatch
 from controlplane.line import Line, Receive
-from controlplane.question import Decision, Question, Shed
+from controlplane.question import Decision, Shed
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc
 from runtime.clock import Clock
@@ -43,49 +43,52 @@ Result = tuple[int, Decision | Shed | None]
 class _Stream:
     """One data-plane process. Messages leave one at a time, in the order they were made."""
 
-    __slots__ = ("_context", "_lock", "_packed", "line", "line_key", "owner", "queue_notices")
+    __slots__ = ("_context", "_lock", "line", "line_key", "owner", "packed", "queue_notices")
 
     def __init__(self, hello: pb.Hello, context: Context) -> None:
         self.owner = hello.process
         self.queue_notices = hello.queue_notices
-        self._packed = hello.packed_version >= PACKED_VERSION
+        self.packed = hello.packed_version >= PACKED_VERSION
         self._context = context
         self._lock = asyncio.Lock()
         self.line: Line | None = None
         self.line_key = b""
-        if self._packed and hello.line_version >= LINE_VERSION and context.peer().startswith("unix:"):
+        if self.packed and hello.line_version >= LINE_VERSION and context.peer().startswith("unix:"):
             self.line_key = secrets.token_bytes(LINE_KEY_BYTES)
 
     async def greet(self) -> None:
         """Say that packed messages are read here, and what opens the line."""
-        if self._packed:
+        if self.packed:
             async with self._lock:
                 await self._context.write(pb.DecisionBatch(packed_version=PACKED_VERSION, line_key=self.line_key))
 
     async def send(self, results: Sequence[Result], policy: str) -> None:
+        """Answers of questions that had to wait."""
+        if self.packed:
+            await self.send_packed(_packed(results, policy))
+        else:
+            await self.send_plain(results, policy)
+
+    async def send_packed(self, answers: bytes) -> None:
+        """A packed list of answers."""
         if self.line is not None:
-            self.line.send(_packed(results, policy))
+            self.line.send(answers)
             return
-        batch = pb.DecisionBatch(packed=_packed(results, policy)) if self._packed else _plain_batch(results, policy)
         async with self._lock:
-            await self._context.write(batch)
+            await self._context.write(pb.DecisionBatch(packed=answers))
 
-
-def _packed(results: Sequence[Result], policy: str) -> bytes:
-    answers = [
-        Answer(question_id, queued=True) if result is None else wire.answer(result, question_id, policy)
-        for question_id, result in results
-    ]
-    return pack(answers)
-
-
-def _plain_batch(results: Sequence[Result], policy: str) -> pb.DecisionBatch:
-    return pb.DecisionBatch(
-        decisions=[
+    async def send_plain(self, results: Sequence[Result], policy: str) -> None:
+        """For whoever does not read packed ones."""
+        decisions = [
             pb.Decision(question_id=question_id, queued=True) if result is None else wire.decision(result, question_id, policy)
             for question_id, result in results
         ]
-    )
+        async with self._lock:
+            await self._context.write(pb.DecisionBatch(decisions=decisions))
+
+
+def _packed(results: Sequence[Result], policy: str) -> bytes:
+    return pack([packed.answer(result, question_id, policy) for question_id, result in results])
 
 
 class RoutingServicer(routing_pb2_grpc.RoutingServicer):
@@ -122,9 +125,11 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
                     said = wire.said(batch)
                 except ValueError as error:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"packed cannot be read: {error}")
-                results = self._handle(said, stream)
-                if results:
-                    await stream.send(results, self._director.policy)
+                if stream.packed:
+                    if answers := self._answer_packed(said, stream):
+                        await stream.send_packed(answers)
+                elif results := self._answer_plain(said, stream):
+                    await stream.send_plain(results, self._director.policy)
                 batch = await context.read()
         finally:
             if stream.line is not None:
@@ -141,36 +146,49 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         stream.line = line
         return partial(self._on_line, stream, line)
 
-    def _on_line(self, stream: _Stream, line: Line, packed: bytes) -> None:
+    def _on_line(self, stream: _Stream, line: Line, message: bytes) -> None:
         if self._streams.get(stream.owner) is not stream:
             line.close()
             return
-        results = self._handle(unpack_said(packed), stream)
-        if results:
-            line.send(_packed(results, self._director.policy))
+        if answers := self._answer_packed(unpack_said(message), stream):
+            line.send(answers)
 
-    def _handle(self, said: Said, stream: _Stream) -> list[Result]:
-        """One message, synchronously, in order; every decision sees those before it."""
-        director, owner = self._director, stream.owner
+    def _answer_packed(self, said: Said, stream: _Stream) -> bytes:
+        """One message, synchronously, in order; every decision sees those before it. Empty: nothing was asked."""
         now = self._clock.now()
+        self._hear(said, stream, now)
+        if not said.questions:
+            return b""
+        answers = self._director.answer_all(said.questions, now, owner=stream.owner)
+        self._cancel_asked(said, stream, now)
+        if not stream.queue_notices:
+            answers = [answer for answer in answers if not answer.queued]
+        return pack(answers) if answers else b""
+
+    def _answer_plain(self, said: Said, stream: _Stream) -> list[Result]:
+        """The same for messages of proto/routing.proto."""
+        now = self._clock.now()
+        self._hear(said, stream, now)
+        questions = [(asked.question_id, packed.readable(asked)) for asked in said.questions]
+        results = self._director.ask_all(questions, now, owner=stream.owner)
+        self._cancel_asked(said, stream, now)
+        return results if stream.queue_notices else [result for result in results if result[1] is not None]
+
+    def _hear(self, said: Said, stream: _Stream, now: float) -> None:
+        """All but the questions."""
+        director = self._director
         for decision_id, ttft_s in said.first_bytes:
             director.first_byte(decision_id, ttft_s, now)
-        for ended in said.outcomes:
-            director.ended(ended, now)
+        director.ended_all(said.outcomes, now)
         for question_id in said.cancels:
-            director.cancel(owner, question_id, now)
+            director.cancel(stream.owner, question_id, now)
         if said.outcomes or said.cancels:
             self.answer_waiting(now)
-        if not said.questions:
-            return []
-        questions = [
-            (asked.question_id, _readable(asked) if asked.chains else Question(asked.request)) for asked in said.questions
-        ]
-        answers = director.ask_all(questions, now, owner=owner)
-        results = answers if stream.queue_notices else [answer for answer in answers if answer[1] is not None]
-        for question_id in said.cancels:  # once more: it may belong to a question of this very message
-            director.cancel(owner, question_id, now)
-        return results
+
+    def _cancel_asked(self, said: Said, stream: _Stream, now: float) -> None:
+        """Once more: a cancel may belong to a question of this very message."""
+        for question_id in said.cancels:
+            self._director.cancel(stream.owner, question_id, now)
 
     def answer_settled(self) -> None:
         """Blocks were announced: what waited for them need not wait for the next look."""
@@ -197,7 +215,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         if not request.question.model:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "question.model is empty")
         try:
-            question = wire.question(wire.asked(request.question))
+            question = packed.question(wire.asked(request.question))
         except ValueError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "chains.hashes is not a multiple of 8 bytes")
         result = self._director.decide(question, self._clock.now(), reserve=request.reserve)
@@ -227,14 +245,6 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         while True:
             yield self._watch.view(self._clock.now())
             await self._watch.change()
-
-
-def _readable(asked: Asked) -> Question:
-    """A chain that cannot be read matches nothing; the request itself may be served."""
-    try:
-        return wire.question(asked)
-    except ValueError:
-        return Question(asked.request)
 
 
 async def _send_quietly(stream: _Stream, results: Sequence[Result], policy: str) -> None:

@@ -58,7 +58,8 @@ class FleetSnapshot:
         self._bounds = bounds
         self._by_slot: dict[int, Endpoint] = {}
         self._by_worker: dict[str, Endpoint] = {}
-        self._by_url: dict[str, Endpoint] = {}
+        self.by_url: dict[str, Endpoint] = {}
+        """Who is registered where; changed here alone."""
         self._lanes: dict[str, Lane | None] = {}
         self._models_seen: dict[str, None] = {}
         self._in_order: tuple[Endpoint, ...] | None = None
@@ -174,7 +175,7 @@ class FleetSnapshot:
         return self._by_slot.get(slot)
 
     def at_url(self, url: str) -> Endpoint | None:
-        return self._by_url.get(url)
+        return self.by_url.get(url)
 
     def models(self) -> dict[str, list[tuple[ModelCard, Endpoint]]]:
         """Served names of the living, by name."""
@@ -208,8 +209,8 @@ class FleetSnapshot:
 
     def _replace(self, endpoint: Endpoint, record: WorkerRecord, now: float) -> None:
         """Another run, or another address: what was learned of the one before is held against nobody."""
-        if self._by_url.get(endpoint.url) is endpoint:
-            del self._by_url[endpoint.url]
+        if self.by_url.get(endpoint.url) is endpoint:
+            del self.by_url[endpoint.url]
         if record.url != endpoint.url:
             self._ledger.forget(endpoint.url)
             endpoint.load = self._ledger.load(record.url)
@@ -229,7 +230,7 @@ class FleetSnapshot:
         endpoint.models = tuple(card.name for card in record.models)
         endpoint.cache_tokens = record.cache_blocks * record.block_size
         endpoint.seats = record.max_num_seqs or endpoint.seats
-        self._by_url[record.url] = endpoint
+        self.by_url[record.url] = endpoint
         for model in endpoint.models:
             self._models_seen[model] = None
         while len(self._models_seen) > MODELS_REMEMBERED_MAX:
@@ -239,8 +240,8 @@ class FleetSnapshot:
     def _forget(self, endpoint: Endpoint) -> None:
         del self._by_slot[endpoint.slot]
         del self._by_worker[endpoint.worker]
-        if self._by_url.get(endpoint.url) is endpoint:
-            del self._by_url[endpoint.url]
+        if self.by_url.get(endpoint.url) is endpoint:
+            del self.by_url[endpoint.url]
         self._ledger.forget(endpoint.url)
         self._changed()
 

@@ -1,16 +1,15 @@
-"""Between the wire and the director's plain values: the only place that knows both."""
+"""Between the messages of proto/routing.proto and the director's plain values: the only place that knows both."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from contract.blocks import unpack_hashes
 from contract.features import FEATURES
-from contract.routing import Answer, Asked, Refusal, Said, unpack_said
+from contract.routing import Asked, Said, unpack_said
 from controlplane.endpoint import features
 from controlplane.explain import Trace
 from controlplane.ledger import Claim
-from controlplane.question import Decision, Ended, Question, Request, Shed
+from controlplane.question import Decision, Ended, Request, Shed
 from controlplane.scheduler import Verdict, explain
 from proto import routing_pb2 as pb
 
@@ -45,23 +44,6 @@ def asked(question: pb.Question) -> Asked:
     )
     chains = tuple((chain.block_size, chain.hashes) for chain in question.chains)
     return Asked(question.question_id, request, chains)
-
-
-def question(asked: Asked) -> Question:
-    """As the director wants it. ValueError: hashes that are not a multiple of 8 bytes."""
-    if not asked.chains:
-        return Question(asked.request)
-    return Question(asked.request, {size: unpack_hashes(hashes) for size, hashes in asked.chains})
-
-
-def answer(result: Decision | Shed, question_id: int, policy: str) -> Answer:
-    """What a data plane needs of it."""
-    if isinstance(result, Shed):
-        refusal = Refusal(result.reason, result.message, result.retry_after_s)
-        return Answer(question_id, result.decision_id, policy=policy, refusal=refusal)
-    row = result.candidate
-    record = row.endpoint.record
-    return Answer(question_id, result.decision_id, row.slot, record.url, record.worker, row.matched_tokens, result.policy)
 
 
 def decision(result: Decision | Shed, question_id: int, policy: str) -> pb.Decision:

@@ -1,9 +1,9 @@
 """What the control plane executes for a request, without a socket: user instructions and CPU of one thread.
 
-Method: messages as a data plane packs them, QUESTIONS questions a message and as many outcomes of the message before, fed into a
-line of the servicer (contract.frames), which answers each; prompts of a few blocks of 16 tokens, each different, chains included;
-records thinned to 2,000 a second of 25,000; workers report ten times a second. `calls`: what cProfile counts, built-in functions
-included. Two kinds of traffic:
+Method: messages as a data plane packs them, QUESTIONS questions each and as many outcomes of the message before, fed into a
+line of the servicer (contract.frames), which answers each; prompts of a few blocks of 16 tokens, each different, chains
+included; records thinned to 2,000 a second of 25,000; workers report ten times a second. calls: what cProfile counts,
+built-in functions included. Two kinds of traffic:
 
     whole      answers in one piece, workers without KV events, as in `headway bench proxy --scenarios small`
     streamed   a first token a request, KV events on, the engine says what it found in its cache
@@ -31,7 +31,6 @@ from contract.routing import VERSION as PACKED_VERSION
 from contract.routing import Asked, Ended, Request, Said, pack
 from controlplane.admission import WaitingRoom
 from controlplane.breaker import BreakerBounds
-from controlplane.director import Director
 from controlplane.explain import DecisionRing
 from controlplane.fleet_view import FleetWatch
 from controlplane.index_state import IndexState
@@ -43,6 +42,7 @@ from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer, _Stream
 from controlplane.snapshot import FleetSnapshot
 from controlplane.thinning import PER_S_MAX, Thinning
+from controlplane.usual import UsualDirector
 from proto import routing_pb2 as pb
 from runtime.clock import ManualClock
 from tests.controlplane.parts import BLOCK, MODEL, hashes, record, report
@@ -95,7 +95,7 @@ class Bench:
         index = PrefixIndex()
         self.records: list[Outcome] = []
         ring = DecisionRing()
-        self.director = Director(
+        self.director = UsualDirector(
             snapshot=self.snapshot,
             ledger=ledger,
             index=index,
@@ -240,7 +240,9 @@ def run() -> None:
     for kind in ("whole", "streamed"):
         for policy in POLICIES:
             instructions, cpu_us, calls = measure(policy, kind, counter)
-            print(f"  {kind:9} {policy:12} {instructions:8,.0f} instructions  {cpu_us:5.1f} us CPU  {calls:4.0f} calls a request")
+            print(
+                f"  {kind:9} {policy:12} {instructions:8,.0f} instructions  {cpu_us:5.1f} us CPU  {calls:4.0f} calls a request"
+            )
 
 
 if __name__ == "__main__":

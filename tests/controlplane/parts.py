@@ -129,6 +129,7 @@ class Plant:
         settle_s: float = 0.0,
     ) -> None:
         self.now = 100.0
+        director: type[Director] = Director,
         self.ledger = Ledger(grace_s_max=grace_s_max)
         self.snapshot = FleetSnapshot(self.ledger, BreakerBounds())
         self.index = PrefixIndex()
@@ -136,7 +137,7 @@ class Plant:
         self.ring = DecisionRing()
         self.self_check = SelfCheck()
         self.outcomes: list[Outcome] = []
-        self.director = Director(
+        self.director = director(
             snapshot=self.snapshot,
             ledger=self.ledger,
             index=self.index,

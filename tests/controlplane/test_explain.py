@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contract.outcome import End
 from controlplane.explain import DecisionRing, Trace
-from controlplane.question import Ended, Shed, ShedReason
+from controlplane.question import Shed, ShedReason
 from tests.controlplane.parts import Plant, candidate, question
 
 
@@ -42,12 +42,11 @@ def test_one_decision_is_always_remembered() -> None:
 
 
 def test_the_first_end_is_the_one_remembered() -> None:
-    ring = DecisionRing()
-    ring.add(trace(1, 1))
-    ring.ended(Ended(decision_id=1, end=End.COMPLETE))
-    ring.ended(Ended(decision_id=1, end=End.RESET))
-    ring.ended(Ended(decision_id=2, end=End.RESET))
-    remembered = ring.get(1)
+    plant = Plant()
+    decision = plant.place()
+    assert plant.end(decision)
+    assert not plant.end(decision, End.RESET)
+    remembered = plant.ring.get(decision.decision_id)
     assert remembered is not None
     assert remembered.ended is not None
     assert remembered.ended.end == End.COMPLETE

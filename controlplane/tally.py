@@ -1,0 +1,53 @@
+"""What is counted since the start, for the metrics. Where something is counted once a request, its cell is at hand."""
+
+from __future__ import annotations
+
+
+class Cell:
+    """One count. Whoever counts the same thing often keeps it."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Tally:
+    __slots__ = (
+        "_decisions",
+        "_ends",
+        "breakers_opened",
+        "duplicates",
+        "input_tokens",
+        "matched_tokens",
+        "sheds",
+    )
+
+    def __init__(self) -> None:
+        self._decisions: dict[tuple[str, str], Cell] = {}
+        self._ends: dict[tuple[str, str], Cell] = {}
+        self.sheds: dict[str, int] = {}
+        """By reason."""
+        self.input_tokens = 0
+        self.matched_tokens = 0
+        self.duplicates = 0
+        """Outcomes of no living reservation."""
+        self.breakers_opened = 0
+
+    def decision(self, policy: str, worker: str) -> Cell:
+        """Requests that this policy placed there."""
+        return self._decisions.setdefault((policy, worker), Cell())
+
+    def end(self, worker: str, end: str) -> Cell:
+        """Requests that ended there, in this way."""
+        return self._ends.setdefault((worker, end), Cell())
+
+    @property
+    def decisions(self) -> dict[tuple[str, str], int]:
+        """(policy, worker) -> count."""
+        return {key: cell.count for key, cell in self._decisions.items() if cell.count}
+
+    @property
+    def ends(self) -> dict[tuple[str, str], int]:
+        """(worker, end) -> count."""
+        return {key: cell.count for key, cell in self._ends.items() if cell.count}

@@ -1,0 +1,165 @@
+"""The short way and the director, held against each other: the same messages, the same answers and all that follows."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from contract.outcome import End
+from contract.routing import Answer, Asked
+from controlplane import packed, wire
+from controlplane.director import Director
+from controlplane.explain import Placed
+from controlplane.index_state import IndexState
+from controlplane.profiles import NAMES, build
+from controlplane.question import Ended, Request
+from controlplane.usual import UsualDirector
+from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, report
+
+MESSAGES = 250
+CHOOSING = [profile.name for profile in build().values() if profile.choose is not None]
+USUAL = [End.COMPLETE] * 12
+ODD = [End.RESET, End.CLIENT_GONE, End.BACK_PRESSURE, End.TIMED_OUT]
+
+
+class Pair:
+    """Two plants of which one takes the short way where it can; whatever is done is done to both."""
+
+    def __init__(self, policy: str, seed: int, *, exact: bool) -> None:
+        self.rng = Random(seed)
+        parts = {"workers": 0, "policy": policy, "active_max": 4, "waiting_max": 4, "settle_s": 0.1, "seed": seed}
+        self.plants = [Plant(director=kind, **parts) for kind in (Director, UsualDirector)]  # type: ignore[arg-type]
+        self.exact = exact
+        for number in range(4):
+            self.join(f"w{number}")
+        self.questions = 0
+        self.under_way: list[int] = []
+        self.prompts = [tuple(self.rng.getrandbits(64) for _ in range(6)) for _ in range(12)]
+
+    def join(self, worker: str, **fields: object) -> None:
+        for plant in self.plants:
+            slot = plant.join(worker, **fields)
+            plant.index.attach(slot, capacity_blocks=40, exact=self.exact)
+            if self.exact:
+                plant.index.set_state(slot, IndexState.EXACT)
+
+    def asked(self) -> Asked:
+        rng = self.rng
+        self.questions += 1
+        blocks = rng.choice(self.prompts)[: rng.randint(0, 6)] if rng.random() < 0.8 else (rng.getrandbits(64),) * 1
+        odd = rng.random()
+        request = Request(
+            model="other" if odd < 0.03 else MODEL,
+            input_tokens=BLOCK * len(blocks) + rng.choice((0, 0, 5)),
+            exact_tokens=rng.random() < 0.9,
+            max_tokens=5000 if 0.03 < odd < 0.05 else rng.choice((0, 64)),
+            slo_ttft_ms=50.0 if 0.05 < odd < 0.08 else 0.0,
+            exclude=(rng.randrange(4),) if 0.08 < odd < 0.12 else (),
+            request_id=f"r{self.questions}",
+        )
+        chain = hashes(*blocks).tobytes()
+        chains = ((BLOCK, chain),) if odd < 0.9 else ((BLOCK, chain[:-1]),) if odd < 0.93 else ((8, chain), (BLOCK, chain))
+        return Asked(self.questions, request, chains if rng.random() < 0.9 else ())
+
+    def ended(self, decision_id: int) -> Ended:
+        rng = self.rng
+        end = rng.choice(USUAL if rng.random() < 0.9 else ODD)
+        times = {"ttft_s": rng.random() / 10, "itl_s": 0.01, "e2e_s": 0.5} if rng.random() < 0.5 else {}
+        cached = rng.choice((-1, 0, BLOCK, 3 * BLOCK))
+        output = rng.choice((0, 1, 30))
+        return Ended(decision_id=decision_id, end=end, cached_tokens=cached, output_tokens=output, **times)
+
+    def message(self) -> None:
+        rng = self.rng
+        asked = [self.asked() for _ in range(rng.randint(0, 6))]
+        rng.shuffle(self.under_way)
+        count = rng.randint(0, min(8, len(self.under_way)))
+        ended = [self.ended(self.under_way.pop()) for _ in range(count)]
+        if ended and rng.random() < 0.1:
+            ended.append(ended[0])
+        first_bytes = rng.sample(self.under_way, min(2, len(self.under_way)))
+        step_s = rng.choice((0.0, 0.001, 0.3))
+        said: list[list[Answer]] = []
+        for plant in self.plants:
+            plant.now += step_s
+            director, now = plant.director, plant.now
+            for decision_id in first_bytes:
+                director.first_byte(decision_id, 0.02, now)
+            director.ended_all(ended, now)
+            later = [packed.answer(one.result, one.question_id, director.policy) for one in director.answers(now)]
+            said.append(later + director.answer_all(asked, now, owner="dp"))
+        assert said[0] == said[1]
+        self.under_way += [answer.decision_id for answer in said[0] if answer.decision_id and answer.refusal is None]
+
+    def incident(self) -> None:
+        """Something else that happens to a fleet."""
+        rng = self.rng
+        worker, blocks = f"w{rng.randrange(4)}", hashes(*rng.choice(self.prompts)[: rng.randint(1, 6)])
+        kind, flag = rng.randrange(8), rng.random() < 0.5
+        policy, cancelled = rng.choice(NAMES), rng.randint(1, self.questions + 1)
+        for plant in self.plants:
+            slot = plant.snapshot.slot_of(worker)
+            assert slot is not None
+            if kind == 0:
+                plant.snapshot.drain(worker, flag)
+            elif kind == 1:
+                plant.snapshot.worker_reported(report(worker, running=3, waiting=2 * flag, kv_usage=0.4), plant.now)
+            elif kind == 2 and self.exact:
+                (plant.index.store if flag else plant.index.remove)(slot, blocks)
+            elif kind == 3:
+                plant.endpoint(worker).credit = flag
+            elif kind == 4:
+                plant.director.cancel("dp", cancelled, plant.now)
+            elif kind == 5:
+                plant.director.tick(plant.now, connected=True)
+                plant.index.expire(plant.now)
+            elif kind == 6 and flag:
+                plant.director.set_policy(policy)
+            elif kind == 7 and flag:
+                plant.join("w0", epoch=int(plant.now * 1000), max_num_seqs=8)
+            for one in plant.snapshot.endpoints():
+                plant.snapshot.worker_registered(one.record, plant.now)
+
+    def compare(self) -> None:
+        general, usual = self.plants
+        assert len(general.ledger) == len(usual.ledger)
+        assert general.outcomes == usual.outcomes
+        assert general.director._turn.rng.getstate() == usual.director._turn.rng.getstate()
+        for name in ("decisions", "sheds", "ends", "input_tokens", "matched_tokens", "duplicates", "breakers_opened"):
+            assert getattr(general.director.tally, name) == getattr(usual.director.tally, name), name
+        assert general.self_check.ratios() == usual.self_check.ratios()
+        for one, other in zip(general.snapshot.endpoints(), usual.snapshot.endpoints(), strict=True):
+            assert (one.requests, one.failures, one.credit) == (other.requests, other.failures, other.credit)
+            assert one.breaker.view(general.now) == other.breaker.view(usual.now)
+            assert _load(one) == _load(other)
+            assert one.rates.ttft_ewma_s == other.rates.ttft_ewma_s
+            guesses, others = general.index._slots[one.slot].guesses, usual.index._slots[other.slot].guesses
+            assert list(guesses.made_at.items()) == list(others.made_at.items())
+        for decision_id in range(1, general.director._next_id):
+            explained = [plant.ring.get(decision_id) for plant in self.plants]
+            assert explained[0] is not None
+            assert explained[1] is not None
+            assert wire.explanation(explained[0]) == wire.explanation(explained[1])
+
+
+def _load(one: object) -> object:
+    load = one.load  # type: ignore[attr-defined]
+    return load.active, load.no_first_byte, load.prefill_tokens, load.prefill_pairs, load.context_tokens, list(load.queue)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("policy", CHOOSING)
+def test_both_ways_say_and_do_the_same(policy: str, exact: bool) -> None:
+    pair = Pair(policy, seed=sum(policy.encode()), exact=exact)
+    for number in range(MESSAGES):
+        pair.message()
+        if number % 10 == 9:
+            pair.incident()
+            if pair.rng.random() < 0.5:
+                for plant in pair.plants:
+                    plant.director.set_policy(policy)
+    pair.compare()
+    usual = pair.plants[1].ring
+    short = sum(isinstance(entry, Placed) for entry in usual._entries)
+    assert short > len(usual) / 10, f"{short} of {len(usual)} decisions took the short way"
