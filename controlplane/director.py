@@ -475,6 +475,11 @@ class Director:
             if self._rankers:
                 self._samples.append(Sample(row, ttft_s, endpoint.record))
 
+    def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
+        """As `ended` for each, in their order."""
+        for ended in outcomes:
+            self.ended(ended, now)
+
     def ended(self, ended: Ended, now: float) -> bool:
         """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
         if ended.decision_id == 0:

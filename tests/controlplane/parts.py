@@ -127,9 +127,9 @@ class Plant:
         profiles: dict[str, Profile] | None = None,
         predicted: LeastPredicted | None = None,
         settle_s: float = 0.0,
+        director: type[Director] = Director,
     ) -> None:
         self.now = 100.0
-        director: type[Director] = Director,
         self.ledger = Ledger(grace_s_max=grace_s_max)
         self.snapshot = FleetSnapshot(self.ledger, BreakerBounds())
         self.index = PrefixIndex()
