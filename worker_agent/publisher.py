@@ -43,17 +43,15 @@ class Publisher:
     def __init__(self, url: str, worker: str, *, ids: random.Random) -> None:
         self._worker = worker
         self._ids = ids
-        self._redis: aioredis.Redis = aioredis.Redis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=ANSWER_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        patience: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "retry": Retry(NoBackoff(), 0)}
+        self._redis: aioredis.Redis = aioredis.Redis.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, **patience)
+        self._quick_pool = aioredis.ConnectionPool.from_url(url, socket_timeout=None, **patience)
         self._quick = QuickAdd(
-            self._redis.connection_pool,
+            self._quick_pool,
             keyspace.blocks_key(worker),
             keyspace.DELTA_FIELD,
             entries_max=keyspace.BLOCKS_ENTRIES_MAX,
+            timeout_s=ANSWER_TIMEOUT_S,
         )
         self._log = DeltaLog()
         self._connected = False
@@ -117,6 +115,7 @@ class Publisher:
 
     async def close(self) -> None:
         await self._quick.close()
+        await self._quick_pool.aclose()
         await self._redis.aclose()
 
     # ------------------------------------------------------------------------------------------------------------ sending
