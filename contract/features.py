@@ -7,7 +7,7 @@ order or units raises VERSION: a model trained on another version is refused.
 
 from __future__ import annotations
 
-VERSION = 5
+VERSION = 6
 
 FEATURES: tuple[str, ...] = (
     "input_tokens",  # prompt length
@@ -18,6 +18,7 @@ FEATURES: tuple[str, ...] = (
     "prefill_tokens",  # uncached prompt tokens of those without a first token
     "prefill_pairs",  # of the same requests: pairs of an uncached token and a token before it, what attention costs
     "prefill_wait_s",  # since the latest first token there, or since those without one began to queue if that is later
+    "step_age_s",  # since anything came from there last: a step of the engine ended, the next began; 0 where nothing is active
     "head_tokens",  # uncached prompt tokens of the oldest request without a first token
     "context_tokens",  # prompt tokens of all active requests
     "running",  # the engine's report

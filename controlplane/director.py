@@ -480,6 +480,14 @@ class Director:
         for ended in outcomes:
             self.ended(ended, now)
 
+    def tokens_came(self, ages: Iterable[tuple[int, float]], now: float) -> None:
+        """ages: endpoint number, and how long ago tokens came from there last; unknown numbers are ignored."""
+        at_slot = self._snapshot.at_slot
+        for slot, age_s in ages:
+            endpoint = at_slot(slot)
+            if endpoint is not None and (at := now - age_s) > endpoint.load.token_at:
+                endpoint.load.token_at = at
+
     def ended(self, ended: Ended, now: float) -> bool:
         """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
         if ended.decision_id == 0:
@@ -629,8 +637,8 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
     last = max(0, input_tokens - 1)
     rows = []
     for endpoint in lane.serving:
-        standing = endpoint.standing
-        if standing is None or standing.changes != endpoint.load.changes:
+        standing, load = endpoint.standing, endpoint.load
+        if standing is None or standing.changes != load.changes:
             standing = endpoint.stands(now)
         breaker = endpoint.breaker
         admits = breaker.closed or breaker.admits(now)
@@ -641,5 +649,7 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
                 size = endpoint.record.block_size
                 whole = last // size
                 matched = (blocks if blocks < whole else whole) * size
-        rows.append(Candidate(standing, input_tokens, matched, input_tokens - matched, max_tokens, now, admits))
+        rows.append(
+            Candidate(standing, input_tokens, matched, input_tokens - matched, max_tokens, now, admits, load.token_at)
+        )
     return rows

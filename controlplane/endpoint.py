@@ -92,6 +92,7 @@ class Standing(msgspec.Struct, gc=False):
     prefill_tokens: int
     prefill_pairs: float
     queued_since: float  # infinity where nothing is queued
+    moved_at: float  # infinity where nothing is active
     head_tokens: int
     context_tokens: int
     running: int
@@ -134,6 +135,7 @@ def _standing(endpoint: Endpoint, now: float) -> Standing:
         load.prefill_tokens,
         load.prefill_pairs,
         load.prefill_since if queue else inf,
+        load.moved_at if active else inf,
         load.head_tokens,
         load.context_tokens,
         endpoint.running,
@@ -167,6 +169,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     max_tokens: int
     now: float
     admits: bool  # the breaker lets a request through
+    token_at: float = 0.0  # when tokens came from there last, as far as was said by now
 
     @property
     def endpoint(self) -> Endpoint:
@@ -249,6 +252,10 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
         return max(0.0, self.now - self.standing.queued_since)
 
     @property
+    def step_age_s(self) -> float:
+        return max(0.0, self.now - max(self.standing.moved_at, self.token_at))
+
+    @property
     def report_age_s(self) -> float:
         return self.now - self.standing.reported_at
 
@@ -264,9 +271,10 @@ _OF_THE_QUESTION = (
     "max_tokens",
     "begins_s",
     "prefill_wait_s",
+    "step_age_s",
     "report_age_s",
 )
-_IN_PLACE = {"prefill_wait_s": "queued_since", "report_age_s": "reported_at"}
+_IN_PLACE = {"prefill_wait_s": "queued_since", "step_age_s": "moved_at", "report_age_s": "reported_at"}
 of_standing = attrgetter(*[_IN_PLACE.get(name, "slot" if name in _OF_THE_QUESTION else name) for name in FEATURES])
 """What a row of FEATURES takes from a Standing: moments in place of times that grow with `now`, anything where the question
 has its say."""

@@ -23,7 +23,8 @@ ROWS_START = 64
 _PACK = Struct(f"{WIDTH + 2}d")
 _INPUT, _MATCHED, _UNCACHED = INDEX["input_tokens"], INDEX["matched_tokens"], INDEX["uncached_tokens"]
 _MAX_TOKENS, _BEGINS = INDEX["max_tokens"], INDEX["begins_s"]
-_WAIT, _AGE = INDEX["prefill_wait_s"], INDEX["report_age_s"]
+_WAIT, _STEP, _AGE = INDEX["prefill_wait_s"], INDEX["step_age_s"], INDEX["report_age_s"]
+assert _STEP == _WAIT + 1, "both are made of their moments in one go"
 
 
 class Rows:
@@ -63,7 +64,9 @@ class Rows:
         columns = rows.T
         columns[_INPUT], columns[_MATCHED], columns[_MAX_TOKENS] = input_tokens, matched_tokens, max_tokens
         np.subtract(input_tokens, columns[_MATCHED], out=columns[_UNCACHED])
-        np.maximum(now - columns[_WAIT], 0.0, out=columns[_WAIT])
+        np.maximum(columns[_STEP], [one.token_at for one in candidates], out=columns[_STEP])
+        ages = columns[_WAIT : _STEP + 1]
+        np.maximum(now - ages, 0.0, out=ages)
         np.subtract(now, columns[_AGE], out=columns[_AGE])
         np.maximum(packed[:, WIDTH] - now, 0.0, out=columns[_BEGINS])
         columns[_BEGINS] += packed[:, WIDTH + 1]

@@ -47,6 +47,7 @@ class Load:
     plan: Plan | None = None  # its queue played ahead, where somebody asked since the last first byte or end there
     changes: int = 0  # of anything above, counted
     moved_at: float = 0.0  # when the first of the active ones came, or the last sign of life of any of them
+    token_at: float = 0.0  # when tokens were seen to come from there last: with every step, so not counted in `changes`
 
 
 class Reservation(msgspec.Struct, gc=False, eq=False):

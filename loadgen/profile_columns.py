@@ -22,6 +22,7 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "s",
             "since the latest first token there, or since those without one began to queue if that is later",
         ),
+        "step_age_s": ("s", "since tokens came from there last, so since a step of its engine; 0 where nothing is active"),
         "head_tokens": ("tokens", "uncached prompt tokens of the oldest request without a first token"),
         "context_tokens": ("tokens", "prompt tokens of all active requests"),
         "running": ("requests", "the engine's newest report"),

@@ -138,6 +138,7 @@ class Proxy:
         self._witness = witness
         self._waiting: dict[int, Call] = {}
         self._questions = 0
+        self._told_at = 0.0
         self.connected = True
         self.calls: dict[int, Call] = {}
         """Requests that have not ended, by job."""
@@ -162,6 +163,7 @@ class Proxy:
             return
         self._questions += 1
         call.question_id = self._questions
+        self._tell_token_ages()
         job = call.job
         asked = question.Request(
             model=self._model.name,
@@ -181,6 +183,14 @@ class Proxy:
         else:
             self._answered(call, answer)
             self._witness.reservations_changed()
+
+    def _tell_token_ages(self) -> None:
+        """Of workers whose tokens came since the last question."""
+        now, told_at = self._timeline.now(), self._told_at
+        self._told_at = now
+        newer = [worker for worker in self._workers.values() if worker.token_at >= told_at]
+        places = [(self._control.snapshot.at_url(worker.url), now - worker.token_at) for worker in newer]
+        self._control.director.tokens_came([(place.slot, age_s) for place, age_s in places if place is not None], now)
 
     def poll(self) -> None:
         """Takes the answers to questions that had to wait."""

@@ -68,6 +68,8 @@ class SimWorker:
         self.name = name
         self.url = f"http://{name}:8000"
         self.incarnation = 0
+        self.token_at = 0.0
+        """When an iteration that brought tokens ended last."""
         self.total = Busy()
         self.on_events: OnEvents = lambda _events, _now: None
         """Who follows the KV events."""
@@ -185,6 +187,8 @@ class SimWorker:
         life.stepping = False
         life.gauges = result.gauges
         self._count(life.counters, result)
+        if result.num_outputs:
+            self.token_at = now
         if result.events:
             self.on_events(result.events, now)
         self._deliver(result, now)

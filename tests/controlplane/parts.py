@@ -67,6 +67,7 @@ def candidate(
     prefill_wait_s: float | None = None,
     report_age_s: float = 0.0,
     begins_s: float = 0.0,
+    step_age_s: float | None = None,
     **fields: object,
 ) -> Candidate:
     """As it is at 0."""
@@ -79,6 +80,7 @@ def candidate(
         "prefill_tokens": 0,
         "prefill_pairs": 0.0,
         "queued_since": inf if prefill_wait_s is None else -prefill_wait_s,
+        "moved_at": inf if step_age_s is None else -step_age_s,
         "head_tokens": 0,
         "context_tokens": 0,
         "running": 0,

@@ -29,6 +29,7 @@ def standings(draw: st.DrawFn) -> Standing:
         0,
         *(draw(COUNTS), draw(COUNTS), draw(COUNTS), draw(SECONDS)),
         draw(SECONDS) if queued else inf,
+        draw(SECONDS | st.just(inf)),
         *(draw(COUNTS) if queued else 0, draw(COUNTS), draw(COUNTS), draw(COUNTS), draw(st.floats(0.0, 1.0))),
         *(draw(SECONDS), draw(SPEEDS), draw(SECONDS), draw(SECONDS), draw(COUNTS), draw(COUNTS), draw(SECONDS), draw(SECONDS)),
         draw(COUNTS) if queued else 0,
@@ -44,7 +45,7 @@ def questions(draw: st.DrawFn) -> list[Candidate]:
     rows = []
     for standing in draw(st.lists(standings(), min_size=1, max_size=5)):
         matched = draw(st.integers(0, tokens))
-        rows.append(Candidate(standing, tokens, matched, tokens - matched, bound, now, draw(st.booleans())))
+        rows.append(Candidate(standing, tokens, matched, tokens - matched, bound, now, draw(st.booleans()), draw(SECONDS)))
     return rows
 
 
