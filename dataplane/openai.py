@@ -103,7 +103,7 @@ class Ask(msgspec.Struct, frozen=True):
     readable: bool = True  # a JSON body; others are routed without a chain
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, gc=False):
     model: Any = None
     stream: Any = None
     max_tokens: Any = None
@@ -113,6 +113,7 @@ class _Body(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_decode_all = msgspec.json.Decoder().decode
 
 
 def read_ask(request: Request, body_bytes_max: int) -> Ask | ApiError:
@@ -136,33 +137,65 @@ def _fields(body: bytes) -> _Body:
 
 def read_json(body: bytes, path: str) -> Ask | ApiError:
     """body: as sent. The messages of refusals say where the JSON is wrong."""
+    if not body.isascii() and (wrong := _not_utf8(body)) is not None:
+        return wrong
+    try:
+        fields = _fields(body) if len(body) > SLICED_BYTES_MIN else _decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is one
+        return _not_json(body, error)
+    limit = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
+    return _ask(path, fields.model, fields.stream, limit, fields.cache_salt)
+
+
+def read_whole_json(body: bytes, path: str) -> tuple[Ask, dict[str, Any]] | None:
+    """The same, and all that the body says, for whoever reads the prompt in it, too. None: `read_json` refuses it."""
+    if not body.isascii() and _not_utf8(body) is not None:
+        return None
+    try:
+        fields = _decode_all(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if type(fields) is not dict:
+        return None
+    get = fields.get
+    limit = get("max_completion_tokens") or get("max_tokens") or get("max_output_tokens")
+    ask = _ask(path, get("model"), get("stream"), limit, get("cache_salt"))
+    return None if isinstance(ask, ApiError) else (ask, fields)
+
+
+def _ask(path: str, model: Any, stream: Any, limit: Any, cache_salt: Any) -> Ask | ApiError:
+    """Of the fields as they were sent."""
+    if type(model) is not str or not 0 < len(model) <= MODEL_BYTES_MAX:
+        if model is not None:
+            return _wrong_model(model)
+        if path in MODEL_PATHS:
+            return bad_request("You must provide a `model`.", param="model", code="model_missing")
+        model = ""
+    if limit is not None and (type(limit) is not int or not 0 < limit < 2**32):
+        limit = 0
+    return Ask(model, stream is True, limit or 0, cache_salt if type(cache_salt) is str else "")
+
+
+def _wrong_model(model: Any) -> ApiError:
+    if isinstance(model, str) and model:
+        return bad_request(f"`model` is longer than {MODEL_BYTES_MAX} characters.", param="model", code="model_invalid")
+    return bad_request("`model` must be a non-empty string.", param="model", code="model_invalid")
+
+
+def _not_utf8(body: bytes) -> ApiError | None:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return bad_request(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_utf8")
+    return None
+
+
+def _not_json(body: bytes, error: Exception) -> ApiError:
     if not body:
         return bad_request("The request body is empty; a JSON object was expected.", code="empty_body")
-    if not body.isascii():
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            return bad_request(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_utf8")
-    try:
-        fields = _fields(body)
-    except msgspec.ValidationError:
+    if isinstance(error, msgspec.ValidationError):
         return bad_request("The request body must be a JSON object.", code="not_an_object")
-    except (msgspec.DecodeError, RecursionError) as error:
-        return bad_request(f"The request body is not valid JSON: {error}.", code="invalid_json")
-    model = "" if fields.model is None and path not in MODEL_PATHS else fields.model
-    if model is None:
-        return bad_request("You must provide a `model`.", param="model", code="model_missing")
-    if not isinstance(model, str) or fields.model == "":
-        return bad_request("`model` must be a non-empty string.", param="model", code="model_invalid")
-    if len(model) > MODEL_BYTES_MAX:
-        return bad_request(f"`model` is longer than {MODEL_BYTES_MAX} characters.", param="model", code="model_invalid")
-    limit = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
-    return Ask(
-        model,
-        fields.stream is True,
-        limit if isinstance(limit, int) and 0 < limit < 2**32 else 0,
-        fields.cache_salt if isinstance(fields.cache_salt, str) else "",
-    )
+    return bad_request(f"The request body is not valid JSON: {error}.", code="invalid_json")
 
 
 _MODEL_PART = re.compile(rb'name="model"[^\r\n]*(?:\r\n[^\r\n]+)*\r\n\r\n([^\r\n]{1,512})\r\n')

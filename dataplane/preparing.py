@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,9 @@ T = TypeVar("T")
 READ_INLINE_BYTES_MAX = SLICED_BYTES_MIN
 """Bodies up to this size are read on the event loop: 0.1 ms, 0.7 where all of it is escapes. Compressed ones never are: a
 kilobyte may become a megabyte."""
+
+QUICK_BYTES_MAX = 4 * 1024
+"""Prompts of bodies up to this size are read on the event loop, whatever reads them."""
 
 
 def read(gateway: Gateway, request: Request, permit: Permit | None, done: Callable[[Ask | ApiError], None]) -> None:
@@ -69,8 +72,8 @@ def _checked(gateway: Gateway, ask: Ask | ApiError, permit: Permit | None) -> As
     return ask
 
 
-def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt], None]) -> None:
-    """Calls `done` with the prompt: at once, or from a thread's result later."""
+def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt], None], fields: Any = None) -> None:
+    """Calls `done` with the prompt: at once, or from a thread's result later. fields: of the body, where it was read."""
     path, body, prompts = request.path, request.body, gateway.prompts
     model = gateway.fleet.models.get(ask.model) if path in PROMPT_PATHS and ask.readable else None
     if model is None:
@@ -81,8 +84,8 @@ def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt
         return
     began = gateway.clock.now()
     plan = prompts.plan(ask.model, model)
-    if plan.is_quick(len(body)):
-        prompt = prompts.prepare(path, ask, body, plan)
+    if len(body) <= QUICK_BYTES_MAX or plan.is_quick(len(body)):
+        prompt = prompts.prepare(path, ask, body, plan, fields)
         gateway.metrics.prompt.observe(gateway.clock.now() - began)
         done(prompt)
     else:
@@ -91,7 +94,7 @@ def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt
             gateway.metrics.prompt.observe(gateway.clock.now() - began)
             done(prompt)
 
-        _in_thread(gateway, lambda: prompts.prepare(path, ask, body, plan), finished)
+        _in_thread(gateway, lambda: prompts.prepare(path, ask, body, plan, fields), finished)
 
 
 def reserve(gateway: Gateway, request: Request, ask: Ask, prompt: Prompt, permit: Permit) -> ApiError | None:

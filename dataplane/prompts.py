@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import msgspec
 
 from contract import blocks
+from contract.blocks import packed_chain
 from contract.tokens import NotTokenizable, PromptError, TokenizerUnavailable, text_of
-from contract.tokens.chains import ChainCache
+from contract.tokens.chains import SHORT_BLOCKS_MAX, ChainCache
 from dataplane.openai import SLICED_BYTES_MIN, Ask
 from dataplane.unescape import unescaped
 from proto import routing_pb2 as pb
@@ -64,7 +65,11 @@ LOADING = Prompt("loading")
 
 def skipped(body_bytes: int) -> Prompt:
     """Of a policy that looks at no prompt: an estimate of its tokens."""
-    return Prompt("skipped", body_bytes // blocks.TEXT_CHARS_PER_TOKEN)
+    return _SKIPPED.get(body_bytes) or Prompt("skipped", body_bytes // blocks.TEXT_CHARS_PER_TOKEN)
+
+
+_SKIPPED = {size: Prompt("skipped", size // blocks.TEXT_CHARS_PER_TOKEN) for size in range(4096)}
+"""Of small bodies, made once."""
 
 
 @dataclass(slots=True)
@@ -141,17 +146,21 @@ class Prompts:
             plan = self._plans[asked] = Plan(model, loaded, model.base or model.name, _lora(model), sizes)
         return plan
 
-    def prepare(self, path: str, ask: Ask, body: bytes, plan: Plan) -> Prompt:
-        """Tokenise and hash; may run in a thread. Never raises: a prompt that cannot be read is routed without a chain."""
+    def prepare(self, path: str, ask: Ask, body: bytes, plan: Plan, fields: Any = None) -> Prompt:
+        """Tokenise and hash; may run in a thread. Never raises: a prompt that cannot be read is routed without a chain.
+
+        fields: what the body says, where it was read already.
+        """
         try:
             loaded = plan.loaded
             tokenizer = loaded.tokenizer if loaded is not None else None
             if tokenizer is None:
                 if loaded is not None and loaded.loading:
                     return LOADING
-                fields = _fields(body)
+                fields = _fields(body) if fields is None else fields
             else:
-                fields = _fields(body)
+                if fields is None:
+                    fields = _fields(body)
                 try:
                     return self._token_prompt(tokenizer.prompts(path, fields), ask, plan)
                 except PromptError:
@@ -168,6 +177,10 @@ class Prompts:
         if len(prompts) == 1:
             longest = prompts[0]
             tokens = len(longest) // 4
+            if len(plan.block_sizes) == 1 and plan.block_sizes[0] <= tokens and not ask.cache_salt:
+                size = plan.block_sizes[0]
+                packed = packed_chain if tokens <= size * SHORT_BLOCKS_MAX else self._chains.packed
+                return Prompt("tokens", tokens, ((size, packed(longest, size, plan.root)),))
         else:
             longest = max(prompts, key=len, default=b"")
             tokens = sum(map(len, prompts)) // 4

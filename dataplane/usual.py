@@ -20,7 +20,7 @@ from dataplane.errors import ApiError
 from dataplane.exchange import Exchange, State
 from dataplane.headers import place
 from dataplane.http1 import FramingError, parse_response_head
-from dataplane.openai import PROMPT_PATHS, read_json
+from dataplane.openai import PROMPT_PATHS, Ask, read_json, read_whole_json
 from dataplane.prompts import PREDICTING, Prompt, skipped
 from dataplane.sse import read_usual
 
@@ -35,8 +35,13 @@ class UsualExchange(Exchange):
 
     def start(self) -> None:
         gateway, request = self._gateway, self._request
-        ask = read_json(request.body, request.path)
-        if isinstance(ask, ApiError) or not ask.model:
+        body, path = request.body, request.path
+        ask: Ask | ApiError | None
+        if gateway.prompts.wanted:
+            ask, fields = read_whole_json(body, path) or (None, None)
+        else:
+            ask, fields = read_json(body, path), None
+        if ask is None or isinstance(ask, ApiError) or not ask.model:
             super().start()
             return
         gateway.exchanges.add(self)
@@ -44,10 +49,10 @@ class UsualExchange(Exchange):
         if budget.tokens < RETRY_TOKENS_MAX:
             budget.earn()
         self._ask = ask
-        if gateway.prompts.wanted or request.path not in PROMPT_PATHS or ask.model not in gateway.fleet.models:
-            preparing.prepare(gateway, request, ask, self._prepared)
+        if fields is not None or path not in PROMPT_PATHS or ask.model not in gateway.fleet.models:
+            preparing.prepare(gateway, request, ask, self._prepared, fields)
         else:
-            self._prepared(skipped(len(request.body)))
+            self._prepared(skipped(len(body)))
 
     def _prepared(self, prompt: Prompt) -> None:
         gateway = self._gateway

@@ -61,7 +61,7 @@ class PromptTokenizer:
             self._templates = {name: ChatTemplate(text) for name, text in source.templates.items()}
         except TemplateError as error:
             raise TokenizerUnavailable(f"the chat template of {name!r} cannot be compiled: {error}") from error
-        self._plain: dict[str, Any] = {**self._special_tokens, **PLAIN}
+        self._plain: dict[str, Any] = {**self._special_tokens, **PLAIN, "messages": None}
         chat, completion = self._chat_of, self._completion_of
         self._by_path: dict[str, Callable[[Mapping[str, Any]], list[bytes]]] = {
             CHAT_PATH: chat,
@@ -135,10 +135,11 @@ class PromptTokenizer:
     def _plain_chat(self, body: Mapping[str, Any]) -> bytes:
         """`chat` of a body with nothing in it but messages: most are, and the least steps are taken."""
         template = self._templates.get("default") or self._template(with_tools=False)
-        chat = conversation.messages_of(body.get("messages"), template.content_format)
+        named = self._plain.copy()
+        chat = named["messages"] = conversation.messages_of(body.get("messages"), template.content_format)
         if not chat:
             raise PromptError("'messages' must have at least one message", "messages")
-        text = template.text({**self._plain, "messages": chat})
+        text = template.text(named)
         try:
             return self._encode(text, False)
         except UnicodeEncodeError as error:

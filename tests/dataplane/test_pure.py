@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from dataplane.errors import ApiError, from_refusal
 from dataplane.fallback import FAILED_SKIP_S, Fleet, static_view
 from dataplane.http1 import Request
 from dataplane.metrics import Metrics
-from dataplane.openai import Ask, Kind, classify, read_ask, read_json
+from dataplane.openai import Ask, Kind, classify, read_ask, read_json, read_whole_json
 from dataplane.relay import Relay
 from dataplane.report import outcome
 from dataplane.settings import Settings
@@ -266,3 +268,31 @@ def test_the_metrics_page_has_every_kind() -> None:
 def test_settings_that_make_no_sense_are_refused(argv: list[str]) -> None:
     with pytest.raises(SettingsError):
         parse(Settings, "dataplane", argv, {})
+
+
+@given(
+    st.one_of(
+        st.dictionaries(
+            st.sampled_from(
+                ["model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens", "cache_salt", "messages"]
+            ),
+            st.one_of(
+                st.none(),
+                st.booleans(),
+                st.integers(-1, 2**33),
+                st.text(max_size=3),
+                st.sampled_from(["m", "m" * 513]),
+                st.floats(),
+                st.lists(st.none()),
+            ),
+        ).map(lambda fields: json.dumps(fields).encode()),
+        st.binary(max_size=20),
+        st.sampled_from([b"", b"[]", b"1", b'"x"', b"{", b'{"model":"\xff"}', b'{"model":"a","model":"b"}', b"[" * 5000]),
+    ),
+    st.sampled_from([CHAT, "/v1/rerank"]),
+)
+def test_a_body_that_is_read_whole_says_the_same(body: bytes, path: str) -> None:
+    whole = read_whole_json(body, path)
+    asked = read_json(body, path)
+    assert (whole is None) == isinstance(asked, ApiError)
+    assert whole is None or whole == (asked, json.loads(body))

@@ -228,7 +228,7 @@ async def test_a_question_is_asked_when_its_prompt_is_read_not_when_its_request_
         late_s.append(clock.now() - now)
         return ask(question, take, now)
 
-    def prepare(gateway: Any, request: Any, ask: Any, done: Callable[[Prompt], None]) -> None:
+    def prepare(gateway: Any, request: Any, ask: Any, done: Callable[[Prompt], None], fields: Any = None) -> None:
         loop.call_later(0.2, done, UNREAD)
 
     monkeypatch.setattr(proxy.app.control, "ask", asked)
