@@ -1,9 +1,9 @@
 """The three loops of an agent, and the only place that knows what an epoch is.
 
     scrape    10 Hz, one at a time       /metrics (and /health twice a second) -> EngineWatch; a restart -> new epoch
-    follow    at the first event after a pause, then in ticks of 5 ms
+    follow    at the first event after a pause, then in ticks
                                          KV events -> block set; a new run of the engine -> new epoch
-    publish   at the first change after a pause, then in ticks of 15 ms
+    publish   behind each of these that changed something
                                          changed blocks; with each scrape, or without one in its time, a report
 
 A scrape that takes seconds (a saturated API server) does not hold up the reports: they go on with the last figures and say how
@@ -32,12 +32,15 @@ from worker_agent.watch import EngineWatch
 
 log = logging.getLogger(__name__)
 
-FOLLOW_EVERY_S = 0.005
-PUBLISH_EVERY_S = 0.015
-"""While there is something to do. The next turn of a conversation may follow within milliseconds of the last, so what comes
-after a pause does not wait for a tick."""
-IDLE_S_MAX = 0.010
-"""Between two looks at sockets that say nothing: replays and broken connections do not wake anybody."""
+TICK_S = 0.020
+"""While there is something to do: most of what a block costs is the price of a tick, so as long as an event may wait. The next
+turn of a conversation may follow within milliseconds of the last, so what comes after a pause does not wait for a tick."""
+MORE_S = 0.005
+"""Between two looks of which the first left something: each takes a bounded part of a flood, or of a replay."""
+IDLE_S_MAX = 0.050
+"""Between two looks at sockets that say nothing: for whoever waits for a time to be over. Arrivals wake."""
+RETRY_S = 0.015
+"""Before a report that could not be sent is tried again, where Redis may be asked."""
 HEALTH_EVERY_S = 0.5
 MODELS_EVERY_S = 5.0
 """Adapters are loaded and unloaded while an engine runs."""
@@ -63,9 +66,9 @@ class Agent:
         self._fenced: dict[int, float] = {}  # rank -> process start of the run that it was found to have left
         self._epoch_owed = False  # its events began anew while it was gone
         self._block_sizes: set[int] = set()
-        self._report_now = asyncio.Event()
+        self._report_due = False
         self._arrived = asyncio.Event()
-        self._changed = asyncio.Event()
+        self._to_publish = asyncio.Event()
         self._health_at = self._models_at = 0.0
         self._healthy = True
         self._said = ""
@@ -80,32 +83,39 @@ class Agent:
             stop_if_cancelled()
             started = self._clock.now()
             await self._scrape()
-            self._report_now.set()
+            self._report_soon()
             await asyncio.sleep(max(0.0, self._interval_s - (self._clock.now() - started)))
 
     async def follow_forever(self) -> None:
         while True:
             self._arrived.clear()
             self._follow()
-            if self._follower is not None and self._follower.blocks.changed_blocks:
-                self._changed.set()
-                await asyncio.sleep(FOLLOW_EVERY_S)
-            await happened(self._arrived, IDLE_S_MAX)
+            follower = self._follower
+            more = follower is not None and follower.has_more
+            if follower is not None and follower.blocks.changed:
+                self._to_publish.set()
+                await asyncio.sleep(MORE_S if more else TICK_S)
+                continue
+            if follower is not None:
+                follower.on_arrival(self._arrived.set)
+            await happened(self._arrived, MORE_S if more else IDLE_S_MAX)
 
     async def publish_forever(self) -> None:
         report_at = 0.0
         while True:
             stop_if_cancelled()
+            self._to_publish.clear()
             now = self._clock.now()
-            with_blocks = self._changed.is_set()
-            self._changed.clear()
-            due = self._report_now.is_set() or now >= report_at
-            if await self._publish(now, with_report=due) and due:
-                self._report_now.clear()
+            due = self._report_due or now >= report_at
+            self._report_due = False
+            if not await self._publish(now, with_report=due):
+                self._report_due |= due
+                await asyncio.sleep(RETRY_S)
+                continue
+            if due:
                 report_at = now + 1.5 * self._interval_s
                 self.registered.set()
-            await asyncio.sleep(PUBLISH_EVERY_S if with_blocks else 0)
-            await happened(self._changed, PUBLISH_EVERY_S)
+            await happened(self._to_publish, max(0.0, report_at - self._clock.now()))
 
     async def leave(self) -> None:
         """De-register, within a bound."""
@@ -188,7 +198,7 @@ class Agent:
         follower = Follower(identity, block_size or identity.block_size, self._clock, virgin=virgin)
         self.close()
         self._follower = follower
-        follower.on_arrival(self._arrived.set)
+        self._arrived.set()
         self._fenced.clear()
         self._models_at = self._clock.now() + MODELS_EVERY_S
         self._begin_epoch()
@@ -232,7 +242,7 @@ class Agent:
         self.record = record_of(
             self._follower.identity, self._settings, self._publisher.deltas.epoch, self._follower.block_size
         )
-        self._report_now.set()  # readers act on deltas of an epoch only once they know its record
+        self._report_soon()  # readers act on deltas of an epoch only once they know its record
 
     # ------------------------------------------------------------------------------------------------------------ follow
 
@@ -266,6 +276,10 @@ class Agent:
         self._adopt(self._follower.identity, metrics, block_size=found)
 
     # ----------------------------------------------------------------------------------------------------------- publish
+
+    def _report_soon(self) -> None:
+        self._report_due = True
+        self._to_publish.set()
 
     async def _publish(self, now: float, *, with_report: bool) -> bool:
         if self.record is None or self._follower is None:

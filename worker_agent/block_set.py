@@ -116,6 +116,11 @@ class BlockSet:
         """At least as many as `take()` would return; 0 where it would return none (but for a cache that was cleared)."""
         return sum(shelf.moves for rank in self._ranks.values() for shelf in rank.shelves.values())
 
+    @property
+    def changed(self) -> bool:
+        """Whether `take()` has anything to look at."""
+        return any(shelf.changed for rank in self._ranks.values() for shelf in rank.shelves.values())
+
     def held(self, rank: int = 0, tier: Tier = Tier.GPU) -> set[int]:
         """Block hashes on one rank and tier."""
         found = self._ranks.get(rank)

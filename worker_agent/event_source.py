@@ -2,7 +2,8 @@
 
 The sockets are polled, not awaited: an awaited ZeroMQ socket costs 30-50 us a frame, a polled one 3. Whoever polls is woken by
 the first frame after a pause (`on_arrival`) and then polls in ticks, so that one event is on its way at once and a flood
-costs one wake-up a tick.
+costs one wake-up a tick. ZeroMQ's descriptors stay readable until the socket is polled: one that has woken is not watched
+again before that, or it would wake the event loop without a pause for as long as the tick lasts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ REPLAY_FRAMES_MAX = 100_000
 RECONNECT_MS = 50
 RECONNECT_MS_MAX = 1_000
 END_OF_REPLAY = -1
-_EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
+_EVENTS, _FD, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.FD), int(zmq.POLLIN), int(zmq.NOBLOCK)
 """Plain numbers: pyzmq's enumerations cost more than what they ask for."""
 
 
@@ -52,7 +53,7 @@ class RankSource:
         self._endpoint = endpoint
         self._replay: zmq.Socket[bytes] | None = None
         self._todo: deque[list[bytes] | Begin | Hole] = deque()
-        self._watched: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._watched: tuple[asyncio.AbstractEventLoop, list[int]] | None = None
         self._subscription = _socket(context, zmq.SUB, SUBSCRIPTION_FRAMES_MAX)
         self._subscription.setsockopt(zmq.SUBSCRIBE, endpoint.topic.encode())
         self._monitor = self._subscription.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -61,6 +62,8 @@ class RankSource:
         except EventSourceError:
             self._monitor.close(linger=0)
             raise
+        self._descriptors = (_descriptor(self._subscription), _descriptor(self._monitor))
+        self._left = False  # the last poll did not take everything
         self.malformed: Counter[str] = Counter()
         self.frames = 0
         self.sequence = RankSequence(now, can_replay=bool(endpoint.replay), virgin=virgin)
@@ -70,19 +73,34 @@ class RankSource:
     def rank(self) -> int:
         return self._endpoint.rank
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the last poll left something that does not wake anybody: more than it takes, or a replay that goes on."""
+        return self._left or self.sequence.replaying
+
     def on_arrival(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` in the running event loop when frames arrive, again and again until they are polled."""
-        self._unwatch()
-        loop, descriptor = asyncio.get_running_loop(), int(self._subscription.getsockopt(zmq.FD))
-        self._watched = (loop, descriptor)
-        loop.add_reader(descriptor, wake)
+        """Calls `wake` in the running event loop once there is something to poll. Poll before asking again."""
+        if self._watched is not None:
+            return
+
+        def arrived() -> None:
+            self._unwatch()
+            wake()
+
+        loop, descriptors = asyncio.get_running_loop(), list(self._descriptors)
+        if self._replay is not None:
+            descriptors.append(_descriptor(self._replay))
+        self._watched = (loop, descriptors)
+        for descriptor in descriptors:
+            loop.add_reader(descriptor, arrived)
 
     def _unwatch(self) -> None:
         if self._watched is not None:
-            loop, descriptor = self._watched
+            loop, descriptors = self._watched
             self._watched = None
             if not loop.is_closed():
-                loop.remove_reader(descriptor)
+                for descriptor in descriptors:
+                    loop.remove_reader(descriptor)
 
     def restart(self, now: float) -> None:
         """Another engine answers at this address now."""
@@ -92,8 +110,11 @@ class RankSource:
         """Everything that has arrived, up to a bound."""
         for _ in _receive(self._monitor):
             self._carry_out(self.sequence.disconnected(now))
+        taken = 0
         for frames in _receive(self._subscription):
+            taken += 1
             self._live(frames, now)
+        self._left = taken == FRAMES_PER_POLL_MAX
         for frames in _receive(self._replay):
             socket = self._replay
             self._answer(frames, now)
@@ -114,6 +135,7 @@ class RankSource:
 
     def _close_replay(self) -> None:
         if self._replay is not None:
+            self._unwatch()  # while its descriptor is its own
             self._replay.close(linger=0)
             self._replay = None
 
@@ -156,6 +178,7 @@ class RankSource:
             self._todo.append([payload])
 
     def _ask(self, start: int) -> None:
+        self._unwatch()  # to be watched with the socket that comes
         self._close_replay()
         self._replay = _socket(self._context, zmq.DEALER, REPLAY_FRAMES_MAX)
         _connect(self._replay, self._endpoint.replay)
@@ -192,11 +215,17 @@ class EventSource:
         return any(rank.sequence.behind for rank in self._ranks)
 
     @property
+    def has_more(self) -> bool:
+        """Whether there is more to poll already, or soon, without an arrival."""
+        return any(rank.has_more for rank in self._ranks)
+
+    @property
     def frames(self) -> int:
         return sum(rank.frames for rank in self._ranks)
 
     def on_arrival(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` in the running event loop when frames of any rank arrive, again and again until they are polled."""
+        """Calls `wake` in the running event loop once there is something to poll: frames of any rank, or a connection that
+        broke. Poll before asking again."""
         for rank in self._ranks:
             rank.on_arrival(wake)
 
@@ -225,6 +254,10 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frames_max: int)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.IPV6, 1)
     return socket
+
+
+def _descriptor(socket: zmq.Socket[bytes]) -> int:
+    return cast("int", socket.getsockopt(_FD))
 
 
 def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:

@@ -38,13 +38,18 @@ class Follower:
         self._ignored_said: set[str] = set()
 
     def on_arrival(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` in the running event loop when there is something to poll."""
+        """Calls `wake` in the running event loop once there is something to poll. Poll before asking again."""
         self._source.on_arrival(wake)
 
     @property
     def exact(self) -> bool:
         """Whether the block set is the engine's, as far as events can tell."""
         return self.blocks.exact and not self._source.behind
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more to poll already, or soon, without an arrival."""
+        return self._source.has_more
 
     @property
     def ranks(self) -> tuple[int, ...]:
