@@ -59,12 +59,14 @@ class Ended(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=True
 
 
 class Said(msgspec.Struct, array_like=True, gc=False):
-    """Everything of one message from a data plane. first_bytes: decision ids with TTFT in seconds; cancels: question ids."""
+    """Everything of one message from a data plane. first_bytes: decision ids with TTFT in seconds; cancels: question ids;
+    token_ages: endpoint numbers, and how many seconds ago tokens came from there last, where that is news and wanted."""
 
     questions: list[Asked] = []
     first_bytes: list[tuple[int, float]] = []
     outcomes: list[Ended] = []
     cancels: list[int] = []
+    token_ages: list[tuple[int, float]] = []
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -59,6 +59,9 @@ class Placed(Decision, gc=False, kw_only=True):
         row, tokens = self.candidate, self.request.input_tokens
         rows = []
         for at, standing in enumerate(self.rows):
+            if standing is row.standing:
+                rows.append(row)
+                continue
             there = self.matched.get(at, 0)
             rows.append(Candidate(standing, tokens, there, tokens - there, row.max_tokens, row.now, True))
         return Trace(self.decision_id, self.decided_at, self.profile, self.request, tuple(rows), self.absent, self)

@@ -54,6 +54,7 @@ class FleetWatch:
             policy=self._director.policy,
             warm=self._director.warm,
             without_chains=not self._director.needs_chains,
+            token_ages=self._director.needs_chains,
         )
 
 

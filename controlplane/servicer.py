@@ -177,6 +177,8 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
     def _hear(self, said: Said, stream: _Stream, now: float) -> None:
         """All but the questions."""
         director = self._director
+        if said.token_ages:
+            director.tokens_came(said.token_ages, now)
         for decision_id, ttft_s in said.first_bytes:
             director.first_byte(decision_id, ttft_s, now)
         director.ended_all(said.outcomes, now)

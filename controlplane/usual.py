@@ -117,7 +117,7 @@ class UsualDirector(Director):
                 decision_id,
                 decided_at,
                 request,
-                Candidate(row, tokens, there, uncached, bound, now, True),
+                Candidate(row, tokens, there, uncached, bound, now, True, load.token_at),
                 there,
                 request.exact_tokens,
                 policy,

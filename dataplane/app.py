@@ -25,6 +25,7 @@ from dataplane.prompts import Prompts
 from dataplane.server import Server
 from dataplane.settings import Settings, pairs
 from dataplane.shared_limits import SharedTable
+from dataplane.token_times import TokenTimes
 from dataplane.trace import Ids
 from dataplane.upstream import UpstreamPool
 from runtime import tls
@@ -52,11 +53,13 @@ class App:
         self._executor = ThreadPoolExecutor(TOKENIZE_THREADS, "tokenize")
         metrics = Metrics()
         fleet = Fleet()
+        token_times = TokenTimes(clock.now)
         self.prompts = Prompts(tokens.load, dict(pairs(settings.tokenizer, "--tokenizer")))
         self.control = ControlClient(
             settings.control,
             f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             fleet=fleet,
+            tokens=token_times,
             held=lambda: self.gateway.held(),
             on_view=self._on_view,
             metrics=metrics,
@@ -75,6 +78,7 @@ class App:
                 clock=clock,
                 idle_s=settings.upstream_idle_s,
                 connect_timeout_s=settings.connect_timeout_s,
+                tokens=token_times,
                 ca=settings.upstream_ca,
             ),
             prompts=self.prompts,

@@ -25,6 +25,7 @@ from dataplane import line, messages
 from dataplane.fallback import Fleet
 from dataplane.line import Line
 from dataplane.metrics import Metrics
+from dataplane.token_times import TokenTimes
 from proto import routing_pb2 as pb
 from proto import routing_pb2_grpc as rpc
 from runtime.clock import Clock
@@ -71,6 +72,7 @@ class ControlClient:
         process: str,
         *,
         fleet: Fleet,
+        tokens: TokenTimes,
         held: Callable[[], list[pb.Held]],
         on_view: Callable[[], None],
         metrics: Metrics,
@@ -84,6 +86,7 @@ class ControlClient:
         self._credentials = credentials
         self._process = process
         self._fleet = fleet
+        self._tokens = tokens
         self._held = held
         self._on_view = on_view
         self._metrics = metrics
@@ -273,7 +276,8 @@ class ControlClient:
                 self._line = opened[0]
             outcomes = list(self._outcomes)
             self._unanswered += len(self._questions)
-            said = Said(self._questions, self._first_bytes, outcomes, self._cancels)
+            ages = self._tokens.told(self._fleet.numbers) if self._questions and self._packs else []
+            said = Said(self._questions, self._first_bytes, outcomes, self._cancels, ages)
             self._questions, self._first_bytes, self._cancels = [], [], []
             self._outcomes.clear()
             try:
@@ -290,7 +294,9 @@ class ControlClient:
     async def _watch(self, stub: rpc.RoutingAsyncStub) -> None:
         async for view in stub.WatchFleet(pb.WatchFleetRequest(process=self._process)):
             self._missed_in_a_row = 0
-            if self._fleet.apply(view):
+            applied = self._fleet.apply(view)
+            self._tokens.wanted = self._fleet.wants_token_ages
+            if applied:
                 self._on_view()
 
     def _report_soon(self) -> None:

@@ -216,6 +216,7 @@ class Exchange(Served):
         if self._state is _RELAYING:
             if out:
                 self._client.write(out)
+            self._note_tokens(attempt)
             if relay.phase is _ENDED:
                 self._complete(relay)
             elif attempt.connection is not None:
@@ -291,11 +292,18 @@ class Exchange(Served):
     def _first_token(self, attempt: Attempt) -> None:
         gateway = self._gateway
         attempt.first_at = attempt.last_at
+        self._note_tokens(attempt)
         ttft_s = attempt.first_at - attempt.sent_at
         gateway.metrics.ttft.observe(ttft_s)
         gateway.control.first_byte(attempt.target.decision_id, ttft_s)
         if gateway.hedges is not None:
             gateway.hedges.seen(attempt.target.url, ttft_s)
+
+    def _note_tokens(self, attempt: Attempt) -> None:
+        """As a connection does of the reads that it passes on by itself."""
+        tokens = self._gateway.pool.tokens
+        if tokens.wanted:
+            tokens.at[attempt.target.url] = attempt.last_at
 
     def _complete(self, relay: Relay) -> None:
         assert relay.head is not None

@@ -24,6 +24,8 @@ class Fleet:
         self.warm = False  # the control plane that is connected now knows its fleet
         self.stuck: frozenset[str] = frozenset()  # URLs where nothing moves, as the last view says
         self.active: defaultdict[str, int] = defaultdict(int)
+        self.numbers: dict[str, int] = {}  # of endpoints, by URL
+        self.wants_token_ages = False
         self._by_model: dict[str, list[pb.EndpointView]] = {}
         self._failed_at: dict[str, float] = {}
         self._turn = 0
@@ -41,8 +43,9 @@ class Fleet:
                 by_model.setdefault(name, []).append(endpoint)
         self._by_model = by_model
         self.stuck = frozenset([endpoint.url for endpoint in view.endpoints if endpoint.stuck])
-        urls = {endpoint.url for endpoint in view.endpoints}
-        self._failed_at = {url: at for url, at in self._failed_at.items() if url in urls}
+        self.numbers = {endpoint.url: endpoint.endpoint for endpoint in view.endpoints}
+        self.wants_token_ages = view.token_ages
+        self._failed_at = {url: at for url, at in self._failed_at.items() if url in self.numbers}
         return True
 
     def knows(self, model: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX
+from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
 from runtime.tls import client_context
 
@@ -65,13 +66,14 @@ class UpstreamConnection(asyncio.Protocol):
     passing: set while a read that is one event of a stream in one chunk need not be shown to the owner.
     """
 
-    __slots__ = ("_pool", "heads", "host", "idle_since", "owner", "passing", "reused", "transport", "url")
+    __slots__ = ("_pool", "heads", "host", "idle_since", "owner", "passing", "reused", "tokens", "transport", "url")
 
     def __init__(self, pool: UpstreamPool, url: str) -> None:
         self._pool = pool
         self.url = url
         self.host = pool.host(url)
         self.heads = pool.heads
+        self.tokens = pool.tokens
         self.owner: Owner | None = None
         self.passing: Passing | None = None
         self.transport: asyncio.Transport | None = None
@@ -92,6 +94,9 @@ class UpstreamConnection(asyncio.Protocol):
                     passing.passed += 1
                     passing.last.append(data)
                     passing.write(data)
+                    tokens = self.tokens
+                    if tokens.wanted:
+                        tokens.at[self.url] = tokens.now()
                     return
         owner = self.owner
         if owner is not None:
@@ -140,8 +145,11 @@ def no_delay(transport: asyncio.BaseTransport) -> None:
 class UpstreamPool:
     """Idle connections by base URL, newest first."""
 
-    def __init__(self, *, clock: Clock, idle_s: float, connect_timeout_s: float, ca: str = "") -> None:
-        """ca: authority of engines with https URLs; "": the system's. TlsError."""
+    def __init__(
+        self, *, clock: Clock, idle_s: float, connect_timeout_s: float, tokens: TokenTimes | None = None, ca: str = ""
+    ) -> None:
+        """tokens: who is told of the reads of streams; ca: authority of engines with https URLs; "": the system's. TlsError."""
+        self.tokens = tokens or TokenTimes(clock.now)
         self._clock = clock
         self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s

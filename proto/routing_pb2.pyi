@@ -760,6 +760,7 @@ class FleetView(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
     WITHOUT_CHAINS_FIELD_NUMBER: _builtins.int
+    TOKEN_AGES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """grows with every change of membership, models or availability"""
     policy: _builtins.str
@@ -767,6 +768,8 @@ class FleetView(_message.Message):
     """false: the control plane has not yet read the fleet's state"""
     without_chains: _builtins.bool
     """the policy looks at no prompt: questions need no chains, and an estimate of their tokens"""
+    token_ages: _builtins.bool
+    """packed messages with questions are to say when tokens came from each endpoint last"""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointView]: ...
     @_builtins.property
@@ -780,10 +783,11 @@ class FleetView(_message.Message):
         policy: _builtins.str = ...,
         warm: _builtins.bool = ...,
         without_chains: _builtins.bool = ...,
+        token_ages: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "models", b"models", "policy", b"policy", "version", b"version", "warm", b"warm", "without_chains", b"without_chains"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "models", b"models", "policy", b"policy", "token_ages", b"token_ages", "version", b"version", "warm", b"warm", "without_chains", b"without_chains"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,7 @@ said = st.builds(
     st.lists(st.tuples(ids, seconds), max_size=4),
     st.lists(ends, max_size=4),
     st.lists(ids, max_size=4),
+    st.lists(st.tuples(ids, seconds), max_size=4),
 )
 answers = st.lists(
     st.builds(
@@ -92,7 +93,7 @@ def test_bytes_of_something_else_are_refused_or_a_message(data: bytes) -> None:
 
 def test_a_newer_side_may_say_more_and_an_older_one_less() -> None:
     newer = msgspec.msgpack.encode(
-        [[[7, ["m", 5, True, 0, "", 0, 0.0, [], "", "r", 0, False, "new"], [], "new"]], [], [], [], "new"]
+        [[[7, ["m", 5, True, 0, "", 0, 0.0, [], "", "r", 0, False, "new"], [], "new"]], [], [], [], [], "new"]
     )
     assert unpack_said(newer) == Said([Asked(7, Request(model="m", input_tokens=5, request_id="r"))])
     assert unpack_answers(msgspec.msgpack.encode([[7, 8]])) == [Answer(7, 8)]
