@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from emulator.engine import EngineConfig
 from emulator.latency import BatchingLatency, FormulaLatency, Latency
 
 
@@ -45,6 +46,17 @@ class Preset:
     @property
     def block_bytes(self) -> int:
         return self.block_size * self.bytes_per_token
+
+    def config(self, *, hash_seed: int = 0) -> EngineConfig:
+        """Its sizes as an engine takes them."""
+        return EngineConfig(
+            block_size=self.block_size,
+            num_blocks=self.num_blocks,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            hash_seed=hash_seed,
+        )
 
     def latency(self, kind: str) -> Latency:
         """kind: `batching` or `formula`. ValueError: another word."""

@@ -11,7 +11,7 @@ from contract.keyspace import BlockDelta, EngineReport, WorkerRecord
 from contract.outcome import Outcome
 from controlplane.question import Decision
 from emulator.block_pool import Event
-from emulator.engine import Engine, EngineConfig
+from emulator.engine import Engine
 from emulator.presets import PRESETS, Preset
 from loadgen.workload import Shape
 from runtime import rng
@@ -277,14 +277,7 @@ def with_cache(preset: Preset, share: float) -> Preset:
 
 def _engine_builder(preset: Preset, setup: Setup, number: int) -> Callable[[int], Engine]:
     def build(incarnation: int) -> Engine:
-        config = EngineConfig(
-            block_size=preset.block_size,
-            num_blocks=preset.num_blocks,
-            max_num_seqs=preset.max_num_seqs,
-            max_num_batched_tokens=preset.max_num_batched_tokens,
-            max_model_len=preset.max_model_len,
-            hash_seed=rng.stream(setup.seed, f"engine {number} {incarnation}").getrandbits(63),
-        )
-        return Engine(config, preset.latency(setup.latency))
+        hash_seed = rng.stream(setup.seed, f"engine {number} {incarnation}").getrandbits(63)
+        return Engine(preset.config(hash_seed=hash_seed), preset.latency(setup.latency))
 
     return build

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from emulator.engine import Engine, EngineConfig
+from emulator.engine import Engine
 from emulator.fidelity.recording import Floats, Ints, Recording
 from emulator.latency import Latency
 from emulator.presets import Preset
@@ -38,16 +38,7 @@ class Timings:
 
 
 def engine_of(preset: Preset, latency: Latency) -> Engine:
-    return Engine(
-        EngineConfig(
-            block_size=preset.block_size,
-            num_blocks=preset.num_blocks,
-            max_num_seqs=preset.max_num_seqs,
-            max_num_batched_tokens=preset.max_num_batched_tokens,
-            max_model_len=preset.max_model_len,
-        ),
-        latency,
-    )
+    return Engine(preset.config(), latency)
 
 
 def replay(recording: Recording, preset: Preset, latency: Latency, machine: Clockwork) -> Timings:

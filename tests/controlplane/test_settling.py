@@ -47,6 +47,16 @@ def matched(plant: Plant) -> list[int]:
     return [result.expected_tokens // BLOCK for result in results if isinstance(result, Decision)]
 
 
+def assert_given_up_at(at: float, plant: Plant) -> None:
+    """No sooner, and then after one more look: with what was announced, and no credit beyond it."""
+    plant.now = at - 0.001
+    assert matched(plant) == []
+    plant.now = at
+    assert matched(plant) == []
+    plant.now += LAST_LOOK_S
+    assert matched(plant) == [4]
+
+
 def time_is_over(plant: Plant) -> list[Answer]:
     plant.now += 1.0
     first = plant.director.answers(plant.now)
@@ -70,12 +80,7 @@ def test_no_longer_than_its_time_and_without_credit_for_what_was_not_announced()
     ended_at = plant.now
     plant.now += 0.04
     assert plant.ask(asked(NEXT)) is None
-    plant.now = ended_at + PATIENCE_S - 0.001
-    assert matched(plant) == []
-    plant.now = ended_at + PATIENCE_S
-    assert matched(plant) == []
-    plant.now += LAST_LOOK_S
-    assert matched(plant) == [4]
+    assert_given_up_at(ended_at + PATIENCE_S, plant)
     assert plant.director.settling.in_vain == 1
 
 
@@ -97,12 +102,7 @@ def test_an_engine_whose_events_take_long_is_not_awaited_for_ever() -> None:
     plant.index.lagged(0, 30.0)
     asked_at = plant.now
     assert plant.ask(asked(NEXT)) is None
-    plant.now = asked_at + SETTLE_S - 0.001
-    assert matched(plant) == []
-    plant.now = asked_at + SETTLE_S
-    assert matched(plant) == []
-    plant.now += LAST_LOOK_S
-    assert matched(plant) == [4]
+    assert_given_up_at(asked_at + SETTLE_S, plant)
 
 
 def test_the_engines_later_word_ends_the_wait() -> None:

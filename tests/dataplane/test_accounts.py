@@ -41,6 +41,17 @@ async def connected(start_proxy: StartProxy, served: Served, **more: object) -> 
     return await start_proxy(control=control, decision_timeout_ms=10_000, **more)
 
 
+def ends_at(go_on: asyncio.Event) -> Step:
+    """A first token at once, the end when it is told to."""
+
+    async def step(seen: Seen, wire: Wire) -> None:
+        await wire.send(TOKEN)
+        await go_on.wait()
+        await wire.send(chunk(event(delta(finish="stop"))) + chunk(event("[DONE]")) + b"0\r\n\r\n")
+
+    return step
+
+
 def ends(served: Served) -> list[int]:
     return [outcome.end for outcome in served.plant.outcomes]
 
@@ -133,13 +144,7 @@ async def test_what_ends_while_the_control_plane_is_cut_off_is_counted_as_it_end
     start_proxy: StartProxy, backend: Backend, short_dir: Path
 ) -> None:
     go_on = asyncio.Event()
-
-    async def step(seen: Seen, wire: Wire) -> None:
-        await wire.send(TOKEN)
-        await go_on.wait()
-        await wire.send(chunk(event(delta(finish="stop"))) + chunk(event("[DONE]")) + b"0\r\n\r\n")
-
-    backend.script(step)
+    backend.script(ends_at(go_on))
     async with fleet(short_dir, backend) as served:
         proxy = await connected(start_proxy, served)
         client = await Client.connect(proxy.port)
@@ -162,13 +167,7 @@ async def test_a_control_plane_that_forgot_everything_still_counts_what_ended_me
     start_proxy: StartProxy, backend: Backend, short_dir: Path
 ) -> None:
     go_on = asyncio.Event()
-
-    async def step(seen: Seen, wire: Wire) -> None:
-        await wire.send(TOKEN)
-        await go_on.wait()
-        await wire.send(chunk(event(delta(finish="stop"))) + chunk(event("[DONE]")) + b"0\r\n\r\n")
-
-    backend.script(step)
+    backend.script(ends_at(go_on))
     client: Client | None = None
     async with serve(short_dir, workers=0) as first:
         first.bus.connected = False

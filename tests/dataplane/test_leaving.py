@@ -111,19 +111,3 @@ async def test_the_engine_is_left_in_the_turn_in_which_it_is_noticed_and_that_is
     ends = [(outcome.end, outcome.decision_id > 0) for outcome in control.outcomes[before:]]
     assert ends == [(pb.CLIENT_GONE, True)]
     assert not control.cancels
-
-
-async def test_who_leaves_before_a_decision_takes_the_question_back(
-    start_proxy: StartProxy, backend: Backend, control: Control
-) -> None:
-    control.serve("m", backend.url)
-    proxy = await start_proxy(control=control, decision_timeout_ms=60_000)
-    control.decide = lambda question: None
-    client = await Client.connect(proxy.port)
-    await client.send(request(chat()))
-    await control.until(lambda control: len(control.questions) == 1)
-    client.close()
-    await control.until(lambda control: len(control.cancels) == 1)
-    assert control.cancels[0].question_id == control.questions[0].question_id
-    await proxy.app.stop()
-    assert (control.outcomes, backend.requests) == ([], [])

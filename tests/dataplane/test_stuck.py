@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -16,6 +17,16 @@ from tests.waiting import meanwhile
 
 SOON = {"stuck_after_s": 0.02, "head_timeout_s": 0.2}  # the second one makes deadlines be looked at more often
 BEGUN = STREAM_HEAD + ROLE
+
+
+def held_at(place: int, go_on: asyncio.Event) -> Callable[[int], Awaitable[None]]:
+    """A pause of a stream: before that event, until it is told to go on."""
+
+    async def pause(index: int) -> None:
+        if index == place:
+            await go_on.wait()
+
+    return pause
 
 
 def call_stuck(control: Control, *, other_available: bool = True) -> None:
@@ -67,13 +78,8 @@ async def test_else_it_waits_on(
     start_proxy: StartProxy, start_backend: StartBackend, control: Control, other_available: bool, more: dict[str, object]
 ) -> None:
     go_on = asyncio.Event()
-
-    async def pause(index: int) -> None:
-        if index == 1:
-            await go_on.wait()
-
     stuck, other = await start_backend(), await start_backend()
-    stuck.script(chat_stream(["late"], pause=pause))
+    stuck.script(chat_stream(["late"], pause=held_at(1, go_on)))
     proxy, client = await waiting(start_proxy, control, stuck, other, **more)
     call_stuck(control, other_available=other_available)
     await proxy.until(lambda app: bool(app.gateway.fleet.stuck))
@@ -91,13 +97,8 @@ async def test_what_has_begun_is_never_begun_again(
     start_proxy: StartProxy, start_backend: StartBackend, control: Control
 ) -> None:
     go_on = asyncio.Event()
-
-    async def pause(index: int) -> None:
-        if index == 2:
-            await go_on.wait()
-
     stuck, other = await start_backend(), await start_backend()
-    stuck.script(chat_stream(["a", "b"], pause=pause))
+    stuck.script(chat_stream(["a", "b"], pause=held_at(2, go_on)))
     proxy, client = await waiting(start_proxy, control, stuck, other)
     await client.read(head_only=True)
     call_stuck(control)
@@ -114,13 +115,8 @@ async def test_a_control_plane_that_is_gone_is_not_believed(
     start_proxy: StartProxy, start_backend: StartBackend, control: Control
 ) -> None:
     go_on = asyncio.Event()
-
-    async def pause(index: int) -> None:
-        if index == 1:
-            await go_on.wait()
-
     stuck, other = await start_backend(), await start_backend()
-    stuck.script(chat_stream(["late"], pause=pause))
+    stuck.script(chat_stream(["late"], pause=held_at(1, go_on)))
     proxy, client = await waiting(start_proxy, control, stuck, other, stuck_after_s=0.3)
     call_stuck(control)
     await proxy.until(lambda app: bool(app.gateway.fleet.stuck))

@@ -5,7 +5,7 @@ from array import array
 
 import pytest
 
-from emulator.engine import Engine, EngineConfig
+from emulator.engine import Engine
 from emulator.latency import Batch, Chunk
 from emulator.presets import LLAMA2_13B_A100, LLAMA3_8B_H100, PRESETS, TINY_CPU, Preset
 from emulator.sequence import Request
@@ -18,14 +18,7 @@ ITL_MS = {1: 5.1, 2: 5.8, 4: 8.3, 6: 8.0, 8: 8.2}
 
 
 def engine_of(preset: Preset) -> Engine:
-    config = EngineConfig(
-        block_size=preset.block_size,
-        num_blocks=preset.num_blocks,
-        max_num_seqs=preset.max_num_seqs,
-        max_num_batched_tokens=preset.max_num_batched_tokens,
-        max_model_len=preset.max_model_len,
-    )
-    return Engine(config, preset.batching)
+    return Engine(preset.config(), preset.batching)
 
 
 def ttft_ms(subject: Engine, name: str, tokens: int) -> float:

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
+from tests.fakes.connections import Connections
 from tests.waiting import turns
 
 WAIT_S = 10.0
@@ -94,16 +95,13 @@ class Backend:
     def __post_init__(self) -> None:
         self._steps: list[Step] = []
         self._default: Step = chat_json("hello")
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening = Connections(self._serve)
         self._changed = asyncio.Condition()
 
     @classmethod
     async def start(cls, port: int = 0) -> Backend:
         backend = cls()
-        backend._server = await asyncio.start_server(backend._serve, "127.0.0.1", port, backlog=4096)
-        bound = backend._server.sockets[0].getsockname()[1]
-        backend.url = f"http://127.0.0.1:{bound}"
+        backend.url = f"http://127.0.0.1:{await backend._listening.listen(port)}"
         return backend
 
     @property
@@ -116,11 +114,7 @@ class Backend:
         self._default = steps[-1]
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._listening.stop()
 
     async def until(self, condition: Callable[[Backend], bool]) -> None:
         """Waits until `condition` holds, for at most WAIT_S. TimeoutError."""
@@ -132,9 +126,6 @@ class Backend:
             self._changed.notify_all()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         self.connections += 1
         self.open += 1
         number = self.connections
@@ -155,7 +146,6 @@ class Backend:
             pass
         finally:
             self.open -= 1
-            self._tasks.discard(task)
             writer.close()
             try:
                 await self._notify()

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.fakes.connections import Connections
+
 
 @dataclass
 class Request:
@@ -58,34 +60,20 @@ class SseServer:
         return f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> SseServer:
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=4096)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listening = Connections(self._serve)
+        self.port = await self._listening.listen()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._listening.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            while (request := await _read(reader)) is not None:
-                self.requests.append(request)
-                self.arrived.set()
-                if not await self.handler(request, Reply(writer)):
-                    break
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
+        while (request := await _read(reader)) is not None:
+            self.requests.append(request)
+            self.arrived.set()
+            if not await self.handler(request, Reply(writer)):
+                break
 
 
 async def _read(reader: asyncio.StreamReader) -> Request | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import httptools
 
+from tests.fakes.connections import Connections
+
 WAIT_S = 10.0
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 
@@ -24,22 +26,17 @@ class UploadServer:
         self.reads = asyncio.Event()
         self.reads.set()
         self._changed = asyncio.Condition()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections = Connections(self._serve)
 
     @classmethod
     async def start(cls, *, tls: ssl.SSLContext | None = None) -> UploadServer:
         server = cls()
-        server._server = await asyncio.start_server(server._serve, "127.0.0.1", 0, limit=64 * 1024, ssl=tls)
-        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
+        port = await server._connections.listen(tls=tls)
+        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         return server
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._connections.stop()
 
     async def until(self, condition: Callable[[UploadServer], bool]) -> None:
         """TimeoutError."""
@@ -47,17 +44,8 @@ class UploadServer:
             await self._changed.wait_for(lambda: condition(self))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while await self._one(reader, writer):
-                pass
-        except (ConnectionError, asyncio.CancelledError):
+        while await self._one(reader, writer):
             pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request; False: the client left."""

@@ -85,7 +85,7 @@ def test_a_run_without_a_response_is_no_division_by_zero() -> None:
 
 BUSY_CHILD = """
 import subprocess, sys, time
-busy = "import time\\nwhile time.process_time() < 0.3: pass\\ntime.sleep(60)"
+busy = "import signal, time\\nwhile time.process_time() < 0.3: pass\\nsignal.pause()"
 subprocess.run([sys.executable, "-c", busy])
 """
 

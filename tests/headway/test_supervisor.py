@@ -44,7 +44,7 @@ async def next_change(child: Child) -> None:
 
 
 async def test_a_killed_child_is_started_again() -> None:
-    child, lines = child_of("import time; print('here', flush=True); time.sleep(60)")
+    child, lines = child_of("import signal; print('here', flush=True); signal.pause()")
     child.start()
     await lines.until("here")
     first = child.pid
@@ -59,7 +59,7 @@ async def test_a_killed_child_is_started_again() -> None:
 
 
 async def test_a_stopped_child_stays_stopped() -> None:
-    child, lines = child_of("import time; print('here', flush=True); time.sleep(60)")
+    child, lines = child_of("import signal; print('here', flush=True); signal.pause()")
     child.start()
     await lines.until("here")
     await child.stop()
@@ -68,7 +68,7 @@ async def test_a_stopped_child_stays_stopped() -> None:
 
 
 async def test_a_child_deaf_to_sigterm_is_killed_after_its_grace() -> None:
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
     child, lines = child_of(deaf, grace_s=0.3)
     child.start()
     await lines.until("deaf")

@@ -24,6 +24,7 @@ from tests.fakes.sse_server import (
     json_reply,
     stream_head,
 )
+from tests.waiting import turns
 
 ASK = TimedRequest(0, 0.0, "/v1/chat/completions", b'{"max_tokens": 3}', 0, 3, "r-0", "s-1")
 
@@ -121,7 +122,7 @@ async def test_a_silent_server_is_timed_out_and_its_connection_closed() -> None:
         try:
             while True:
                 await reply.write(chunk(b": still here\n\n"))
-                await asyncio.sleep(0.001)
+                await turns()
         finally:
             closed.set()
 
@@ -177,7 +178,7 @@ async def test_a_cancelled_request_closes_its_connection_and_says_so() -> None:
         try:
             while True:
                 await reply.event(chat_text("a"))
-                await asyncio.sleep(0.001)
+                await turns()
         finally:
             gone.set()
 

@@ -15,7 +15,7 @@ from random import Random
 
 import numpy as np
 
-from emulator.engine import Engine, EngineConfig
+from emulator.engine import Engine
 from emulator.presets import PRESETS, Preset
 from emulator.sequence import Request
 from prediction import scores
@@ -28,14 +28,7 @@ LONGEST = 8_192
 
 
 def engine_of(preset: Preset) -> Engine:
-    config = EngineConfig(
-        block_size=preset.block_size,
-        num_blocks=preset.num_blocks,
-        max_num_seqs=preset.max_num_seqs,
-        max_num_batched_tokens=preset.max_num_batched_tokens,
-        max_model_len=preset.max_model_len,
-    )
-    return Engine(config, preset.batching)
+    return Engine(preset.config(), preset.batching)
 
 
 def request(name: str, tokens: int, answer: int, rng: Random) -> Request:
