@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TextIO
 
 from headway.plan import Process
@@ -38,10 +39,12 @@ def _libc_prctl() -> Callable[..., int] | None:
 _prctl = _libc_prctl()
 
 
-def _die_with_parent() -> None:
-    """In the child, before exec: SIGKILL when the supervisor's thread ends."""
+def die_with(parent: int) -> None:
+    """In the child, before exec: SIGKILL when the parent's thread ends, or has ended since the fork."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Child:
@@ -92,7 +95,7 @@ class Child:
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, **self.process.environment},
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # safe: this process runs one thread
+            preexec_fn=partial(die_with, os.getpid()),  # safe: this process runs one thread
             limit=LOG_LINE_BYTES_MAX,
         )
         self.starts += 1

@@ -6,10 +6,12 @@ import asyncio
 import io
 import os
 import signal
+import subprocess
 import sys
+from functools import partial
 
 from headway.plan import Process
-from headway.supervisor import Child, describe_exit
+from headway.supervisor import Child, describe_exit, die_with
 
 WAIT_S_MAX = 20.0
 
@@ -82,6 +84,18 @@ async def test_a_child_that_cannot_live_does_not_block_the_end() -> None:
     child.start()
     await lines.until("exit code 3")
     await child.stop()
+
+
+def test_a_child_whose_supervisor_died_before_it_began_does_not_begin() -> None:
+    """Else the one that was being started in that moment would be left behind."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for parent, code, says in ((gone.pid, -signal.SIGKILL, ""), (os.getpid(), 0, "began\n")):
+        child = subprocess.Popen(
+            [sys.executable, "-c", "print('began')"], stdout=subprocess.PIPE, text=True, preexec_fn=partial(die_with, parent)
+        )
+        said, _ = child.communicate(timeout=WAIT_S_MAX)
+        assert (child.returncode, said) == (code, says)
 
 
 def test_exits_are_described_in_words() -> None:
