@@ -106,7 +106,7 @@ class _Answer(NamedTuple):
 class Answers:
     """Those of the last seconds, by the last full block of their prompts. Pure; `now` never goes back."""
 
-    __slots__ = ("_by_block", "_heard", "_lags", "_lives", "_most", "_order", "awaited", "claims", "trust")
+    __slots__ = ("_by_block", "_heard", "_lags", "_lives", "_most", "awaited", "claims", "order", "trust")
 
     def __init__(self, answers_max: int = ANSWERS_MAX) -> None:
         self._most = answers_max
@@ -116,22 +116,23 @@ class Answers:
         self.awaited: dict[int, float] = {}
         """Slot -> until when, of the last chain asked for: where blocks are not credited that may come any moment."""
         self._by_block: dict[int, list[_Answer]] = {}
-        self._order: deque[tuple[float, int]] = deque()  # (when, last block), oldest first
+        self.order: deque[tuple[float, int]] = deque()
+        """(when, last block) of each, oldest first."""
         self._lags: dict[int, float] = {}  # slot -> s from an engine's step to the index, at most and lately
         self._heard: dict[int, float] = {}  # slot -> everything that its engine did until then has been taken in
         self._lives: dict[int, int] = {}  # slot -> how often it was emptied
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.order)
 
     def add(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None:
         """last_block: hash of the prompt's last full block; prompt_blocks, filled_blocks: without and with the answer."""
-        if len(self._order) >= self._most:
+        if len(self.order) >= self._most:
             self._forget_oldest()
         self._by_block.setdefault(last_block, []).append(
             _Answer(slot, self._lives.get(slot, 0), prompt_blocks, filled_blocks, now)
         )
-        self._order.append((now, last_block))
+        self.order.append((now, last_block))
 
     def heard(self, slot: int, until: float) -> None:
         """Whatever this slot's engine did until then is in the index: no answer that ended before lacks a block any more."""
@@ -187,11 +188,11 @@ class Answers:
 
     def expire(self, now: float) -> None:
         """Forgets what is too old."""
-        while self._order and self._order[0][0] <= now - TTL_S:
+        while self.order and self.order[0][0] <= now - TTL_S:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        _, block = self._order.popleft()
+        _, block = self.order.popleft()
         answers = self._by_block[block]
         del answers[0]
         if not answers:

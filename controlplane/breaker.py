@@ -71,6 +71,7 @@ def evidence(end: int) -> Evidence:
 _EVIDENCE = {int(end): Evidence.FAILURE for end in FAILURES} | {int(End.COMPLETE): Evidence.SUCCESS}
 _NOTHING, _COMPLETE = Evidence.NOTHING, End.COMPLETE
 _OPEN = BreakerState.OPEN
+_NO_BUCKET = [-1, 0, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Breaker:
         "_bounds",
         "_buckets",
         "_consecutive",
+        "_latest",
         "_open_until",
         "_opened",
         "_probe",
@@ -108,6 +110,7 @@ class Breaker:
         """Nearly always, and then it admits whatever the time is."""
         self._consecutive = 0
         self._buckets: deque[list[int]] = deque(maxlen=bounds.window_s)  # [second, successes, failures]
+        self._latest = _NO_BUCKET  # of them
         self._opened = 0  # times since the last complete response: the exponent of the hold-off
         self._open_until = 0.0
         self._probe: int | None = None
@@ -166,12 +169,12 @@ class Breaker:
 
     def good(self, second: int) -> None:
         """As `ended` of a complete response, where it is closed. second: the whole part of now."""
-        buckets = self._buckets
-        if buckets and buckets[-1][0] == second:
-            buckets[-1][1] += 1
-        else:
-            buckets.append([second, 1, 0])
-        self._consecutive = self._opened = 0
+        latest = self._latest
+        if latest[0] != second:
+            latest = self._bucket(second)
+        latest[1] += 1
+        if self._consecutive or self._opened:
+            self._consecutive = self._opened = 0
 
     def suspect(self, now: float, reason: str) -> None:
         """A gray failure was seen from outside: open, whatever the ends say. While OPEN it changes nothing."""
@@ -200,7 +203,7 @@ class Breaker:
         """No success."""
         if verdict is _NOTHING:
             return
-        self._bucket(now)[verdict] += 1
+        self._bucket(int(now))[verdict] += 1
         self._consecutive += 1
         if self._consecutive >= self._bounds.failures_max:
             self._open(now, f"{self._consecutive} failures in a row, the last {END_NAMES[end]}")
@@ -211,11 +214,11 @@ class Breaker:
                 now, f"{bad} of {good + bad} requests failed within {self._bounds.window_s} s, the last {END_NAMES[end]}"
             )
 
-    def _bucket(self, now: float) -> list[int]:
-        second = int(now)
-        if not self._buckets or self._buckets[-1][0] != second:
-            self._buckets.append([second, 0, 0])
-        return self._buckets[-1]
+    def _bucket(self, second: int) -> list[int]:
+        if self._latest[0] != second:
+            self._latest = [second, 0, 0]
+            self._buckets.append(self._latest)
+        return self._latest
 
     def _window(self, now: float) -> tuple[int, int]:
         oldest = int(now) - self._bounds.window_s
@@ -241,3 +244,4 @@ class Breaker:
     def _forget_counts(self) -> None:
         self._consecutive = 0
         self._buckets.clear()
+        self._latest = _NO_BUCKET

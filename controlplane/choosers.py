@@ -7,106 +7,115 @@ it is a loop that is cheap.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import inf
 
 from controlplane.endpoint import Standing
 from controlplane.picker import Turn
 
-Chooser = Callable[[Sequence[Standing], dict[int, int], int, str, Turn], int]
-"""(endpoints by slot, matched tokens by position (above 0 only), prompt tokens, model, turn) -> position of the chosen one.
-Never called without endpoints."""
+_NEVER = 1 << 62
+
+Chooser = Callable[[Sequence[Standing], dict[int, int], int, str, Turn], Standing]
+"""(endpoints by slot, matched tokens by slot (above 0 only), prompt tokens, model, turn) -> the chosen one. Never called
+without endpoints."""
 
 
-def round_robin(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> int:
+def round_robin(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:
     """The next slot after the last one that had a turn."""
-    at = bisect_right([row.slot for row in rows], turn.after(model))
-    if at == len(rows):
-        at = 0
-    turn.took(model, rows[at].slot)
-    return at
+    last, chosen = turn.after(model), rows[0]
+    for row in rows:
+        if row.slot > last:
+            chosen = row
+            break
+    turn.took(model, chosen.slot)
+    return chosen
 
 
-def least_load(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> int:
+def least_load(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:
     """Fewest requests there."""
-    return _least_loaded(rows, range(len(rows)), turn)
+    low, chosen, ties = _NEVER, rows[0], False
+    for row in rows:
+        load = row.batch
+        if load <= low:
+            ties = load == low
+            low, chosen = load, row
+    return turn.rng.choice([row for row in rows if row.batch == low]) if ties else chosen
 
 
-def prefix(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> int:
+def prefix(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:
     """The longest match."""
     if not matched:
-        return _least_loaded(rows, range(len(rows)), turn)
+        return least_load(rows, matched, tokens, model, turn)
     longest = max(matched.values())
-    return _least_loaded(rows, sorted(at for at, there in matched.items() if there == longest), turn)
+    return _least_loaded([row for row in rows if matched.get(row.slot) == longest], turn)
 
 
-def lmetric(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> int:
+def lmetric(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:
     """The least of (uncached + queued prefill tokens) x batch size."""
-    least, chosen, ties = inf, 0, 0
-    for at, row in enumerate(rows):
-        uncached = tokens - matched[at] if at in matched else tokens
+    least, chosen, ties = inf, rows[0], False
+    uncached = tokens
+    for row in rows:
+        if matched:
+            uncached = tokens - matched.get(row.slot, 0)
         cost = (uncached + row.prefill_tokens) * (row.batch + 1)
-        if cost < least:
-            least, chosen, ties = cost, at, 0
-        elif cost == least:
-            ties += 1
+        if cost <= least:
+            ties = cost == least
+            least, chosen = cost, row
     if not ties:
         return chosen
-    costs = [(tokens - matched.get(at, 0) + row.prefill_tokens) * (row.batch + 1) for at, row in enumerate(rows)]
-    return _least_loaded(rows, [at for at, cost in enumerate(costs) if cost == least], turn)
+    tied = []
+    for row in rows:
+        uncached = tokens - matched.get(row.slot, 0)
+        if (uncached + row.prefill_tokens) * (row.batch + 1) == least:
+            tied.append(row)
+    return _least_loaded(tied, turn)
 
 
-def kv_cost(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> int:
+def kv_cost(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:
     """The least of blocks to prefill, queued ones included, and blocks that decoding requests hold."""
     costs = [
-        (tokens - matched.get(at, 0) + row.prefill_tokens + row.context_tokens) / row.endpoint.record.block_size
-        for at, row in enumerate(rows)
+        (tokens - matched.get(row.slot, 0) + row.prefill_tokens + row.context_tokens) / row.endpoint.record.block_size
+        for row in rows
     ]
     least = min(costs)
-    return _least_loaded(rows, [at for at, cost in enumerate(costs) if cost == least], turn)
+    return _least_loaded([row for row, cost in zip(rows, costs, strict=True) if cost == least], turn)
 
 
 def weighted(prefix_share: float, queue_share: float, kv_share: float) -> Chooser:
     """The best weighted mean of prefix, queue and free KV; the shares add up to 1."""
 
-    def choose(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> int:
-        queued = []
-        low, high = 1 << 62, 0
+    def choose(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:
+        low, high = _NEVER, 0
         for row in rows:
-            length = row.no_first_byte
-            if row.waiting > length:
-                length = row.waiting
-            if length < low:
-                low = length
-            if length > high:
-                high = length
-            queued.append(length)
+            queued = row.no_first_byte if row.no_first_byte > row.waiting else row.waiting
+            if queued < low:
+                low = queued
+            if queued > high:
+                high = queued
         span = high - low
-        best, totals = -1.0, []
-        for at, row in enumerate(rows):
-            total = prefix_share * (matched[at] / tokens) if at in matched else 0.0
-            total += queue_share * ((high - queued[at]) / span if span else 1.0)
+        best, chosen = -1.0, rows[0]
+        tied: list[Standing] = []
+        for row in rows:
+            total = 0.0
+            if matched and row.slot in matched:
+                total = prefix_share * (matched[row.slot] / tokens)
+            if span:
+                total += queue_share * ((high - (row.no_first_byte if row.no_first_byte > row.waiting else row.waiting)) / span)
+            else:
+                total += queue_share
             usage = row.kv_usage
             total += kv_share * (1.0 - usage if 0.0 <= usage <= 1.0 else float(usage < 0.0))
             if total > best:
-                best = total
-            totals.append(total)
-        if totals.count(best) == 1:
-            return totals.index(best)
-        return _least_loaded(rows, [at for at, total in enumerate(totals) if total == best], turn)
+                best, chosen, tied = total, row, []
+            elif total == best:
+                tied.append(row)
+        return _least_loaded([chosen, *tied], turn) if tied else chosen
 
     return choose
 
 
-def _least_loaded(rows: Sequence[Standing], positions: Sequence[int], turn: Turn) -> int:
-    """Among `positions`, ascending and never none; chance among those as loaded."""
-    low = 1 << 62
-    tied: list[int] = []
-    for at in positions:
-        load = rows[at].batch
-        if load < low:
-            low, tied = load, [at]
-        elif load == low:
-            tied.append(at)
-    return tied[0] if len(tied) == 1 else turn.rng.choice(tied)
+def _least_loaded(tied: Sequence[Standing], turn: Turn) -> Standing:
+    """Of several, by slot, never none; chance among those as loaded."""
+    low = min([row.batch for row in tied])
+    least = [row for row in tied if row.batch == low]
+    return least[0] if len(least) == 1 else turn.rng.choice(least)

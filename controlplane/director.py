@@ -475,11 +475,6 @@ class Director:
             if self._rankers:
                 self._samples.append(Sample(row, ttft_s, endpoint.record))
 
-    def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
-        """As `ended` for each, in their order."""
-        for ended in outcomes:
-            self.ended(ended, now)
-
     def tokens_came(self, ages: Iterable[tuple[int, float]], now: float) -> None:
         """ages: endpoint number, and how long ago tokens came from there last; unknown numbers are ignored."""
         at_slot = self._snapshot.at_slot
@@ -487,6 +482,11 @@ class Director:
             endpoint = at_slot(slot)
             if endpoint is not None and (at := now - age_s) > endpoint.load.token_at:
                 endpoint.load.token_at = at
+
+    def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
+        """As `ended` for each, in their order."""
+        for ended in outcomes:
+            self.ended(ended, now)
 
     def ended(self, ended: Ended, now: float) -> bool:
         """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
@@ -649,7 +649,5 @@ def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: floa
                 size = endpoint.record.block_size
                 whole = last // size
                 matched = (blocks if blocks < whole else whole) * size
-        rows.append(
-            Candidate(standing, input_tokens, matched, input_tokens - matched, max_tokens, now, admits, load.token_at)
-        )
+        rows.append(Candidate(standing, input_tokens, matched, input_tokens - matched, max_tokens, now, admits, load.token_at))
     return rows

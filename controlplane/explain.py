@@ -48,41 +48,46 @@ class Trace(msgspec.Struct, gc=False):
 
 
 class Placed(Decision, gc=False, kw_only=True):
-    """A usual decision with what it was made of: standings of all candidates and, by position, what matched there."""
+    """A usual decision with what it was made of: standings of all candidates, and the tokens that matched by slot."""
 
     profile: Profile
     rows: tuple[Standing, ...]
+    token_ats: tuple[float, ...]
     matched: dict[int, int]
     absent: Absent
 
     def trace(self) -> Trace:
         row, tokens = self.candidate, self.request.input_tokens
         rows = []
-        for at, standing in enumerate(self.rows):
-            if standing is row.standing:
-                rows.append(row)
-                continue
-            there = self.matched.get(at, 0)
-            rows.append(Candidate(standing, tokens, there, tokens - there, row.max_tokens, row.now, True))
+        for standing, token_at in zip(self.rows, self.token_ats, strict=True):
+            there = self.matched.get(standing.slot, 0)
+            rows.append(Candidate(standing, tokens, there, tokens - there, row.max_tokens, row.now, True, token_at))
         return Trace(self.decision_id, self.decided_at, self.profile, self.request, tuple(rows), self.absent, self)
 
 
 class DecisionRing:
     def __init__(self, *, decisions_max: int = DECISIONS_MAX, rows_max: int = ROWS_MAX) -> None:
-        self._decisions_max = decisions_max
+        self._entries: deque[Trace | Placed] = deque(maxlen=decisions_max)
         self._rows_max = rows_max
-        self._rows = 0
-        self._entries: deque[Trace | Placed] = deque()
+        self._rows_few = rows_max // decisions_max
+        """Of a decision: rows that need not be counted, however many such decisions are remembered."""
+        self._rows = -1  # remembered, from the first decision on that has more
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def add(self, entry: Trace | Placed) -> None:
         """Of a number above all before it."""
+        if self._rows >= 0 or len(entry.rows) > self._rows_few:
+            self._make_room(len(entry.rows))
+        self._entries.append(entry)
+
+    def _make_room(self, rows: int) -> None:
         entries = self._entries
-        entries.append(entry)
-        self._rows += len(entry.rows)
-        while len(entries) > self._decisions_max or (self._rows > self._rows_max and len(entries) > 1):
+        if self._rows < 0:
+            self._rows = sum(len(entry.rows) for entry in entries)
+        self._rows += rows
+        while entries and (len(entries) == entries.maxlen or self._rows > self._rows_max):
             self._rows -= len(entries.popleft().rows)
 
     def get(self, decision_id: int) -> Trace | None:

@@ -44,7 +44,7 @@ from typing import Protocol
 from controlplane.answers import NEVER, Answers
 from controlplane.block_table import BlockTable
 from controlplane.index_state import IndexState
-from controlplane.speculation import SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Chain, Guesses
+from controlplane.speculation import FEW_BLOCKS, SPECULATION_BLOCKS_MAX, SPECULATION_TTL_S, Chain, Guesses
 
 SWEEP_ROWS = 65_536
 """Rows of the table that one call of `sweep` looks at: well under a millisecond."""
@@ -195,7 +195,7 @@ class PrefixIndex:
         """How much of a chain every endpoint holds from its first block on, without a hole.
 
         hashes: the prompt's block hashes, first block first; live_mask: bit per slot, None for all.
-        Returns slot -> blocks, only those above 0.
+        Returns slot -> blocks, only those above 0; not to be changed.
         """
         self.claims, self.awaited = _NO_CLAIMS, NEVER
         found: dict[int, int] = {}
@@ -213,36 +213,46 @@ class PrefixIndex:
         self._asked, self._announced = hashes, found
         if self._guessing:
             found = self._with_guesses(hashes, found)
-        if not found:
-            return found
-        if self._answers:
+        if found and self._answers.order:
             found = self._answers.extend(hashes, found)
             self.claims = self._answers.claims
             if self._answers.awaited:
                 live = [at for slot, at in self._answers.awaited.items() if live_mask is None or live_mask >> slot & 1]
                 self.awaited = max(live, default=NEVER)
-        if live_mask is not None:
+        if found and live_mask is not None:
             return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
-        return dict(found)
+        return found
 
     def _with_guesses(self, hashes: Chain, announced: dict[int, int]) -> dict[int, int]:
         """The same object where there is none."""
         found = announced
         first = hashes[0]
         for slot, guesses in self._guessing.items():
-            length = 0
-            if announced and (start := announced.get(slot, 0)):
-                if start < len(hashes) and hashes[start] in guesses.made_at:
-                    length = self._extend(self._slots[slot], hashes, start)
-            elif first in guesses.made_at:
-                entry = self._slots[slot]  # most often no more than a beginning that all prompts share
-                alone = len(hashes) > 1 and hashes[1] not in guesses.made_at and not entry.lanes
-                length = 1 if alone else self._extend(entry, hashes, 0)
-            if length:
-                if found is announced:
-                    found = dict(announced)
-                found[slot] = length
+            made_at = guesses.made_at
+            if slot in announced:
+                start = announced[slot]
+                if start == len(hashes) or hashes[start] not in made_at:
+                    continue
+                length = self._extend(self._slots[slot], hashes, start)
+            elif first in made_at:
+                length = self._guessed(slot, made_at, hashes)
+            else:
+                continue
+            if found is announced:
+                found = dict(announced)
+            found[slot] = length
         return found
+
+    def _guessed(self, slot: int, made_at: dict[int, float], hashes: Chain) -> int:
+        """Of a chain whose first block is a guess."""
+        entry = self._slots[slot]
+        blocks = len(hashes)
+        if (blocks > FEW_BLOCKS and hashes[1] in made_at) or entry.lanes:
+            return self._extend(entry, hashes, 0)
+        length = 1  # most often no more than a beginning that all prompts share
+        while length < blocks and hashes[length] in made_at:
+            length += 1
+        return length
 
     def _extend(self, entry: _Slot, hashes: Chain, start: int) -> int:
         """Guessed blocks from `start` on, with announced ones between them."""
@@ -345,12 +355,18 @@ class PrefixIndex:
         entry = self._slots.get(slot)
         if entry is None:
             return
-        asked = self._asked is hashes  # as it is when a decision asks, chooses and then dispatches
-        start = self._announced.get(slot, 0) if asked else self._announced_before_hole(entry, hashes)
-        if start < len(hashes):
-            entry.guesses.add(hashes[start:] if start else hashes, now)
-            if slot not in self._guessing and self.state(slot) is not IndexState.DEGRADED:
-                self._guessing[slot] = entry.guesses
+        if self._asked is hashes:  # as it is when a decision asks, chooses and then dispatches
+            start = self._announced.get(slot, 0) if self._announced else 0
+        else:
+            start = self._announced_before_hole(entry, hashes)
+        if not start:
+            entry.guesses.add(hashes, now)
+        elif start < len(hashes):
+            entry.guesses.add(hashes[start:], now)
+        else:
+            return
+        if slot not in self._guessing and self.state(slot) is not IndexState.DEGRADED:
+            self._guessing[slot] = entry.guesses
 
     def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None:
         """A response ended. last_block: hash of its prompt's last full block; prompt_blocks, filled_blocks: how many blocks the

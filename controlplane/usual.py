@@ -20,7 +20,7 @@ from controlplane.explain import Absent, Placed
 from controlplane.ledger import Reservation
 from controlplane.outcome_record import request_outcome
 from controlplane.packed import CHAINS
-from controlplane.question import Ended
+from controlplane.question import Ended, Request
 from controlplane.snapshot import Lane
 from controlplane.speculation import Chain
 from controlplane.tally import Cell
@@ -28,13 +28,17 @@ from controlplane.tally import Cell
 _COMPLETE = End.COMPLETE
 _COMPLETE_NAME = END_NAMES[int(End.COMPLETE)]
 _NO_MATCH: dict[int, int] = {}
-_NO_HASHES: Chain = ()
+_UNUSUAL = (False, None, _NO_MATCH, 0)
+Chains = Sequence[tuple[int, bytes]]
 
 
 class _Ready:
     """A lane with what is asked of its endpoints again and again; as it is until the fleet or the policy changes."""
 
-    __slots__ = ("absent", "block_size", "cells", "mask", "positions", "serving", "tokens_max", "urls", "workers")
+    __slots__ = (
+        *("absent", "block_size", "cells", "changed", "positions", "rows"),
+        *("serving", "token_ats", "tokens_max", "urls", "workers"),
+    )
 
     def __init__(self, lane: Lane, cells: list[Cell]) -> None:
         self.serving = lane.serving
@@ -42,7 +46,12 @@ class _Ready:
         self.urls = [endpoint.record.url for endpoint in lane.serving]
         self.workers = [endpoint.record.worker for endpoint in lane.serving]
         self.cells = cells
-        self.block_size, self.mask = next(iter(lane.masks.items()))
+        self.rows: list[Standing] = []
+        """What its endpoints are, but for"""
+        self.changed = -1
+        """the position where something was placed since."""
+        self.token_ats: tuple[float, ...] = ()
+        (self.block_size,) = lane.masks
         self.tokens_max = lane.taken_by_all
         self.absent: Absent = tuple((endpoint, endpoint.absence or TOO_SHORT) for endpoint in lane.absent)
 
@@ -60,57 +69,41 @@ class UsualDirector(Director):
 
     def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[Answer]:
         profile = self._profile
-        choose, policy, active_max = profile.choose, profile.name, profile.active_max
+        choose, policy = profile.choose, profile.name
         if choose is None:
             return super().answer_all(asked, now, owner=owner)
         if self._ready_for != (self._snapshot.version, policy):
             self._prepare_anew()
-        index, ring, ledger, turn = self._index, self._ring, self._ledger, self._turn
+        ring, ledger = self._ring, self._ledger
         decided_at = now + self._unix_offset_s
         answers: list[Answer] = []
-        ready = rows = None
-        model, changed = "", -1
+        ready: _Ready | None = None  # for the question before, as far as that was usual
+        model = ""
         input_tokens = matched_tokens = 0
         for one in asked:
             request = one.request
-            if rows is None or request.model != model:
-                model, changed = request.model, -1
-                ready = self._lane(model)
-                rows = None if ready is None else self._rows(ready, active_max, now)
+            if ready is None or request.model != model:
+                model = request.model
+                ready = self._made_ready(model, now)
+            elif (changed := ready.changed) >= 0:
+                ready.rows[changed] = ready.serving[changed].stands(now)
             tokens, bound = request.input_tokens, request.max_tokens
-            chains = one.chains
-            if (
-                ready is None
-                or rows is None
-                or tokens + bound > ready.tokens_max
-                or request.exclude
-                or request.slo_ttft_ms
-                or (chains and (len(chains) > 1 or chains[0][0] != ready.block_size or len(chains[0][1]) not in CHAINS))
-            ):
+            hashes, matched, last_block = None, _NO_MATCH, 0
+            if ready is None or tokens + bound > ready.tokens_max or request.exclude or request.slo_ttft_ms:
+                usual = False
+            elif one.chains:
+                usual, hashes, matched, last_block = self._match(one.chains, request, ready)
+            else:
+                usual = True
+            if not usual or ready is None:
                 answers += super().answer_all((one,), now, owner=owner)
-                rows = None
+                ready = None
                 continue
-            if changed >= 0:
-                rows[changed] = ready.serving[changed].stands(now)
-                changed = -1
-            matched, there, hashes, last_block = _NO_MATCH, 0, _NO_HASHES, 0
-            if chains:
-                block_size, packed = chains[0]
-                hashes = CHAINS[len(packed)](packed)
-                found = index.match(hashes, ready.mask)
-                if index.claims:  # it may be worth waiting
-                    answers += super().answer_all((one,), now, owner=owner)
-                    rows = None
-                    continue
-                if request.exact_tokens and len(hashes) == tokens // block_size:
-                    last_block = hashes[-1]
-                if found:
-                    matched = _usable(found, ready.positions, tokens, block_size)
-            at = choose(rows, matched, tokens, model, turn)
-            row, endpoint = rows[at], ready.serving[at]
-            if at in matched:
-                there = matched[at]
-            uncached, load = tokens - there, endpoint.load
+            row = choose(ready.rows, matched, tokens, model, self._turn)
+            slot, endpoint = row.slot, row.endpoint
+            at, load = ready.positions[slot], endpoint.load
+            there = matched.get(slot, 0) if matched else 0
+            uncached = tokens - there
             decision_id = self._next_id
             self._next_id = decision_id + 1
             placed = Placed(
@@ -121,32 +114,55 @@ class UsualDirector(Director):
                 there,
                 request.exact_tokens,
                 policy,
-                len(rows),
+                len(ready.rows),
                 0,
                 last_block,
                 profile=profile,
-                rows=tuple(rows),
+                rows=tuple(ready.rows),
+                token_ats=ready.token_ats,
                 matched=matched,
                 absent=ready.absent,
             )
             pairs = uncached * (tokens - uncached / 2)  # ledger.attention_pairs
             url, question_id = ready.urls[at], one.question_id
             ledger.add(Reservation(decision_id, url, owner, question_id, uncached, tokens, now, placed, load, pairs))
-            if hashes:
-                index.speculate(row.slot, hashes, now)
+            if hashes is not None:
+                self._index.speculate(slot, hashes, now)
             ring.add(placed)
             endpoint.requests += 1
             ready.cells[at].count += 1
             input_tokens += tokens
             matched_tokens += there
-            answers.append(Answer(question_id, decision_id, row.slot, url, ready.workers[at], there, policy))
-            if load.active > active_max:
-                rows = None
-            else:
-                changed = at
+            answers.append(Answer(question_id, decision_id, slot, url, ready.workers[at], there, policy))
+            ready.changed = at
+            if load.active > profile.active_max:
+                ready = None
         self.tally.input_tokens += input_tokens
         self.tally.matched_tokens += matched_tokens
         return answers
+
+    def _match(self, chains: Chains, request: Request, ready: _Ready) -> tuple[bool, Chain | None, dict[int, int], int]:
+        """(whether it is usual, hashes, matched tokens by slot, hash of the last full block)."""
+        block_size, packed = chains[0]
+        read = CHAINS.get(len(packed))
+        if read is None or block_size != ready.block_size or len(chains) > 1:
+            return _UNUSUAL
+        hashes = read(packed)
+        index = self._index
+        found = index.match(hashes)
+        tokens = request.input_tokens
+        last_block = hashes[-1] if request.exact_tokens and len(hashes) == tokens // block_size else 0
+        if not found:
+            return True, hashes, _NO_MATCH, last_block
+        if index.claims:
+            return _UNUSUAL  # it may be worth waiting
+        whole = (tokens - 1) // block_size  # an engine computes at least the last token of a prompt: that block never counts
+        matched = {}
+        if whole > 0:
+            for slot, blocks in found.items():
+                if slot in ready.positions:
+                    matched[slot] = (blocks if blocks < whole else whole) * block_size
+        return True, hashes, matched, last_block
 
     def _prepare_anew(self) -> None:
         """The fleet or the policy is another."""
@@ -154,8 +170,10 @@ class UsualDirector(Director):
         self._ready.clear()
         self._complete.clear()
 
-    def _lane(self, model: str) -> _Ready | None:
-        """None: its questions are not usual."""
+    def _made_ready(self, model: str, now: float) -> _Ready | None:
+        """A lane with what its endpoints are now. None: not all of them take requests like any other, or somebody waits."""
+        if len(self._waiting):
+            return None
         ready = self._ready.get(model)
         if ready is None:
             lane = self._snapshot.lane(model)
@@ -164,13 +182,7 @@ class UsualDirector(Director):
             policy, tally = self._profile.name, self.tally
             ready = _Ready(lane, [tally.decision(policy, endpoint.record.worker) for endpoint in lane.serving])
             self._ready[model] = ready
-        return ready
-
-    def _rows(self, ready: _Ready, active_max: int, now: float) -> list[Standing] | None:
-        """What its endpoints are now; None: not all of them take requests like any other, or somebody waits for room."""
-        if len(self._waiting):
-            return None
-        rows = []
+        active_max, rows, token_ats = self._profile.active_max, [], []
         for endpoint in ready.serving:
             load, standing = endpoint.load, endpoint.standing
             if load.active > active_max or not endpoint.breaker.closed or not endpoint.credit:
@@ -178,7 +190,9 @@ class UsualDirector(Director):
             if standing is None or standing.changes != load.changes:
                 standing = endpoint.stands(now)
             rows.append(standing)
-        return rows
+            token_ats.append(load.token_at)
+        ready.rows, ready.token_ats, ready.changed = rows, tuple(token_ats), -1
+        return ready
 
     # ------------------------------------------------------------------------------------------------------------ ends
 
@@ -207,14 +221,3 @@ class UsualDirector(Director):
             if thinning.takes(now):
                 at = reservation.reserved_at + self._unix_offset_s
                 self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
-
-
-def _usable(found: dict[int, int], positions: dict[int, int], tokens: int, block_size: int) -> dict[int, int]:
-    """Blocks by slot to tokens by position. An engine computes at least the last token of a prompt: that block never counts."""
-    whole = max(0, tokens - 1) // block_size
-    if not whole:
-        return _NO_MATCH
-    matched = {}
-    for slot, blocks in found.items():
-        matched[positions[slot]] = (blocks if blocks < whole else whole) * block_size
-    return matched

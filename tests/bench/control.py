@@ -1,6 +1,6 @@
 """What the control plane executes for a request, without a socket: user instructions and CPU of one thread.
 
-Method: messages as a data plane packs them, QUESTIONS questions each and as many outcomes of the message before, fed into a
+Method: messages as a data plane packs them, QUESTIONS questions each and as many outcomes of the message LAG before, fed into a
 line of the servicer (contract.frames), which answers each; prompts of a few blocks of 16 tokens, each different, chains
 included; records thinned to 2,000 a second of 25,000; workers report ten times a second. calls: what cProfile counts,
 built-in functions included. Two kinds of traffic:
@@ -49,6 +49,7 @@ from tests.controlplane.parts import BLOCK, MODEL, hashes, record, report
 
 WORKERS = 4
 QUESTIONS = 16
+LAG = 3
 PER_S = 25_000
 PROMPTS = 20_000
 BLOCKS = 3
@@ -155,7 +156,8 @@ class Bench:
                 streams=streamed,
             )
             questions.append(Asked(asked + 1, wanted, chains))
-        before = range(max(0, number - 1) * QUESTIONS + 1, number * QUESTIONS + 1)
+        last = max(0, number + 1 - LAG) * QUESTIONS
+        before = range(max(0, last - QUESTIONS) + 1, last + 1)
         for decision_id in before:
             usual = {"end": int(End.COMPLETE), "http_status": 200, "e2e_s": 0.0025, "request_id": f"{decision_id - 1:032x}"}
             if streamed:

@@ -84,6 +84,7 @@ class Pair:
         for plant in self.plants:
             plant.now += step_s
             director, now = plant.director, plant.now
+            director.tokens_came([(0, 0.0001), (2, 0.2)] if step_s else [], now)
             for decision_id in first_bytes:
                 director.first_byte(decision_id, 0.02, now)
             director.ended_all(ended, now)
