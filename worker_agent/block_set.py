@@ -88,8 +88,9 @@ class _Rank:
 class BlockSet:
     """model: the base model as the engine serves it first; block_size: tokens; capacity: GPU blocks a rank, 0 not known."""
 
-    def __init__(self, model: str, block_size: int, capacity: int = 0) -> None:
+    def __init__(self, model: str, block_size: int, capacity: int = 0, *, names_slack: int = NAMES_SLACK) -> None:
         self._model = model
+        self._names_slack = names_slack
         self._block_size = block_size
         self._capacity = capacity
         self._ranks: dict[int, _Rank] = {}
@@ -365,7 +366,7 @@ class BlockSet:
             self._clear(state, at)
 
     def _bound_names(self, state: _Rank) -> None:
-        if len(state.names) > 2 * state.blocks + NAMES_SLACK:
+        if len(state.names) > 2 * state.blocks + self._names_slack:
             shelves = [shelf.held for shelf in state.shelves.values()]
             kept = {name: block for name, block in state.names.items() if any(block in held for held in shelves)}
             state.names = {None: self._plain_root} | kept

@@ -25,7 +25,11 @@ SNAPSHOT_EVERY_S = 3_600.0
 class DeltaLog:
     """One worker's deltas: those not yet acknowledged by Redis, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, unsent_blocks_max: int = UNSENT_BLOCKS_MAX, snapshot_every_deltas: int = SNAPSHOT_EVERY_DELTAS
+    ) -> None:
+        self._unsent_blocks_max = unsent_blocks_max
+        self._snapshot_every_deltas = snapshot_every_deltas
         self.epoch = 0
         self.sequence = 0
         """Of the last delta numbered."""
@@ -48,7 +52,7 @@ class DeltaLog:
     def append(self, changes: list[Change]) -> None:
         """Number and encode what changed."""
         blocks = sum(change.blocks for change in changes)
-        if self._unsent_blocks + blocks > UNSENT_BLOCKS_MAX:
+        if self._unsent_blocks + blocks > self._unsent_blocks_max:
             self.give_up("too many blocks changed at once")
             return
         for change in changes:
@@ -80,7 +84,7 @@ class DeltaLog:
 
     def check_snapshot(self, now: float) -> None:
         """Asks for one when the last is too many deltas or too long ago."""
-        if self.sequence - self._snapshot_sequence >= SNAPSHOT_EVERY_DELTAS:
+        if self.sequence - self._snapshot_sequence >= self._snapshot_every_deltas:
             self.want_snapshot("many deltas since the last")
         elif self._snapshot_at is not None and now - self._snapshot_at >= SNAPSHOT_EVERY_S:
             self.want_snapshot("the last is old")

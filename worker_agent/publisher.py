@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from redis.exceptions import RedisError
 from contract import keyspace
 from contract.keyspace import EngineReport, SnapshotManifest, WorkerRecord
 from worker_agent.block_set import BlockSet
-from worker_agent.delta_log import DeltaLog
+from worker_agent.delta_log import SNAPSHOT_EVERY_DELTAS, UNSENT_BLOCKS_MAX, DeltaLog
 from worker_agent.quick_add import QuickAdd
 
 log = logging.getLogger(__name__)
@@ -37,23 +38,39 @@ OLD_CHUNK_TTL_MS = 30_000
 CHUNKS_PER_PIPELINE = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """entries_max: of the stream; unsent_blocks_max: of deltas that wait, beyond which a snapshot takes their place;
+    chunk_blocks: of one key of a snapshot."""
+
+    entries_max: int = keyspace.BLOCKS_ENTRIES_MAX
+    snapshot_every_deltas: int = SNAPSHOT_EVERY_DELTAS
+    unsent_blocks_max: int = UNSENT_BLOCKS_MAX
+    chunk_blocks: int = keyspace.SNAPSHOT_CHUNK_BLOCKS
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
+
+
+USUAL = Bounds()
+
+
 class Publisher:
     """url: of the Redis; worker: whose keys these are; ids: names snapshots apart."""
 
-    def __init__(self, url: str, worker: str, *, ids: random.Random) -> None:
+    def __init__(self, url: str, worker: str, *, ids: random.Random, bounds: Bounds = USUAL) -> None:
         self._worker = worker
+        self._bounds = bounds
         self._ids = ids
         patience: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "retry": Retry(NoBackoff(), 0)}
-        self._redis: aioredis.Redis = aioredis.Redis.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, **patience)
+        self._redis: aioredis.Redis = aioredis.Redis.from_url(url, socket_timeout=bounds.answer_timeout_s, **patience)
         self._quick_pool = aioredis.ConnectionPool.from_url(url, socket_timeout=None, **patience)
         self._quick = QuickAdd(
             self._quick_pool,
             keyspace.blocks_key(worker),
             keyspace.DELTA_FIELD,
-            entries_max=keyspace.BLOCKS_ENTRIES_MAX,
-            timeout_s=ANSWER_TIMEOUT_S,
+            entries_max=bounds.entries_max,
+            timeout_s=bounds.answer_timeout_s,
         )
-        self._log = DeltaLog()
+        self._log = DeltaLog(unsent_blocks_max=bounds.unsent_blocks_max, snapshot_every_deltas=bounds.snapshot_every_deltas)
         self._connected = False
         self._failures = 0
         self._retry_at = 0.0
@@ -219,7 +236,7 @@ class Publisher:
         return pipe.xadd(
             keyspace.blocks_key(self._worker),
             {keyspace.DELTA_FIELD: data},
-            maxlen=keyspace.BLOCKS_ENTRIES_MAX,
+            maxlen=self._bounds.entries_max,
             approximate=True,
             nomkstream=not create,
         )
@@ -241,7 +258,7 @@ class Publisher:
         if not new_epoch:
             self._log.append(changes)
         sequence, epoch = self._log.sequence, self._log.epoch
-        chunks = list(blocks.chunks(keyspace.SNAPSHOT_CHUNK_BLOCKS))  # one instant: the set may change while these are sent
+        chunks = list(blocks.chunks(self._bounds.chunk_blocks))  # one instant: the set may change while these are sent
         snapshot_id = self._ids.getrandbits(62)
         keys = [keyspace.snapshot_chunk_key(self._worker, snapshot_id, number) for number in range(len(chunks))]
         for start in range(0, len(chunks), CHUNKS_PER_PIPELINE):

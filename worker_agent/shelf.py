@@ -16,9 +16,9 @@ LOG_BLOCKS_MAX = 65_536
 class Shelf:
     """A count never exceeds what was put: dropping a block that is not here changes nothing."""
 
-    __slots__ = ("_came", "_log_max", "_went", "at", "cleared", "extra", "held", "total")
+    __slots__ = ("_came", "_log_blocks_max", "_log_max", "_went", "at", "cleared", "extra", "held", "total")
 
-    def __init__(self) -> None:
+    def __init__(self, log_blocks_max: int = LOG_BLOCKS_MAX) -> None:
         self.held: set[int] = set()
         self.extra: dict[int, int] = {}
         """Copies beyond the first."""
@@ -31,7 +31,7 @@ class Shelf:
         # A block's moves alternate, so what came less what went is -1, 0 or 1 of each.
         self._came: list[int] = []
         self._went: list[int] = []
-        self._log_max = LOG_BLOCKS_MAX
+        self._log_blocks_max = self._log_max = log_blocks_max
 
     @property
     def moves(self) -> int:
@@ -123,8 +123,8 @@ class Shelf:
     def _bound_log(self) -> None:
         if len(self._came) + len(self._went) > self._log_max:
             self._came, self._went = self._net()
-            self._log_max = LOG_BLOCKS_MAX + 2 * (len(self._came) + len(self._went))
+            self._log_max = self._log_blocks_max + 2 * (len(self._came) + len(self._went))
 
     def _forget_log(self) -> None:
         self._came, self._went = [], []
-        self._log_max = LOG_BLOCKS_MAX
+        self._log_max = self._log_blocks_max

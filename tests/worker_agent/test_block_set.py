@@ -224,9 +224,8 @@ def test_changes_are_netted_and_carry_the_oldest_time() -> None:
     assert (list(change.added), list(change.removed), change.at) == ([], chain(T[8:12]), 9.0)
 
 
-def test_names_of_blocks_that_are_gone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker_agent.block_set.NAMES_SLACK", 100)
-    block_set = begun()
+def test_names_of_blocks_that_are_gone_are_bounded() -> None:
+    block_set = begun(names_slack=100)
     for number in range(1000):
         block_set.apply(0, batch(stored([number], [number] * 4), removed(number)))
         block_set.take()

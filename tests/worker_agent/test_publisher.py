@@ -17,7 +17,7 @@ from tests.suites.block_reader import BlockReader
 from tests.worker_agent.conftest import BLOCK, prompt
 from tests.worker_agent.test_block_set import batch, removed, stored
 from worker_agent.block_set import BlockSet
-from worker_agent.publisher import Publisher
+from worker_agent.publisher import Bounds, Publisher
 
 RECORD = WorkerRecord(
     worker="w1",
@@ -32,8 +32,9 @@ REPORT = EngineReport(worker="w1", epoch=1, sequence=0, state=EngineState.READY,
 
 
 @pytest.fixture
-async def publisher(redis_url: str) -> AsyncIterator[Publisher]:
-    made = Publisher(redis_url, "w1", ids=random.Random(1))
+async def publisher(redis_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Publisher]:
+    """Its bounds are the test's, where it has some: those that it can reach."""
+    made = Publisher(redis_url, "w1", ids=random.Random(1), bounds=getattr(request, "param", Bounds()))
     made.begin(1)
     yield made
     await made.close()
@@ -66,15 +67,9 @@ async def test_a_report_says_which_delta_a_reader_should_have(
     assert reports[-1].delta_sequence == reader.sequence
 
 
-@pytest.fixture
-def short_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounds that a test reaches; to be asked for before the publisher."""
-    monkeypatch.setattr("worker_agent.delta_log.SNAPSHOT_EVERY_DELTAS", 40)
-    monkeypatch.setattr("contract.keyspace.BLOCKS_ENTRIES_MAX", 100)
-
-
+@pytest.mark.parametrize("publisher", [Bounds(snapshot_every_deltas=40, entries_max=100)], indirect=True, ids=[""])
 async def test_the_stream_is_bounded_and_a_late_reader_still_exact(
-    short_stream: None, publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str
+    publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str
 ) -> None:
     for number in range(500):
         block_set.apply(0, batch(stored([number], prompt(number, 1))))
@@ -89,10 +84,10 @@ async def test_the_stream_is_bounded_and_a_late_reader_still_exact(
     assert (reader.snapshots_read, reader.holes) == (1, 0)
 
 
+@pytest.mark.parametrize("publisher", [Bounds(chunk_blocks=3)], indirect=True, ids=[""])
 async def test_a_snapshot_of_many_blocks_comes_in_chunks_and_replaces_the_one_before(
-    publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher, reader: BlockReader, block_set: BlockSet, redis_url: str
 ) -> None:
-    monkeypatch.setattr("contract.keyspace.SNAPSHOT_CHUNK_BLOCKS", 3)
     block_set.apply(0, batch(stored(list(range(10)), prompt(1, 10))))
     await publisher.publish(0.0, RECORD, REPORT, block_set)
     await reader.read()
@@ -107,11 +102,8 @@ async def test_a_snapshot_of_many_blocks_comes_in_chunks_and_replaces_the_one_be
     assert lives[3] <= 30_000 < lives[4]
 
 
-async def test_a_redis_that_stalls_gets_nothing_twice_and_misses_nothing(
-    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker_agent.publisher.ANSWER_TIMEOUT_S", 0.2)
-    publisher = Publisher(own_redis.url, "w1", ids=random.Random(1))
+async def test_a_redis_that_stalls_gets_nothing_twice_and_misses_nothing(own_redis: RedisServer) -> None:
+    publisher = Publisher(own_redis.url, "w1", ids=random.Random(1), bounds=Bounds(answer_timeout_s=0.2))
     client = aioredis.Redis.from_url(own_redis.url)
     block_set = BlockSet("m", BLOCK)
     block_set.begin(0, 0.0)
@@ -137,12 +129,12 @@ async def test_a_redis_that_stalls_gets_nothing_twice_and_misses_nothing(
     await client.aclose()
 
 
+@pytest.mark.parametrize("publisher", [Bounds(unsent_blocks_max=5)], indirect=True, ids=[""])
 async def test_more_changes_than_deltas_should_carry_become_a_snapshot(
-    publisher: Publisher, reader: BlockReader, block_set: BlockSet, monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher, reader: BlockReader, block_set: BlockSet
 ) -> None:
     await publisher.publish(0.0, RECORD, REPORT, block_set)
     await reader.read()
-    monkeypatch.setattr("worker_agent.delta_log.UNSENT_BLOCKS_MAX", 5)
     block_set.apply(0, batch(stored(list(range(10)), prompt(1, 10))))
     await publisher.publish(0.1, RECORD, REPORT, block_set)
     block_set.apply(0, batch(stored([99], prompt(2, 1))))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_agent import shelf as module
 from worker_agent.shelf import Shelf
 
 BLOCKS = st.lists(st.integers(1, 6), max_size=5)
@@ -44,35 +42,29 @@ class Mirror:
 def test_it_holds_what_has_a_copy_and_whoever_is_told_the_changes_knows_it(
     steps: list[tuple[str, list[int]]], log_max: int
 ) -> None:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, "LOG_BLOCKS_MAX", log_max)
-    try:
-        shelf, copies = Shelf(), Counter[int]()
-        mirror = Mirror(shelf)
-        for step, blocks in steps:
-            if step == "put":
-                shelf.put(blocks)
-                copies.update(blocks)
-            elif step == "drop":
-                shelf.drop(blocks)
-                for block in blocks:
-                    copies[block] = max(0, copies[block] - 1)
-            elif step == "clear":
-                shelf.clear()
-                copies.clear()
-            else:
-                mirror.take()
-            assert shelf.held == {block for block, count in copies.items() if count}
-            assert shelf.total == copies.total()
-        mirror.take()
-        assert mirror.held == shelf.held
-    finally:
-        patch.undo()
+    shelf, copies = Shelf(log_max), Counter[int]()
+    mirror = Mirror(shelf)
+    for step, blocks in steps:
+        if step == "put":
+            shelf.put(blocks)
+            copies.update(blocks)
+        elif step == "drop":
+            shelf.drop(blocks)
+            for block in blocks:
+                copies[block] = max(0, copies[block] - 1)
+        elif step == "clear":
+            shelf.clear()
+            copies.clear()
+        else:
+            mirror.take()
+        assert shelf.held == {block for block, count in copies.items() if count}
+        assert shelf.total == copies.total()
+    mirror.take()
+    assert mirror.held == shelf.held
 
 
-def test_what_nobody_asks_for_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOG_BLOCKS_MAX", 100)
-    shelf = Shelf()
+def test_what_nobody_asks_for_does_not_pile_up() -> None:
+    shelf = Shelf(100)
     shelf.put(list(range(50)))
     shelf.take()
     for start in range(1_000, 100_000, 10):
