@@ -176,10 +176,14 @@ class ClientConnection(asyncio.Protocol):
             return
         if close:
             self._end()
-            return
+        else:
+            self.answered(self._server.clock.now())
+
+    def answered(self, now: float) -> None:
+        """The response to the request under way is written, and another may come."""
+        self.exchange = None
         settings = self._server.settings
-        patience_s = settings.head_timeout_s if self._in_message else settings.keep_alive_s
-        self._deadline = self._server.clock.now() + patience_s
+        self._deadline = now + (settings.head_timeout_s if self._in_message else settings.keep_alive_s)
         if self._queue or self._pending or self._refusal is not None:
             if not self._pumping:
                 self._pump()

@@ -105,7 +105,8 @@ class ControlClient:
         self._cancels: list[int] = []
         self._outcomes: deque[Ended] = deque()
         self._outcomes_max = outcomes_max
-        self._due = asyncio.Event()  # a message is to leave
+        self._due = asyncio.Event()  # a message is to leave, by the writer
+        self._leaving = False  # one leaves with this turn of the loop, without it
         self._packs = False  # the control plane of this stream has said that it reads packed messages
         self._line: Line | None = None  # of this stream, once everything asked on the stream itself is answered
         self._line_path = line.path_of(target)
@@ -130,7 +131,7 @@ class ControlClient:
         questions = self._questions
         questions.append(asked)
         if not self._unanswered or len(questions) >= GATHERED_MAX:
-            self._due.set()
+            self._send_soon()
         elif self._hold_timer is None:
             self._hold_timer = self._loop.call_later(HOLD_S_MAX, self._on_hold)
         return question_id
@@ -239,6 +240,7 @@ class ControlClient:
                 self._take(answers)
         finally:
             self.connected = False
+            self._line = None
             self._fleet.warm = False
             for task in tasks:
                 task.cancel()
@@ -274,22 +276,43 @@ class ControlClient:
             self._due.clear()
             if opened and not self._unanswered:  # else a cancel could overtake its question
                 self._line = opened[0]
-            outcomes = list(self._outcomes)
-            self._unanswered += len(self._questions)
-            ages = self._tokens.told(self._fleet.numbers) if self._questions and self._packs else []
-            said = Said(self._questions, self._first_bytes, outcomes, self._cancels, ages)
-            self._questions, self._first_bytes, self._cancels = [], [], []
-            self._outcomes.clear()
+            said = self._gathered()
             try:
                 if self._line is not None:
                     await self._line.send(pack(said))
                 else:
                     await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(said))
             except BaseException:
-                self._outcomes.extendleft(reversed(outcomes))
+                self._outcomes.extendleft(reversed(said.outcomes))
                 raise
             if not self._outcomes:
                 self._written.set()
+
+    def _send_soon(self) -> None:
+        """With what else this turn of the loop brings. A line that has room takes it without the writer, whose wake-up costs as
+        much as all else about a message."""
+        if self._line is None or not self._line.has_room:
+            self._due.set()
+        elif not self._leaving:
+            self._leaving = True
+            self._loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = False
+        if self._line is None or not self._line.has_room:
+            self._due.set()
+        elif self._questions or self._outcomes or self._first_bytes or self._cancels:
+            self._line.write(pack(self._gathered()))
+            self._written.set()
+
+    def _gathered(self) -> Said:
+        """All that is to be said, once."""
+        self._unanswered += len(self._questions)
+        ages = self._tokens.told(self._fleet.numbers) if self._questions and self._packs else []
+        said = Said(self._questions, self._first_bytes, list(self._outcomes), self._cancels, ages)
+        self._questions, self._first_bytes, self._cancels = [], [], []
+        self._outcomes.clear()
+        return said
 
     async def _watch(self, stub: rpc.RoutingAsyncStub) -> None:
         async for view in stub.WatchFleet(pb.WatchFleetRequest(process=self._process)):
@@ -306,12 +329,12 @@ class ControlClient:
     def _on_report(self) -> None:
         self._report_timer = None
         if self._outcomes or self._first_bytes:
-            self._due.set()
+            self._send_soon()
 
     def _on_hold(self) -> None:
         self._hold_timer = None
         if self._questions:
-            self._due.set()
+            self._send_soon()
 
     # --- answers ---
 
@@ -321,7 +344,7 @@ class ControlClient:
         # Answers of questions that waited for room were counted with their notice: never below zero.
         self._unanswered = max(0, self._unanswered - len(answers))
         if self._questions and not self._unanswered:
-            self._due.set()
+            self._send_soon()
         observe, pop = self._metrics.decision.observe, self._waiting.pop
         for answer in answers:
             question_id = answer.question_id
@@ -380,7 +403,7 @@ class ControlClient:
     def _send_cancel(self, question_id: int) -> None:
         if self.connected:
             self._cancels.append(question_id)
-            self._due.set()
+            self._send_soon()
 
     def _fail_all(self) -> None:
         asked = [*self._waiting.values(), *self._queued.values()]

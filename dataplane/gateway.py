@@ -33,6 +33,9 @@ class Client(Protocol):
     def finished(self, *, close: bool) -> None:
         """The response is complete."""
 
+    def answered(self, now: float) -> None:
+        """The same, of a connection that stays."""
+
     def cut(self) -> None:
         """Close at once: the response cannot be completed."""
 

@@ -46,12 +46,21 @@ class Line(asyncio.Protocol):
         self._room.set()
         self._lost()
 
+    @property
+    def has_room(self) -> bool:
+        """What is written now is taken at once, or soon."""
+        return self._room.is_set() and not self._transport.is_closing()
+
+    def write(self, body: bytes) -> None:
+        """Where there is room."""
+        self._transport.write(frame(body))
+
     async def send(self, body: bytes) -> None:
         """Waits while the other end takes nothing. ConnectionError: it has ended."""
         await self._room.wait()
         if self._transport.is_closing():
             raise ConnectionResetError("the line has ended")
-        self._transport.write(frame(body))
+        self.write(body)
 
     def close(self) -> None:
         self._transport.abort()

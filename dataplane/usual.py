@@ -140,9 +140,10 @@ class UsualExchange(Exchange):
             return False
         target = attempt.target
         decision_id, url = target.decision_id, target.url
-        about = b"\r\nx-headway-decision: %016x" % decision_id
         if self._prompt.kind in PREDICTING:
-            about += b"\r\nx-headway-matched-tokens: %d" % target.matched_tokens
+            about = b"\r\nx-headway-decision: %016x\r\nx-headway-matched-tokens: %d" % (decision_id, target.matched_tokens)
+        else:
+            about = b"\r\nx-headway-decision: %016x" % decision_id
         where = place(target.worker, target.policy, 1)
         client.write(b"".join((passed_on, self._ids, where, about, gateway.extra_lines, b"\r\n\r\n", body)))
         now = self._now()
@@ -175,7 +176,7 @@ class UsualExchange(Exchange):
         self._state = _DONE
         gateway.exchanges.discard(self)
         gateway.concurrency.in_flight -= 1
-        client.finished(close=False)
+        client.answered(now)
         return True
 
 
