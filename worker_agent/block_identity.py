@@ -11,6 +11,7 @@ puts them too; anything else becomes bytes that are hashed with its block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -27,14 +28,14 @@ def lora_of(event: BlockStored) -> str:
     return f"#{event.lora_id}" if event.lora_id is not None else ""
 
 
-def first_block_salt(extra_keys: list[Any], lora: str) -> str:
+def first_block_salt(extra_keys: Sequence[Any], lora: str) -> str:
     """The `cache_salt` of a prompt's first block, "" for none."""
     if not extra_keys or not extra_keys[0]:
         return ""
     return _split(extra_keys[0], lora, may_have_salt=True)[0]
 
 
-def block_extras(extra_keys: list[Any], lora: str, *, first: bool) -> list[bytes]:
+def block_extras(extra_keys: Sequence[Any], lora: str, *, first: bool) -> list[bytes]:
     """Per block the bytes that are hashed with it, b"" for none. first: the list begins with a prompt's first block."""
     return [
         _split(keys, lora, may_have_salt=first and position == 0)[1] if keys else b""

@@ -62,27 +62,27 @@ _FullAttention = Literal["full_attention", "mla_attention", "sink_full_attention
 
 
 class _PlainArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
-    block_hashes: list[EngineHash]
+    block_hashes: tuple[EngineHash, ...]
     parent_block_hash: EngineHash | None
     token_ids: tuple[int, ...]
     block_size: int
     lora_id: None = None
     medium: Literal["GPU"] | None = None
     lora_name: None = None
-    extra_keys: list[None] | None = None
+    extra_keys: tuple[None, ...] | None = None
     group_idx: Literal[0] | None = None
     kv_cache_spec_kind: _FullAttention | None = None
 
 
 class _PlainMap(msgspec.Struct, tag="BlockStored", tag_field="type", gc=False, kw_only=True):
-    block_hashes: list[EngineHash]
+    block_hashes: tuple[EngineHash, ...]
     parent_block_hash: EngineHash | None = None
     token_ids: tuple[int, ...]
     block_size: int
     lora_id: None = None
     medium: Literal["GPU"] | None = None
     lora_name: None = None
-    extra_keys: list[None] | None = None
+    extra_keys: tuple[None, ...] | None = None
     group_idx: Literal[0] | None = None
     kv_cache_spec_kind: _FullAttention | None = None
 

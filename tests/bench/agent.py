@@ -26,7 +26,7 @@ from controlplane.index_state import IndexState
 from controlplane.ingest import Ingest
 from headway.embedded_redis import RedisServer
 from runtime.clock import SystemClock
-from tests.bench._traffic import BLOCK_SIZE, VOCABULARY, removed, stored, traffics
+from tests.bench._traffic import BLOCK_SIZE, VOCABULARY, Traffic, removed, stored, traffics
 from tests.bench.index import Sink, WatchedIndex
 from tests.fakes.engine import BLOCK, FakeEngine
 from tests.waiting import until
@@ -49,6 +49,8 @@ CACHE_PAYLOADS = 300
 PREFILL, DECODING, TURNOVER = "many blocks an event", "one block an event", "many, each for an evicted one"
 TICK_PAYLOADS = 16
 ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
+STEPS_PER_S, STEADY_S = (0, 20, 60, 200), 4.0
+"""Of one engine: with nothing to do, with large steps, with usual ones, and more than there are ticks."""
 
 
 def run() -> None:
@@ -65,10 +67,11 @@ def run() -> None:
     for name, payloads in kinds.items():
         events = BLOCKS * (2 if name == TURNOVER else 1)
         print(f"  {name:<44}{_in_process(payloads) / events:6.3f} us a block event, payload -> BlockDelta bytes")
-    for traffic in traffics():
+    served = list(traffics())
+    for traffic in served:
         figure = _in_process(traffic.payloads, traffic.filling) * len(traffic.payloads) / traffic.blocks
         print(f"  {traffic.name:<44}{figure:6.3f} us a block event, payload -> BlockDelta bytes")
-    _end_to_end(kinds)
+    _end_to_end(kinds, served)
     for page in ("load_waiting_lora", "dp2_load"):
         body = (PAGES / f"{page}.txt").read_bytes()
         print(
@@ -84,7 +87,8 @@ def _payloads() -> dict[str, list[bytes]]:
     for _ in range(PAYLOADS):
         names = [chance.getrandbits(64) for _ in range(BLOCKS)]
         tokens = [chance.randrange(VOCABULARY) for _ in range(BLOCKS * BLOCK_SIZE)]
-        parents: list[Any] = held[-1] if held else [None] * BLOCKS  # as many sequences, each with its next block
+        # A sequence fills a block in as many steps as this has tokens: each step's blocks are of other sequences.
+        parents: list[Any] = held[-BLOCK_SIZE] if len(held) >= BLOCK_SIZE else [None] * BLOCKS
         held.append(names)
         gone = [removed(name) for name in held[0]]
         if len(held) > CACHE_PAYLOADS:
@@ -140,7 +144,7 @@ def _in_process(payloads: list[bytes], filling: Sequence[bytes] = ()) -> float:
     return min(figures)
 
 
-def _end_to_end(kinds: dict[str, list[bytes]]) -> None:
+def _end_to_end(kinds: dict[str, list[bytes]], served: list[Traffic]) -> None:
     directory = Path(tempfile.mkdtemp(prefix="hw-"))
     server = RedisServer(directory)
     server.start()
@@ -150,13 +154,18 @@ def _end_to_end(kinds: dict[str, list[bytes]]) -> None:
                 events = per_tick * BLOCKS * (2 if name == TURNOVER else 1)
                 figure = min(uvloop.run(_through_sockets(payloads, server.url, per_tick)) for _ in range(3)) / events
                 print(f"  ZeroMQ frame -> XADD answered, {name:<32}{figure:6.3f} us a block event, {events:,} a tick")
-        for traffic in traffics():
+        for traffic in served:
             print(f"  {traffic}")
             for per_tick in (1, TICK_PAYLOADS):
                 runs = (uvloop.run(_through_sockets(traffic.payloads, server.url, per_tick, traffic.filling)) for _ in range(3))
                 tick, events = min(runs), traffic.blocks / len(traffic.payloads) * per_tick
                 said = f"{tick / events:6.3f} us a block event, {tick:,.0f} us a tick of {per_tick} steps"
                 print(f"    ZeroMQ frame -> XADD answered {' ' * 33}{said}")
+        print(f"  A whole agent, scrapes and reports included, {STEADY_S:.0f} s at a steady rate of such steps (short chats)")
+        for rate in STEPS_PER_S:
+            share = min(uvloop.run(_whole_agent(served[-1], rate, server.url)) for _ in range(2))
+            events = rate * served[-1].blocks / len(served[-1].payloads)
+            print(f"    {rate:3} steps, {events:6,.0f} block events a second  {share:6.1%} of a core")
         uvloop.run(_whole_path(server.url))
     finally:
         server.stop()
@@ -217,6 +226,67 @@ async def _through_sockets(payloads: list[bytes], url: str, per_tick: int, filli
     follower.close()
     await publisher.close()
     return spent / ticks * 1e6
+
+
+def _steady_engine(payloads: list[bytes], steps_per_s: int, orders: Connection) -> None:
+    """A process that is an engine to an agent: its pages, and a payload a step at a steady rate once it is told to begin."""
+    asyncio.run(_steady(payloads, steps_per_s, orders))
+
+
+async def _steady(payloads: list[bytes], steps_per_s: int, orders: Connection) -> None:
+    pages = FakeEngine(ranks=0, blocks=1_000_000, model="m")
+    pages.figures |= {"prompt_tokens": 0, "block_size": BLOCK_SIZE}
+    await pages.start()
+    context: zmq.Context[Any] = zmq.Context()
+    socket = context.socket(zmq.XPUB)
+    orders.send((pages.url, socket.bind_to_random_port("tcp://127.0.0.1")))
+    await asyncio.to_thread(socket.recv)
+    await asyncio.to_thread(orders.recv)
+    began = time.perf_counter()
+    for number, payload in enumerate(payloads[: int(steps_per_s * STEADY_S)]):
+        await asyncio.sleep(max(0.0, began + number / steps_per_s - time.perf_counter()))
+        socket.send_multipart([b"", number.to_bytes(8, "big"), payload])
+    await asyncio.sleep(max(0.0, began + STEADY_S - time.perf_counter()))
+    orders.send("end")
+    await asyncio.to_thread(orders.recv)
+    context.destroy(linger=0)
+    await pages.close()
+
+
+async def _whole_agent(traffic: Traffic, steps_per_s: int, url: str) -> float:
+    """The share of a core that this process takes, which is an agent's here; engine and Redis are others."""
+    orders, theirs = multiprocessing.Pipe()
+    payloads = [*traffic.filling, *traffic.payloads]
+    engine = multiprocessing.get_context("spawn").Process(
+        target=_steady_engine, args=(payloads, steps_per_s, theirs), daemon=True
+    )
+    engine.start()
+    engine_url, port = orders.recv()
+    config = Settings(
+        worker="steady", engine_url=engine_url, redis_url=url, kv_events=f"tcp://127.0.0.1:{port}", kv_replay="off"
+    )
+    publisher, client, epochs = (
+        Publisher(url, config.worker, ids=random.Random(1)),
+        EngineClient(engine_url),
+        itertools.count(1),
+    )
+    agent = Agent(config, client, publisher, SystemClock(), lambda: next(epochs))
+    loops = (agent.scrape_forever, agent.follow_forever, agent.publish_forever)
+    tasks = [asyncio.create_task(loop()) for loop in loops]
+    await agent.registered.wait()
+    before = time.process_time()
+    orders.send("begin")
+    await asyncio.to_thread(orders.recv)
+    share = (time.process_time() - before) / STEADY_S
+    orders.send("end")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    agent.close()
+    await publisher.close()
+    await client.__aexit__(None, None, None)
+    engine.join()
+    return share
 
 
 def _engines(orders: Connection) -> None:
