@@ -141,7 +141,7 @@ class World:
             heard = self.ingest.connected and now - self.ingest.last_word_at < 0.5
             self.plant.director.tick(now, connected=heard)
         self.plant.index.expire(now)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # a step of a site: real time, since Redis, its faults and their time limits live in it
 
     _tick_at = 0.0
 

@@ -46,7 +46,7 @@ def asked(count: int, seed: int = 1) -> list[tuple[int, Question]]:
 @pytest.mark.parametrize("per", ["uncached_tokens", "active", "prefill_tokens", "running"])
 @pytest.mark.parametrize("workers", [1, 3, 8])
 def test_together_or_one_by_one_the_decisions_are_the_same(per: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(director, "TOGETHER_ROWS_MIN", 1)
+    monkeypatch.setattr(director, "TOGETHER_ROWS_MIN", 1)  # few rows go together, too
     together, alone = (planted(Counting(per), workers) for _ in range(2))
     for seed in range(4):
         first = together.director.ask_all(asked(12, seed), together.now, owner="dp")
@@ -83,7 +83,7 @@ def test_few_candidates_are_scored_decision_by_decision(workers: int, questions:
 
 
 def test_what_is_beyond_the_bound_is_scored_decision_by_decision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(director, "TOGETHER_ROWS_MAX", 60)
+    monkeypatch.setattr(director, "TOGETHER_ROWS_MAX", 60)  # else it takes thousands
     first, second = planted(Counting(), 8), planted(Counting(), 8)
     answers = first.director.ask_all(asked(20), first.now, owner="dp")
     for (number, one), (_, alone) in zip(answers, asked(20), strict=True):

@@ -42,7 +42,10 @@ async def turns() -> AsyncIterator[Turns]:
 
 
 class Watched:
-    """In which turn each side of the proxy lost its connection. closing: the engine's was on its way out by then."""
+    """In which turn each side of the proxy lost its connection. closing: the engine's was on its way out by then.
+
+    The real methods run, and are noted: from outside, a turn of the loop cannot be told from the next one.
+    """
 
     def __init__(self, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
         self.client: list[int] = []

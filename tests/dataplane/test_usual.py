@@ -165,7 +165,7 @@ async def test_the_usual_request_takes_the_short_way(
     control.serve("m", backend.url)
     proxy = await start_proxy(control=control)
     taken: list[bool] = []
-    whole = UsualExchange._answer_whole
+    whole = UsualExchange._answer_whole  # the real one runs; nothing that a caller or an operator sees tells the ways apart
 
     def answer_whole(exchange: UsualExchange, data: bytes) -> bool:
         taken.append(whole(exchange, data))
@@ -184,7 +184,8 @@ async def test_the_usual_request_takes_the_short_way(
 async def test_a_connection_that_was_told_to_wait_for_a_slow_reader_goes_on_for_the_next_request(
     short: bool, start_proxy: StartProxy, start_backend: StartBackend, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where an answer is more than its socket takes: the transport says so amid the write, and takes it back later."""
+    """As where an answer is more than its socket takes: the transport says so amid the write, and takes it back later. When a
+    kernel's buffer is full is not for a test to choose, so the connection's own `write` says it."""
     made, paused = connection.ClientConnection.connection_made, []
 
     def connection_made(client: connection.ClientConnection, transport: asyncio.BaseTransport) -> None:
@@ -217,7 +218,8 @@ async def test_a_connection_that_was_told_to_wait_for_a_slow_reader_goes_on_for_
 async def test_a_question_is_asked_when_its_prompt_is_read_not_when_its_request_came(
     start_proxy: StartProxy, start_backend: StartBackend, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its deadline is the control plane's, not the tokenizer's."""
+    """Its deadline is the control plane's, not the tokenizer's, which is made to take long: a real prompt would take as long as
+    the machine makes it."""
     backend = await start_backend()
     control.serve("m", backend.url)
     proxy = await start_proxy(control=control)

@@ -85,4 +85,4 @@ class TcpProxy:
     async def _slowly(self, size: int) -> None:
         wait_s = self.reply_delay_s + (size / self.bytes_per_s if self.bytes_per_s else 0.0)
         if wait_s:
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)  # what it is there for: a slow path

@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
 
 
 async def test_on_a_terminal_there_is_a_bar_that_ends_where_the_run_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TERM", "xterm")  # where it is "dumb", as under CI, there is no bar
     out, counts = Terminal(), Counts()
     following = asyncio.create_task(progress.follow(counts, progress.view("replay", 7, out)))
     await turns()

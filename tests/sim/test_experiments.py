@@ -110,6 +110,7 @@ def test_a_fleet_with_more_slow_workers_than_there_are_is_a_mistake() -> None:
 def test_the_command_prints_a_table_a_fleet_and_writes_the_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The command as it is typed, on fleets that take seconds: what they are is no option of it.
     short = partial(Comparison, duration_s=12.0, train_every_s=2.0, load=0.3)
     monkeypatch.setattr(fleets, "Comparison", short)
     monkeypatch.setattr(fleets, "FLEETS", (Fleet("equal"), Fleet("half slow", slowed=4)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import distributed
 import pytest
 
 from headway.__main__ import UsageError, dispatch
@@ -12,8 +13,6 @@ from prediction import dataset
 from tests.trainer.traffic import outcomes, samples
 from trainer.clusters import ClusterError, connect
 from trainer.train import train
-
-distributed = pytest.importorskip("distributed")
 
 
 @pytest.fixture(scope="module")
