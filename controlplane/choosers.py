@@ -56,7 +56,7 @@ def lmetric(rows: Sequence[Standing], matched: dict[int, int], tokens: int, mode
     uncached = tokens
     for row in rows:
         if matched:
-            uncached = tokens - matched.get(row.slot, 0)
+            uncached = tokens - matched[row.slot] if row.slot in matched else tokens
         cost = (uncached + row.prefill_tokens) * (row.batch + 1)
         if cost <= least:
             ties = cost == least
@@ -87,26 +87,31 @@ def weighted(prefix_share: float, queue_share: float, kv_share: float) -> Choose
     def choose(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:
         low, high = _NEVER, 0
         for row in rows:
-            queued = row.no_first_byte if row.no_first_byte > row.waiting else row.waiting
-            if queued < low:
-                low = queued
-            if queued > high:
-                high = queued
+            length = row.no_first_byte
+            if row.waiting > length:
+                length = row.waiting
+            if length < low:
+                low = length
+            if length > high:
+                high = length
         span = high - low
         best, chosen = -1.0, rows[0]
         tied: list[Standing] = []
         for row in rows:
-            total = 0.0
-            if matched and row.slot in matched:
-                total = prefix_share * (matched[row.slot] / tokens)
+            total = prefix_share * (matched[row.slot] / tokens) if matched and row.slot in matched else 0.0
             if span:
-                total += queue_share * ((high - (row.no_first_byte if row.no_first_byte > row.waiting else row.waiting)) / span)
+                length = row.no_first_byte
+                if row.waiting > length:
+                    length = row.waiting
+                total += queue_share * ((high - length) / span)
             else:
                 total += queue_share
-            usage = row.kv_usage
-            total += kv_share * (1.0 - usage if 0.0 <= usage <= 1.0 else float(usage < 0.0))
+            free = 1.0 - row.kv_usage
+            total += kv_share * (free if 0.0 <= free <= 1.0 else float(free > 1.0))
             if total > best:
-                best, chosen, tied = total, row, []
+                best, chosen = total, row
+                if tied:
+                    tied = []
             elif total == best:
                 tied.append(row)
         return _least_loaded([chosen, *tied], turn) if tied else chosen

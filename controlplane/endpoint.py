@@ -126,6 +126,7 @@ def _standing(endpoint: Endpoint, now: float) -> Standing:
     load, rates = endpoint.load, endpoint.rates
     active, reported = load.active, endpoint.running + endpoint.waiting
     queue = load.queue
+    head = next(iter(queue.values())) if queue else None
     return Standing(
         endpoint,
         endpoint.slot,
@@ -136,7 +137,7 @@ def _standing(endpoint: Endpoint, now: float) -> Standing:
         load.prefill_pairs,
         load.prefill_since if queue else inf,
         load.moved_at if active else inf,
-        load.head_tokens,
+        0 if head is None else head.uncached_tokens,
         load.context_tokens,
         endpoint.running,
         endpoint.waiting,
@@ -149,7 +150,7 @@ def _standing(endpoint: Endpoint, now: float) -> Standing:
         endpoint.seats,
         rates.hold_s,
         endpoint.clock.step_s,
-        next(iter(queue.values())).input_tokens if queue else 0,
+        0 if head is None else head.input_tokens,
         planned(endpoint, now) if active >= endpoint.seats > 0 else None,
         active if active > reported else reported,
     )
@@ -261,6 +262,8 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def begins_s(self) -> float:
+        if self.standing.queued_since == inf and self.standing.planned is None:
+            return 0.0
         return self.standing.beginning().wait_s(self.now)
 
 
@@ -278,12 +281,21 @@ _IN_PLACE = {"prefill_wait_s": "queued_since", "step_age_s": "moved_at", "report
 of_standing = attrgetter(*[_IN_PLACE.get(name, "slot" if name in _OF_THE_QUESTION else name) for name in FEATURES])
 """What a row of FEATURES takes from a Standing: moments in place of times that grow with `now`, anything where the question
 has its say."""
-_PLACES = tuple((INDEX[name], attrgetter(name)) for name in _OF_THE_QUESTION)
+_INPUT, _MATCHED, _UNCACHED, _MAX_TOKENS, _BEGINS, _WAIT, _STEP_AGE, _REPORT_AGE = (INDEX[name] for name in _OF_THE_QUESTION)
 
 
 def features(candidate: Candidate) -> list[float]:
     """The row of contract.features.FEATURES, in order. Of many at once: controlplane.feature_rows."""
-    row = list(map(float, of_standing(candidate.standing)))
-    for place, value in _PLACES:
-        row[place] = float(value(candidate))
+    there, now = candidate.standing, candidate.now
+    row = list(of_standing(there))
+    row[_INPUT] = candidate.input_tokens
+    row[_MATCHED] = candidate.matched_tokens
+    row[_UNCACHED] = candidate.uncached_tokens
+    row[_MAX_TOKENS] = candidate.max_tokens
+    row[_BEGINS] = candidate.begins_s
+    waited_s = now - there.queued_since
+    row[_WAIT] = waited_s if waited_s > 0.0 else 0.0
+    came_s = now - (there.moved_at if there.moved_at > candidate.token_at else candidate.token_at)
+    row[_STEP_AGE] = came_s if came_s > 0.0 else 0.0
+    row[_REPORT_AGE] = now - there.reported_at
     return row

@@ -40,7 +40,6 @@ class Load:
     prefill_since: float = (
         0.0  # since when it has been at what it is computing now: the latest first byte, or the first to queue
     )
-    head_tokens: int = 0  # uncached tokens of the oldest without a first byte
     queue: dict[int, Reservation] = field(default_factory=dict)  # of those without a first byte, oldest first
     context_tokens: int = 0
     ends: list[float] = field(default_factory=list)  # of answers that have begun: the decode step each is to end at, ascending
@@ -146,7 +145,7 @@ class Ledger:
 
     def add(self, reservation: Reservation) -> None:
         """One just made by somebody who knows its load."""
-        decision_id, load, uncached_tokens = reservation.decision_id, reservation.load, reservation.uncached_tokens
+        decision_id, load = reservation.decision_id, reservation.load
         assert decision_id not in self.reservations, f"decision {decision_id} reserved twice"
         self.reservations[decision_id] = reservation
         if not load.active:
@@ -155,12 +154,12 @@ class Ledger:
         load.active += 1
         queue = load.queue
         if not queue:
-            load.prefill_since, load.head_tokens = reservation.reserved_at, uncached_tokens
+            load.prefill_since = reservation.reserved_at
         queue[decision_id] = reservation
         if load.plan is not None:
             load.plan.add(reservation)
         load.no_first_byte += 1
-        load.prefill_tokens += uncached_tokens
+        load.prefill_tokens += reservation.uncached_tokens
         load.prefill_pairs += reservation.pairs
         load.context_tokens += reservation.input_tokens
         if reservation.owner:
@@ -301,7 +300,6 @@ class Ledger:
         load.prefill_tokens -= reservation.uncached_tokens
         load.prefill_pairs -= reservation.pairs
         del load.queue[reservation.decision_id]
-        load.head_tokens = next(iter(load.queue.values())).uncached_tokens if load.queue else 0
         assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"
 
 

@@ -14,35 +14,67 @@ NOT_KNOWN = -1
 def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
     """Of a reserved request. Without its decision (rebuilt from a claim) there are no features."""
     decision = reservation.decision
-    request = None if decision is None else decision.request
+    if decision is None:
+        return _rebuilt_outcome(reservation, ended, endpoint, decided_at=decided_at)
+    request, row = decision.request, decision.candidate
     return Outcome(
         decision_id=reservation.decision_id,
-        request_id=ended.request_id or ("" if request is None else request.request_id),
+        request_id=ended.request_id or request.request_id,
         decided_at=decided_at,
-        model=ended.model if request is None else request.model,
-        tenant="" if request is None else request.tenant,
-        worker="" if endpoint is None else endpoint.worker,
+        model=request.model,
+        tenant=request.tenant,
+        worker="" if endpoint is None else endpoint.record.worker,
         url=reservation.url,
-        policy="" if decision is None else decision.policy,
+        policy=decision.policy,
         end=ended.end,
         http_status=ended.http_status,
-        attempt=0 if request is None else request.attempt,
+        attempt=request.attempt,
         streamed=ended.streamed,
         input_tokens=ended.prompt_tokens if ended.prompt_tokens >= 0 else reservation.input_tokens,
-        matched_tokens=NOT_KNOWN if decision is None else decision.candidate.matched_tokens,
+        matched_tokens=row.matched_tokens,
         cached_tokens=ended.cached_tokens,
         output_tokens=ended.output_tokens,
         ttft_s=ended.ttft_s,
         itl_s=ended.itl_s,
         e2e_s=ended.e2e_s,
-        predicted_ttft_s=NOT_KNOWN if decision is None or not decision.predicted_ttft_s else decision.predicted_ttft_s,
-        snapshot_age_s=NOT_KNOWN if decision is None else decision.candidate.report_age_s,
-        candidates=NOT_KNOWN if decision is None else decision.candidates,
+        predicted_ttft_s=decision.predicted_ttft_s or NOT_KNOWN,
+        snapshot_age_s=row.report_age_s,
+        candidates=decision.candidates,
         feature_version=VERSION,
-        features=[] if decision is None else features(decision.candidate),
+        features=features(row),
         accelerator="" if endpoint is None else endpoint.record.accelerator,
-        predicted_p90_s=NOT_KNOWN if decision is None or not decision.predicted_p90_s else decision.predicted_p90_s,
-        model_id="" if decision is None else decision.model_id,
+        predicted_p90_s=decision.predicted_p90_s or NOT_KNOWN,
+        model_id=decision.model_id,
+    )
+
+
+def _rebuilt_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
+    return Outcome(
+        decision_id=reservation.decision_id,
+        request_id=ended.request_id,
+        decided_at=decided_at,
+        model=ended.model,
+        tenant="",
+        worker="" if endpoint is None else endpoint.worker,
+        url=reservation.url,
+        policy="",
+        end=ended.end,
+        http_status=ended.http_status,
+        attempt=0,
+        streamed=ended.streamed,
+        input_tokens=ended.prompt_tokens if ended.prompt_tokens >= 0 else reservation.input_tokens,
+        matched_tokens=NOT_KNOWN,
+        cached_tokens=ended.cached_tokens,
+        output_tokens=ended.output_tokens,
+        ttft_s=ended.ttft_s,
+        itl_s=ended.itl_s,
+        e2e_s=ended.e2e_s,
+        predicted_ttft_s=NOT_KNOWN,
+        snapshot_age_s=NOT_KNOWN,
+        candidates=NOT_KNOWN,
+        feature_version=VERSION,
+        features=[],
+        accelerator="" if endpoint is None else endpoint.record.accelerator,
     )
 
 

@@ -41,9 +41,10 @@ class _Window:
     withheld: bool = False
 
     def add(self, predicted: int, cached: int) -> None:
-        if len(self.samples) == self.samples.maxlen:
-            self._count(*self.samples[0], -1)
-        self.samples.append((predicted, cached))
+        samples = self.samples
+        if len(samples) == WINDOW:
+            self._count(*samples[0], -1)
+        samples.append((predicted, cached))
         self._count(predicted, cached, 1)
 
     def judge(self) -> None:
@@ -55,12 +56,17 @@ class _Window:
             )
 
     def _count(self, predicted: int, cached: int, sign: int) -> None:
-        self.equal += sign * (predicted == cached)
-        self.promises += sign * (predicted > 0)
-        self.promised += sign * predicted
-        self.honoured += sign * min(predicted, cached)
-        self.broken += sign * (predicted > cached)
         self.cached += sign * cached
+        if predicted == cached:
+            self.equal += sign
+        if predicted > 0:
+            self.promises += sign
+            self.promised += sign * predicted
+            if predicted > cached:
+                self.broken += sign
+                self.honoured += sign * cached
+            else:
+                self.honoured += sign * predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,11 @@ class SelfCheck:
             window = self._windows[(worker, model)] = _Window()
         window.add(predicted, cached)
         window.judge()
-        doubted = self._doubted.setdefault(worker, set())
-        (doubted.add if window.withheld else doubted.discard)(model)
-        return not doubted
+        if window.withheld:
+            self._doubted.setdefault(worker, set()).add(model)
+        elif self._doubted:
+            self._doubted.get(worker, set()).discard(model)
+        return not self._doubted.get(worker)
 
     def forget(self, worker: str) -> None:
         """Another run of its engine or agent, or gone for good."""

@@ -28,7 +28,7 @@ class Thinning:
         """Whether one more is written now."""
         if not self._per_s:
             return True
-        if now > self._at:
+        if now > self._at:  # the ends of one message have one moment
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
             self._at = now
         if self._tokens < 1.0:
