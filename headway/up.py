@@ -29,6 +29,8 @@ from headway.plan import PRESETS, Number, Process, StackOptions, stack, taken_po
 from headway.supervisor import Child, describe_exit
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+PATIENCE_S = 5.0
+"""After it, what a process says that is not up yet is shown."""
 START_TIMEOUT_S = 90.0
 """For one stage: a cold machine imports slowly."""
 
@@ -199,7 +201,11 @@ class Stack:
         broken = asyncio.create_task(_ended(child))
         healthy = asyncio.create_task(health.wait_healthy(child.process.health, self._control, START_TIMEOUT_S))
         tasks = {ending, broken, healthy}
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            said = _last_lines(self._log_path, child.process.name, 1) or ["nothing said yet"]
+            self._terminal.say(f"  {child.process.name:<13} not up yet: {said[0].partition('| ')[2] or said[0]}")
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

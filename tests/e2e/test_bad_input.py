@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import RunningStack
+from tests.e2e.stack import RunningStack, free_ports
 
 
 def post(stack: RunningStack, body: bytes, path: str = "/v1/chat/completions") -> tuple[int, dict[str, object]]:
@@ -92,3 +96,24 @@ def test_an_occupied_port_is_one_line_and_exit_code_2(stack: RunningStack) -> No
     assert done.returncode == 2
     assert "taken" in done.stderr or "in use" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_engine_that_is_not_there_is_named_while_it_is_waited_for(tmp_path: Path) -> None:
+    first = free_ports(3)
+    ports = ("--port", str(first), "--grpc-port", str(first + 1), "--metrics-port", str(first + 2))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headway", "up", "--engine", "http://127.0.0.1:1", "--no-trainer", *ports],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HEADWAY_HOME": str(tmp_path)},
+    )
+    patience = threading.Timer(60, process.kill)  # a bound for the reading below
+    patience.start()
+    try:
+        assert process.stdout is not None
+        assert any("agent-1" in line and "127.0.0.1:1" in line for line in process.stdout)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        patience.cancel()
+    assert process.returncode == 0
