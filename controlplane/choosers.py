@@ -46,8 +46,18 @@ def prefix(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model
     """The longest match."""
     if not matched:
         return least_load(rows, matched, tokens, model, turn)
-    longest = max(matched.values())
-    return _least_loaded([row for row in rows if matched.get(row.slot) == longest], turn)
+    longest, low, chosen, ties = 0, 0, rows[0], False
+    for row in rows:
+        if row.slot in matched:
+            there, load = matched[row.slot], row.batch
+            if there > longest:
+                longest, low, chosen, ties = there, load, row, False
+            elif there == longest and load <= low:
+                ties = load == low
+                low, chosen = load, row
+    if not ties:
+        return chosen
+    return turn.rng.choice([row for row in rows if matched.get(row.slot) == longest and row.batch == low])
 
 
 def lmetric(rows: Sequence[Standing], matched: dict[int, int], tokens: int, model: str, turn: Turn) -> Standing:

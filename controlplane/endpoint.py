@@ -125,7 +125,7 @@ class Standing(msgspec.Struct, gc=False):
 def _standing(endpoint: Endpoint, now: float) -> Standing:
     load, rates = endpoint.load, endpoint.rates
     active, reported = load.active, endpoint.running + endpoint.waiting
-    queue = load.queue
+    queue, seats = load.queue, endpoint.seats
     head = next(iter(queue.values())) if queue else None
     return Standing(
         endpoint,
@@ -147,11 +147,11 @@ def _standing(endpoint: Endpoint, now: float) -> Standing:
         rates.decode_itl_s,
         rates.ttft_ewma_s,
         endpoint.cache_tokens,
-        endpoint.seats,
+        seats,
         rates.hold_s,
         endpoint.clock.step_s,
         0 if head is None else head.input_tokens,
-        planned(endpoint, now) if active >= endpoint.seats > 0 else None,
+        planned(endpoint, now) if seats and active >= seats else None,
         active if active > reported else reported,
     )
 

@@ -228,14 +228,13 @@ class PrefixIndex:
         found = announced
         first = hashes[0]
         for slot, guesses in self._guessing.items():
-            made_at = guesses.made_at
-            if slot in announced:
+            if announced and slot in announced:
                 start = announced[slot]
-                if start == len(hashes) or hashes[start] not in made_at:
+                if start == len(hashes) or hashes[start] not in guesses.made_at:
                     continue
                 length = self._extend(self._slots[slot], hashes, start)
-            elif first in made_at:
-                length = self._guessed(slot, made_at, hashes)
+            elif first in guesses.made_at:
+                length = self._guessed(slot, guesses.made_at, hashes)
             else:
                 continue
             if found is announced:
