@@ -282,6 +282,7 @@ async def _whole_agent(traffic: Traffic, steps_per_s: int, url: str) -> float:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await agent.leave()
     agent.close()
     await publisher.close()
     await client.__aexit__(None, None, None)
