@@ -213,16 +213,13 @@ class ChunkedReader:
         """FramingError: a malformed size line, a chunk without its CRLF, endless trailers."""
         position, size = 0, len(data)
         self.boundary = 0
-        if not self._need and not self._line and not self._in_trailer and 5 <= size < USUAL_BYTES_MAX:
-            whole = size - 5 if data[-5:] == LAST_CHUNK else size
-            least, beyond = OPENINGS[whole]
-            if least <= data < beyond and data[whole - 2 : whole] == b"\r\n":  # one chunk, with the last one behind it or not
-                self.chunks += 1
-                self.boundary = whole
-                if self.collect:
-                    self.payload.append(data[len(least) : whole - 2])
-                self._in_trailer = whole < size
-                return size if self._in_trailer else -1
+        if not self._need and not self._line and not self._in_trailer:
+            position = self._take_whole(data)
+            if position == size:
+                return -1
+            if size - position == 5 and data[position:] == LAST_CHUNK:
+                self._in_trailer = True
+                return size
         while position < size:
             need = self._need
             if need:
@@ -256,6 +253,23 @@ class ChunkedReader:
             else:
                 self._in_trailer = True
         return -1
+
+    def _take_whole(self, data: bytes) -> int:
+        """The small chunks at the beginning that are there as a whole: what `feed` comes to, in half the time. Returns their
+        end."""
+        position, size = 0, len(data)
+        while position < size:
+            end = data.find(b"\r\n", position, position + _SIZE_DIGITS_MAX + 2)
+            if end < 0:
+                break
+            stop = _TO_STOP.get(data[position:end], size + 1) + end
+            if stop > size or data[stop - 2 : stop] != b"\r\n":
+                break
+            self.chunks += 1
+            if self.collect:
+                self.payload.append(data[end + 2 : stop - 2])
+            position = self.boundary = stop
+        return position
 
     def _consume(self, data: bytes, position: int, need: int) -> int:
         available = len(data) - position
@@ -293,6 +307,9 @@ def _openings() -> list[tuple[bytes, bytes]]:
 OPENINGS = _openings()
 """Up to, without, USUAL_BYTES_MAX. With EVENT_END it tells the usual read of a stream, one event in one chunk, without looking
 at what it says: `UpstreamConnection.data_received`."""
+_SIZE_DIGITS_MAX = 3
+_TO_STOP = {b"%x" % size: size + 4 for size in range(1, 16**_SIZE_DIGITS_MAX)}
+"""From a size line's end to its chunk's, by the digits: two line ends and the payload."""
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
