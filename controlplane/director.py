@@ -1,8 +1,7 @@
-"""The director: from a question to a decision, and from an outcome back to everything that learns from it.
+"""The director: from a question to a decision. What becomes of it afterwards is the business of its `ends`.
 
     decide   admit · candidates = snapshot x ledger x index x breaker · scheduler · reserve · speculate · remember
-    ended    release · breaker · rates · self-check · the outcome record
-    tick     what time alone changes, and what the rankers learn from the first tokens since
+    tick     what time alone changes
 
 It is pure: time and chance are arguments, the outcome log is a callable, and what waits for room is answered when whoever
 drives it asks (`answers`). Everything runs in one thread, a decision is never interrupted, and each one sees the
@@ -12,7 +11,6 @@ reservations of all that came before it: the questions of one message do not her
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Protocol
@@ -20,20 +18,18 @@ from typing import Protocol
 import msgspec
 
 from contract import routing
-from contract.features import prefill_work
-from contract.outcome import END_NAMES, End, Outcome
+from contract.outcome import Outcome
 from contract.routing import Asked
 from controlplane import admission, packed
 from controlplane.admission import Waiting, WaitingRoom
 from controlplane.answers import NEVER
-from controlplane.breaker import FAILURES
 from controlplane.endpoint import Candidate, Endpoint
+from controlplane.ends import Ends
 from controlplane.explain import DecisionRing, Trace
 from controlplane.filters import Filter
-from controlplane.ledger import Claim, Ledger, Reservation
-from controlplane.outcome_record import fallback_outcome, request_outcome, shed_outcome
+from controlplane.ledger import Claim, Ledger
+from controlplane.outcome_record import shed_outcome
 from controlplane.picker import Turn
-from controlplane.predictor import Sample
 from controlplane.profiles import Profile
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
 from controlplane.rankers import LeastPredicted, Ranking
@@ -44,8 +40,6 @@ from controlplane.snapshot import FleetSnapshot, Lane
 from controlplane.speculation import Chain
 from controlplane.tally import Tally
 from controlplane.thinning import Thinning
-
-_COMPLETE = End.COMPLETE  # a member is looked up in its class each time, at the price of a call
 
 HUNG_AFTER_S = 20.0
 """Active requests there, reports that say READY, and neither a token nor an end for this long: a hung engine."""
@@ -63,11 +57,6 @@ _NEVER_HOLD = float("inf")
 
 TOO_SHORT = "context too short"
 """Why an endpoint that serves was no candidate."""
-
-SAMPLES_MAX = 256
-"""First tokens between two ticks that the ranker of the policy in use learns from: the latest."""
-SAMPLES_IDLE_MAX = 16
-"""And those of the others, so that they know the fleet when they are switched to."""
 
 
 class Index(Protocol):
@@ -106,6 +95,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Director:
+    _ends_kind: type[Ends] = Ends
+
     def __init__(
         self,
         *,
@@ -136,7 +127,6 @@ class Director:
         self._may_wait = waiting.enabled
         self.settling = Settling(settle_s)
         self._ring = ring
-        self._self_check = self_check
         self._profiles = profiles
         self._turn = Turn(rng)
         self._claims: dict[int, int] = {}
@@ -146,10 +136,18 @@ class Director:
         self._next_id = first_decision_id
         self._hung_after_s = hung_after_s
         self._predicted = predicted
-        self.thinning = thinning or Thinning(0)
-        self._rankers = [profile.ranker for profile in profiles.values() if profile.ranker is not None]
-        self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self.tally = Tally()
+        self.ends = self._ends_kind(
+            snapshot=snapshot,
+            ledger=ledger,
+            index=index,
+            self_check=self_check,
+            rankers=[profile.ranker for profile in profiles.values() if profile.ranker is not None],
+            tally=self.tally,
+            thinning=thinning or Thinning(0),
+            record=record,
+            unix_offset_s=unix_offset_s,
+        )
         self.warm = False
         """Whether the fleet's state has been read; until then an unknown model is no mistake of the caller."""
         self.set_policy(policy)
@@ -435,14 +433,14 @@ class Director:
             return
         released = self._ledger.cancel(owner, question_id, now)
         if released is not None:
-            self._end_breaker(released.url, released.decision_id, End.CLIENT_GONE, now)
+            self.ends.withdrawn(released, now)
 
     # ------------------------------------------------------------------------------------------------ data planes
 
     def arrived(self, owner: str, claims: Iterable[Claim], now: float) -> None:
         """A data plane opened its stream and says what it relays."""
         for lost in self._ledger.arrived(owner, claims, now):
-            self._lost(lost, now)
+            self.ends.lost(lost, now)
 
     def departed(self, owner: str, now: float) -> None:
         """Its stream broke."""
@@ -452,28 +450,15 @@ class Director:
 
     def first_byte(self, decision_id: int, ttft_s: float, now: float) -> None:
         """The first event with content reached the data plane. Unknown or repeated: ignored."""
-        reservation = self._ledger.first_byte(decision_id, now)
-        if reservation is None:
-            return
-        endpoint = self._snapshot.at_url(reservation.url)
-        if endpoint is None:
-            return
-        endpoint.breaker.first_byte(now, decision_id)
-        endpoint.standing = None  # what was learned of its rates below shows from the next decision on
-        if reservation.decision is not None:
-            row = reservation.decision.candidate
-            endpoint.rates.first_byte(
-                ttft_s,
-                work=prefill_work(reservation.uncached_tokens, reservation.pairs),
-                service_s=reservation.service_s,
-                tokens_ahead=row.uncached_tokens + row.prefill_tokens,
-                queued_for_a_seat=0 < row.seats <= row.active,
-            )
-            tokens = endpoint.rates.expected_tokens(row.max_tokens)
-            if tokens and endpoint.clock.step_s:
-                self._ledger.seated(reservation, endpoint.clock.at(now) + tokens)
-            if self._rankers:
-                self._samples.append(Sample(row, ttft_s, endpoint.record))
+        self.ends.first_byte(decision_id, ttft_s, now)
+
+    def ended(self, ended: Ended, now: float) -> bool:
+        """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
+        return self.ends.ended(ended, now)
+
+    def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
+        """As `ended` for each, in their order."""
+        self.ends.ended_all(outcomes, now)
 
     def tokens_came(self, ages: Iterable[tuple[int, float]], now: float) -> None:
         """ages: endpoint number, and how long ago tokens came from there last; unknown numbers are ignored."""
@@ -483,122 +468,18 @@ class Director:
             if endpoint is not None and (at := now - age_s) > endpoint.load.token_at:
                 endpoint.load.token_at = at
 
-    def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
-        """As `ended` for each, in their order."""
-        for ended in outcomes:
-            self.ended(ended, now)
-
-    def ended(self, ended: Ended, now: float) -> bool:
-        """One request at one endpoint ended. False: it was known to have ended, or never reserved; it does not count."""
-        if ended.decision_id == 0:
-            self._ended_unasked(ended, now)
-            return True
-        reservation = self._ledger.release(ended.decision_id, now)
-        if reservation is None:
-            self.tally.duplicates += 1
-            return False
-        endpoint = self._snapshot.at_url(reservation.url)
-        decision = reservation.decision
-        if decision is not None:
-            decision.ended = ended
-        self._judge(endpoint, ended, now)
-        if endpoint is not None:
-            self._learn(endpoint, decision, ended)
-        if endpoint is not None and decision is not None and decision.last_block and ended.output_tokens > 0:
-            self._note_answer(endpoint, decision, ended, now)
-        if ended.end != _COMPLETE or self.thinning.takes(now):
-            at = reservation.reserved_at + self._unix_offset_s
-            self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
-        return True
-
-    def _judge(self, endpoint: Endpoint | None, ended: Ended, now: float) -> None:
-        """What it says of the endpoint that it ended so."""
-        if endpoint is None:
-            return
-        if endpoint.breaker.ended(now, ended.decision_id, ended.end):
-            self.tally.breakers_opened += 1
-        if ended.end in FAILURES:
-            endpoint.failures += 1
-        self._count_end(endpoint.record.worker, ended.end)
-
-    def _learn(self, endpoint: Endpoint, decision: Decision | None, ended: Ended) -> None:
-        """From its times, and from what the engine found in its cache."""
-        complete = ended.end == _COMPLETE
-        endpoint.standing = None
-        if ended.itl_s > 0:
-            endpoint.rates.gap(ended.itl_s)
-        if complete and ended.ttft_s > 0:
-            bound = 0 if decision is None else decision.candidate.max_tokens
-            endpoint.rates.held(ended.e2e_s - ended.ttft_s, tokens=ended.output_tokens, max_tokens=bound)
-        if decision is None or not complete or ended.cached_tokens < 0 or not decision.checkable:
-            return
-        if decision.claimed_tokens:
-            self._index.claim_judged(came_true=ended.cached_tokens >= decision.claimed_tokens)
-        endpoint.credit = self._self_check.compare(
-            endpoint.worker, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
-        )
-
-    def _note_answer(self, endpoint: Endpoint, decision: Decision, ended: Ended, now: float) -> None:
-        """What the engine now holds of the answer, before it says so: all but the last token, which it never computed."""
-        if ended.end != _COMPLETE:
-            return
-        prompt, size = decision.request.input_tokens, endpoint.record.block_size
-        if ended.prompt_tokens in (-1, prompt):
-            filled = (prompt + ended.output_tokens - 1) // size
-            self._index.answered(endpoint.slot, decision.last_block, prompt // size, filled, now)
-
-    def _ended_unasked(self, ended: Ended, now: float) -> None:
-        """A data plane served this one by itself: evidence for the breaker, and a line in the log."""
-        endpoint = self._snapshot.at_url(ended.url)
-        self._judge(endpoint, ended, now)
-        if endpoint is not None:
-            self._learn(endpoint, None, ended)
-        self._record(fallback_outcome(ended, endpoint, decided_at=now + self._unix_offset_s))
-
-    def _lost(self, reservation: Reservation, now: float) -> None:
-        """Its data plane vanished, or does not know of it."""
-        ended = Ended(decision_id=reservation.decision_id, end=End.LOST)
-        endpoint = self._snapshot.at_url(reservation.url)
-        self._end_breaker(reservation.url, reservation.decision_id, End.LOST, now)
-        if endpoint is not None:
-            self._count_end(endpoint.worker, End.LOST)
-        if reservation.decision is not None:
-            reservation.decision.ended = ended
-        at = reservation.reserved_at + self._unix_offset_s
-        self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
-
-    def _end_breaker(self, url: str, decision_id: int, end: int, now: float) -> None:
-        endpoint = self._snapshot.at_url(url)
-        if endpoint is None:
-            return
-        self.tally.breakers_opened += endpoint.breaker.ended(now, decision_id, end)
-
-    def _count_end(self, worker: str, end: int) -> None:
-        self.tally.end(worker, END_NAMES[end]).count += 1
-
     # ---------------------------------------------------------------------------------------------------- time passes
 
     def tick(self, now: float, *, connected: bool) -> None:
         """A few times a second: what time alone changes. connected: Redis answers."""
         for endpoint in self._snapshot.tick(now, connected=connected):
             self._index.detach(endpoint.slot)
-            self._self_check.forget(endpoint.worker)
-            for ranker in self._rankers:
-                ranker.forget(endpoint)
+            self.ends.forget(endpoint)
         for lost in self._ledger.expire(now):
-            self._lost(lost, now)
-        self._teach()
+            self.ends.lost(lost, now)
+        self.ends.teach(self._profile.ranker)
         for endpoint in self._snapshot.endpoints():
             self._watch_progress(endpoint, now)
-
-    def _teach(self) -> None:
-        """In batches, off the decisions' path: one call of the model for all first tokens since the last tick."""
-        if not self._samples:
-            return
-        samples = [sample for sample in self._samples if sample.current]
-        self._samples.clear()
-        for ranker in self._rankers:
-            ranker.learn(samples if ranker is self._profile.ranker else samples[-SAMPLES_IDLE_MAX:])
 
     def _watch_progress(self, endpoint: Endpoint, now: float) -> None:
         """The gray failure: everything says healthy and nothing moves."""

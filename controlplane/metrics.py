@@ -128,7 +128,7 @@ class ControlPlaneCollector(Collector):
         yield CounterMetricFamily(
             OUTCOMES_THINNED,
             "records of complete requests left out above the rate",
-            value=self._director.thinning.left_out,
+            value=self._director.ends.thinning.left_out,
         )
         yield GaugeMetricFamily(OUTCOMES_BUFFERED, "outcome records not yet written", value=len(self._outcomes))
         yield GaugeMetricFamily(

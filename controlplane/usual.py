@@ -16,6 +16,7 @@ from contract.outcome import END_NAMES, End
 from contract.routing import Answer, Asked
 from controlplane.director import TOO_SHORT, Director
 from controlplane.endpoint import Candidate, Endpoint, Standing
+from controlplane.ends import Ends
 from controlplane.explain import Absent, Placed
 from controlplane.ledger import Reservation
 from controlplane.outcome_record import request_outcome
@@ -56,16 +57,53 @@ class _Ready:
         self.absent: Absent = tuple((endpoint, endpoint.absence or TOO_SHORT) for endpoint in lane.absent)
 
 
+class UsualEnds(Ends):
+    """Ends that take the short way where an answer came whole and well."""
+
+    def __init__(self, **parts: object) -> None:
+        super().__init__(**parts)  # type: ignore[arg-type]  # as those of the director
+        self._complete: dict[Endpoint, Cell] = {}
+
+    def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
+        ledger, by_url, thinning = self._ledger, self._snapshot.by_url, self.thinning
+        reservations, complete, second = ledger.reservations, self._complete, int(now)
+        for ended in outcomes:
+            reservation = reservations.get(ended.decision_id)
+            if reservation is None or ended.end != _COMPLETE:
+                self.ended(ended, now)
+                continue
+            decision, endpoint = reservation.decision, by_url.get(reservation.url)
+            if decision is None or endpoint is None or not endpoint.breaker.closed:
+                self.ended(ended, now)
+                continue
+            ledger.drop(reservation, now)
+            decision.ended = ended
+            endpoint.breaker.good(second)
+            if endpoint not in complete:
+                complete[endpoint] = self.tally.end(endpoint.record.worker, _COMPLETE_NAME)
+            complete[endpoint].count += 1
+            if ended.ttft_s > 0 or ended.itl_s > 0 or ended.cached_tokens >= 0:
+                self._learn(endpoint, decision, ended)
+            if decision.last_block and ended.output_tokens > 0:
+                self._note_answer(endpoint, decision, ended, now)
+            if thinning.takes(now):
+                at = reservation.reserved_at + self._unix_offset_s
+                self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self._complete.pop(endpoint, None)
+        super().forget(endpoint)
+
+
 class UsualDirector(Director):
     """A director that takes the short way as long as there is one."""
+
+    _ends_kind = UsualEnds
 
     def __init__(self, **parts: object) -> None:
         self._ready: dict[str, _Ready] = {}
         self._ready_for: tuple[int, str] | None = None
-        self._complete: dict[Endpoint, Cell] = {}
         super().__init__(**parts)  # type: ignore[arg-type]  # as the director's own
-
-    # ------------------------------------------------------------------------------------------------------- questions
 
     def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[Answer]:
         profile = self._profile
@@ -168,7 +206,6 @@ class UsualDirector(Director):
         """The fleet or the policy is another."""
         self._ready_for = self._snapshot.version, self._profile.name
         self._ready.clear()
-        self._complete.clear()
 
     def _made_ready(self, model: str, now: float) -> _Ready | None:
         """A lane with what its endpoints are now. None: not all of them take requests like any other, or somebody waits."""
@@ -193,31 +230,3 @@ class UsualDirector(Director):
             token_ats.append(load.token_at)
         ready.rows, ready.token_ats, ready.changed = rows, tuple(token_ats), -1
         return ready
-
-    # ------------------------------------------------------------------------------------------------------------ ends
-
-    def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
-        ledger, by_url, thinning = self._ledger, self._snapshot.by_url, self.thinning
-        reservations, complete, second = ledger.reservations, self._complete, int(now)
-        for ended in outcomes:
-            reservation = reservations.get(ended.decision_id)
-            if reservation is None or ended.end != _COMPLETE:
-                self.ended(ended, now)
-                continue
-            decision, endpoint = reservation.decision, by_url.get(reservation.url)
-            if decision is None or endpoint is None or not endpoint.breaker.closed:
-                self.ended(ended, now)
-                continue
-            ledger.drop(reservation, now)
-            decision.ended = ended
-            endpoint.breaker.good(second)
-            if endpoint not in complete:
-                complete[endpoint] = self.tally.end(endpoint.record.worker, _COMPLETE_NAME)
-            complete[endpoint].count += 1
-            if ended.ttft_s > 0 or ended.itl_s > 0 or ended.cached_tokens >= 0:
-                self._learn(endpoint, decision, ended)
-            if decision.last_block and ended.output_tokens > 0:
-                self._note_answer(endpoint, decision, ended, now)
-            if thinning.takes(now):
-                at = reservation.reserved_at + self._unix_offset_s
-                self._record(request_outcome(reservation, ended, endpoint, decided_at=at))

@@ -35,10 +35,10 @@ def test_zero_is_no_bound() -> None:
 def test_records_of_complete_requests_are_thinned_and_failures_are_not() -> None:
     plant = Plant()
     plant.join("w0")
-    plant.director.thinning = Thinning(1)
+    plant.director.ends.thinning = Thinning(1)
     ends = [End.COMPLETE] * 5 + [End.CALLER_ERROR, End.COMPLETE, End.CLIENT_GONE, End.COMPLETE]
     for question_id, end in enumerate(ends, 1):
         assert plant.end(plant.place(question_id=question_id), end)
     assert [outcome.end for outcome in plant.outcomes] == [End.COMPLETE, End.CALLER_ERROR, End.CLIENT_GONE]
-    assert plant.director.thinning.left_out == 6
+    assert plant.director.ends.thinning.left_out == 6
     assert plant.director.tally.ends["w0", "COMPLETE"] == 7  # counted all the same
