@@ -120,7 +120,7 @@ def _curve(axis: _Axis, place: int, policy: str, ttfts: Sequence[float], request
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     y = TOP + 10 + 20 * place
     x = WIDTH - RIGHT + 18
-    median = f", {_label(float(f'{ttfts[(count - 1) // 2]:.3g}'))}" if count else ""
+    median = f", p50 {_label(float(f'{ttfts[(count - 1) // 2]:.3g}'))}" if count else ""
     return [
         f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>',
         f'<path d="M{x} {y}h20" stroke="{colour}" stroke-width="3"{dash}/>',
