@@ -4,11 +4,14 @@
                                    candidates = snapshot x ledger x index x breaker
                                    scheduler: filters -> scorers -> picker
                                    ledger.reserve · index.speculate · explain
-    servicer -> director.ended  -> ledger.release · breaker · rates · self_check · outcomes
+    servicer -> ends.ended      -> ledger.release · breaker · rates · self_check · outcomes
+    servicer -> usual           -> both of these by the shortest way, for the usual question and the usual end
 
 pure:
     question         what the director is asked, and what it says
-    director         from a question to a decision, from an outcome to everything that learns from it
+    director         from a question to a decision; candidates makes its rows, packed reads and writes its messages
+    ends             what becomes of decisions, and everything that learns from that
+    usual            the short way; choosers: a policy's whole choice in one go
     admission        refusals, and the bounded fair queue of those that wait for room
     scheduler        one profile applied: filters, scorers, picker; profiles names the routing policies
     endpoint         an engine address with its living state, and Candidate, the row that a decision sees; feature_rows makes
@@ -18,7 +21,8 @@ pure:
     breaker          whether an endpoint works
     rates            how fast it has been lately
     self_check       whether predicted matches come true; alarms say what is wrong with a worker
-    explain          the ring of recent decisions
+    progress         the gray failure: an engine that says it is healthy, and does not move
+    explain          the ring of recent decisions; tally, what is counted of them
     outcome_record   the record of one request for the trainer
     index_state prefix_index block_table block_sync speculation   who holds which beginning of a prompt
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 
 from contract.keyspace import EngineState
 from controlplane.breaker import BreakerState
-from controlplane.director import stalled_s
 from controlplane.endpoint import Endpoint
 from controlplane.index_state import IndexState
+from controlplane.progress import stalled_s
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from contract.routing import Asked
 from controlplane import admission, packed
 from controlplane.admission import Waiting, WaitingRoom
 from controlplane.answers import NEVER
+from controlplane.candidates import candidates_of, last_block, usable
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.ends import Ends
 from controlplane.explain import DecisionRing, Trace
@@ -31,6 +32,7 @@ from controlplane.ledger import Claim, Ledger
 from controlplane.outcome_record import shed_outcome
 from controlplane.picker import Turn
 from controlplane.profiles import Profile
+from controlplane.progress import HUNG_AFTER_S, suspect_hung
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
 from controlplane.rankers import LeastPredicted, Ranking
 from controlplane.scheduler import schedule
@@ -40,12 +42,6 @@ from controlplane.snapshot import FleetSnapshot, Lane
 from controlplane.speculation import Chain
 from controlplane.tally import Tally
 from controlplane.thinning import Thinning
-
-HUNG_AFTER_S = 20.0
-"""Active requests there, reports that say READY, and neither a token nor an end for this long: a hung engine."""
-
-REPORT_FRESH_S = 2.0
-"""Older reports (an agent or a Redis that stands still) say nothing about the engine's progress."""
 
 TOGETHER_ROWS_MIN = 48
 """Candidates of several decisions of one moment, from which they are predicted together; looking twice costs more below."""
@@ -220,7 +216,7 @@ class Director:
         rows: list[Candidate] = []
         for lane, (_, question) in zip(lanes, questions, strict=True):
             if lane is not None and len(rows) + len(lane.serving) <= TOGETHER_ROWS_MAX:
-                rows += _candidates(lane, question.request, self._matches(lane, question), now)
+                rows += candidates_of(lane, question.request, self._matches(lane, question), now)
         predicted.forecaster.foresee(rows)
         return bool(rows)
 
@@ -253,7 +249,7 @@ class Director:
         matches = self._matches(lane, question)
         if self._awaited > hold_past and not request.slo_ttft_ms:
             return None
-        candidates = _candidates(lane, request, matches, now)
+        candidates = candidates_of(lane, request, matches, now)
         profile = self._profile
         choice = schedule(profile, candidates, request, self._turn)
         if isinstance(choice, Filter):
@@ -270,12 +266,12 @@ class Director:
             decided_at=now + self._unix_offset_s,
             request=request,
             candidate=chosen,
-            expected_tokens=_usable(matches.get(endpoint.slot, 0), endpoint, request) if matches else 0,
+            expected_tokens=usable(matches.get(endpoint.slot, 0), endpoint, request) if matches else 0,
             checkable=request.exact_tokens,
             policy=profile.name,
             candidates=choice.kept,
-            claimed_tokens=_usable(self._claims.get(endpoint.slot, 0), endpoint, request) if self._claims else 0,
-            last_block=_last_block(question, endpoint) if question.chains else 0,
+            claimed_tokens=usable(self._claims.get(endpoint.slot, 0), endpoint, request) if self._claims else 0,
+            last_block=last_block(question, endpoint) if question.chains else 0,
             predicted_ttft_s=0.0 if forecast is None else forecast.p50_s[at],
             predicted_p90_s=0.0 if forecast is None else forecast.p90_s[at],
             model_id="" if forecast is None else forecast.model_id,
@@ -364,7 +360,7 @@ class Director:
         at = now + self._unix_offset_s
         request = question.request
         lane = self._snapshot.lane(request.model)
-        candidates = _candidates(lane, request, self._matches(lane, question), now) if lane and lane.serving else []
+        candidates = candidates_of(lane, request, self._matches(lane, question), now) if lane and lane.serving else []
         self._remember(numbered.decision_id, numbered, request, candidates, lane, at)
         self._record(shed_outcome(request, numbered, policy=self.policy, decided_at=at, candidates=len(candidates)))
         return numbered
@@ -417,7 +413,7 @@ class Director:
                 else:
                     result = self._refused(question, result, now)
             elif not result.claimed_tokens and result.candidate.slot in claims:
-                claimed = _usable(claims[result.candidate.slot], result.candidate.endpoint, question.request)
+                claimed = usable(claims[result.candidate.slot], result.candidate.endpoint, question.request)
                 self._index.claim_judged(came_true=result.expected_tokens >= claimed)
             answered.append(Answer(owner, question_id, result))
         return answered
@@ -479,56 +475,4 @@ class Director:
             self.ends.lost(lost, now)
         self.ends.teach(self._profile.ranker)
         for endpoint in self._snapshot.endpoints():
-            self._watch_progress(endpoint, now)
-
-    def _watch_progress(self, endpoint: Endpoint, now: float) -> None:
-        """The gray failure: everything says healthy and nothing moves."""
-        still_s = stalled_s(endpoint, now)
-        heard = now - endpoint.reported_at < REPORT_FRESH_S
-        if still_s >= self._hung_after_s and heard and endpoint.serving and endpoint.breaker.admits(now):
-            endpoint.breaker.suspect(
-                now, f"engine hung: {endpoint.load.active} requests there, no progress for {still_s:.0f} s"
-            )
-            self.tally.breakers_opened += 1
-
-
-def stalled_s(endpoint: Endpoint, now: float) -> float:
-    """How long requests have been there without any sign of progress, the engine's or ours; 0 where none is there."""
-    return now - max(endpoint.load.moved_at, endpoint.progressed_at) if endpoint.load.active else 0.0
-
-
-def _usable(blocks: int, endpoint: Endpoint, request: Request) -> int:
-    """Matched blocks to tokens. An engine computes at least the last token of a prompt, so that block never counts."""
-    if not blocks:
-        return 0
-    size = endpoint.record.block_size
-    return min(blocks, max(0, request.input_tokens - 1) // size) * size
-
-
-def _last_block(question: Question, endpoint: Endpoint) -> int:
-    """0 where the chain is not exactly the prompt's full blocks."""
-    request, size = question.request, endpoint.record.block_size
-    hashes = question.chains.get(size)
-    return hashes[-1] if hashes and request.exact_tokens and len(hashes) == request.input_tokens // size else 0
-
-
-def _candidates(lane: Lane, request: Request, matches: dict[int, int], now: float) -> list[Candidate]:
-    """One row per serving endpoint: the hot loop. Matched blocks count as `_usable` says."""
-    input_tokens, max_tokens = request.input_tokens, request.max_tokens
-    last = max(0, input_tokens - 1)
-    rows = []
-    for endpoint in lane.serving:
-        standing, load = endpoint.standing, endpoint.load
-        if standing is None or standing.changes != load.changes:
-            standing = endpoint.stands(now)
-        breaker = endpoint.breaker
-        admits = breaker.closed or breaker.admits(now)
-        matched = 0
-        if matches and endpoint.credit:
-            blocks = matches.get(standing.slot)
-            if blocks:
-                size = endpoint.record.block_size
-                whole = last // size
-                matched = (blocks if blocks < whole else whole) * size
-        rows.append(Candidate(standing, input_tokens, matched, input_tokens - matched, max_tokens, now, admits, load.token_at))
-    return rows
+            self.tally.breakers_opened += suspect_hung(endpoint, now, self._hung_after_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlplane import admission, director, filters, ledger, profiles, rankers, settling, thinning
+from controlplane import admission, filters, ledger, profiles, progress, rankers, settling, thinning
 from runtime import log
 from runtime.settings import SettingsError, check_port, check_positive, setting
 from runtime.shared_settings import BusSettings, GrpcSettings
@@ -26,7 +26,7 @@ class Settings(BusSettings, GrpcSettings):
         "how long at most the next turn may wait for the engine's events on its answer; 0: never",
     )
     grace_s_max: float = setting(ledger.GRACE_S_MAX, "how long reservations of a broken stream wait for their data plane")
-    hung_after_s: float = setting(director.HUNG_AFTER_S, "no progress for this long with requests there: the engine hangs")
+    hung_after_s: float = setting(progress.HUNG_AFTER_S, "no progress for this long with requests there: the engine hangs")
     uncertain_ratio_max: float = setting(rankers.RATIO_MAX, "p90 over median above which a predicted TTFT does not decide")
     uncertain_spread_max: float = setting(
         rankers.SPREAD_MAX, "mean deviation of a worker's log residuals above which its predicted TTFT does not decide"

@@ -12,8 +12,9 @@ from contract.features import FEATURES, INDEX, VERSION
 from contract.keyspace import EngineState
 from contract.outcome import End, Outcome, decode, encode
 from controlplane.breaker import BreakerState
-from controlplane.director import HUNG_AFTER_S, UnknownPolicyError
+from controlplane.director import UnknownPolicyError
 from controlplane.index_state import IndexState
+from controlplane.progress import HUNG_AFTER_S
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
 from proto import routing_pb2
 from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, question, report

@@ -7,8 +7,8 @@ import pytest
 from contract.keyspace import EngineState, ModelCard
 from contract.outcome import End
 from controlplane.breaker import BreakerState
-from controlplane.director import HUNG_AFTER_S
 from controlplane.fleet_view import FleetWatch
+from controlplane.progress import HUNG_AFTER_S
 from tests.controlplane.parts import Plant, record, report
 
 
