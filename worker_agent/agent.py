@@ -32,9 +32,9 @@ from worker_agent.watch import EngineWatch
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.020
-"""While there is something to do: most of what a block costs is the price of a tick, so as long as an event may wait. The next
-turn of a conversation may follow within milliseconds of the last, so what comes after a pause does not wait for a tick."""
+TICK_S = 0.015
+"""While there is something to do. The next turn of a conversation may follow within milliseconds of the last, so what comes
+after a pause does not wait for a tick."""
 MORE_S = 0.005
 """Between two looks of which the first left something: each takes a bounded part of a flood, or of a replay."""
 IDLE_S_MAX = 0.050
