@@ -88,6 +88,7 @@ class ResponseHead(msgspec.Struct):
     lines: list[bytes]  # header lines to pass on, hop-by-hop ones left out, Content-Length kept
     passed_on: bytes = b""  # status line and those lines, without a CRLF behind the last
     is_plain: bool = False  # 200, with JSON of known length
+    is_events: bool = False  # 200, with server-sent events
     length: int = -1
     chunked: bool = False
     keep_alive: bool = True
@@ -123,6 +124,7 @@ def parse_response_head(head: bytes) -> ResponseHead:
     if found.status in (204, 304):
         found.length, found.chunked = 0, False
     readable = found.content_type.startswith(b"application/json") and not found.encoded
+    found.is_events = found.status == 200 and found.content_type.startswith(b"text/event-stream") and not found.encoded
     found.is_plain = found.status == 200 and found.length >= 0 and readable
     found.passed_on = b"\r\n".join((found.status_line, *found.lines))
     if found.status in (429, 503) and b"\nretry-after:" not in found.passed_on.lower():

@@ -204,10 +204,8 @@ class Relay:
             self.trailing = True
             return b""
         if self.phase is _HEAD:
-            if not self._buffer and self._take_whole(data):
-                return b""
             data = self._read_head(data)
-            if self.phase is _HEAD:
+            if self.phase is not _HELD or (not data and self.chunks is not None):
                 return b""
         self._hold(data)
         return b""
@@ -264,15 +262,8 @@ class Relay:
 
     # --- HEAD ---
 
-    def _take_whole(self, data: bytes) -> bool:
-        """The usual answer that is no stream, head and body in one read: what the other steps come to, without them."""
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        head = parse_response_head(data[:end])
-        if not head.is_plain or len(data) != end + 4 + head.length or head.length > self._hold_bytes_max:
-            return False
-        body = data[end + 4 :]
+    def _take_whole(self, head: ResponseHead, body: bytes) -> None:
+        """The usual answer that is no stream, all of it there: what the other steps come to, without them."""
         self.head = head
         self.remaining = 0
         self._held.append(body)
@@ -281,7 +272,6 @@ class Relay:
             self.error_event = body
         self.phase = _ENDED
         self.ready = True
-        return True
 
     def _read_head(self, data: bytes) -> bytes:
         """The bytes behind the head, once it is there."""
@@ -300,12 +290,15 @@ class Relay:
             if head.status == 101:
                 raise FramingError("the engine switched protocols")
         self._buffer = b""
+        if head.is_plain and len(buffer) == head.length <= self._hold_bytes_max:
+            self._take_whole(head, buffer)
+            return b""
         self.head = head
         self.phase = _HELD
         self.remaining = head.length
         if head.chunked:
             self.chunks = ChunkedReader(collect=True)
-        if head.content_type.startswith(b"text/event-stream") and not head.encoded and head.status == 200:
+        if head.is_events:
             self._events = EventReader()
             self.is_stream = True
         return buffer

@@ -179,7 +179,10 @@ class Served:
 
     def _count(self, status: int) -> None:
         metrics = self._gateway.metrics
-        metrics.requests.cell(path_label(self._request.path), str(status)).count += 1
+        if status == 200:
+            metrics.good[self._request.path].count += 1
+        else:
+            metrics.requests.cell(path_label(self._request.path), str(status)).count += 1
         metrics.e2e.observe(self._now() - self._started_at)
 
     def _used_tokens(self, permit: Permit) -> int:
