@@ -32,14 +32,14 @@ class Trace(msgspec.Struct, gc=False):
     decided_at: float  # Unix time
     profile: Profile
     request: Request
-    candidates: tuple[Candidate, ...]
+    rows: tuple[Candidate, ...]
     absent: Absent
     result: Decision | Shed
     ranking: Ranking | None = None
 
     @property
-    def rows(self) -> tuple[Candidate, ...]:
-        return self.candidates
+    def candidates(self) -> tuple[Candidate, ...]:
+        return self.rows
 
     @property
     def ended(self) -> Ended | None:

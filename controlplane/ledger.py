@@ -176,7 +176,8 @@ class Ledger:
             return None
         load = reservation.load
         reservation.service_s = now - max(load.prefill_since, reservation.reserved_at)
-        self._refund_prefill(reservation)
+        reservation.first_byte_seen = True
+        _refund_prefill(load, reservation)
         load.moved_at = load.prefill_since = now
         load.changes += 1
         return reservation
@@ -198,9 +199,9 @@ class Ledger:
     def drop(self, reservation: Reservation, now: float) -> None:
         """Ends one of `reservations`."""
         del self.reservations[reservation.decision_id]
-        if not reservation.first_byte_seen:
-            self._refund_prefill(reservation)
         load = reservation.load
+        if not reservation.first_byte_seen:
+            _refund_prefill(load, reservation)
         load.changes += 1
         load.active -= 1
         load.plan = None
@@ -290,17 +291,15 @@ class Ledger:
         if claim.first_byte_seen:
             self.first_byte(claim.decision_id, now)
 
-    @staticmethod
-    def _refund_prefill(reservation: Reservation) -> None:
-        """Of one whose first byte was not seen."""
-        reservation.first_byte_seen = True
-        load = reservation.load
-        load.no_first_byte -= 1
-        load.plan = None
-        load.prefill_tokens -= reservation.uncached_tokens
-        load.prefill_pairs -= reservation.pairs
-        del load.queue[reservation.decision_id]
-        assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"
+
+def _refund_prefill(load: Load, reservation: Reservation) -> None:
+    """Of one whose first byte was not seen before."""
+    load.no_first_byte -= 1
+    load.plan = None
+    load.prefill_tokens -= reservation.uncached_tokens
+    load.prefill_pairs -= reservation.pairs
+    del load.queue[reservation.decision_id]
+    assert load.prefill_tokens >= 0, f"{reservation.url}: {load.prefill_tokens} prefill tokens after a refund"
 
 
 def _lose_question(held: dict[int, Reservation], question_id: int) -> None:

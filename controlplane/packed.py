@@ -8,11 +8,12 @@ from struct import Struct
 from contract.blocks import unpack_hashes
 from contract.routing import Answer, Asked, Refusal
 from controlplane.question import Decision, Question, Shed
+from controlplane.speculation import Chain
 
 TUPLE_BLOCKS_MAX = 12
 """Chains up to this length are read as tuples: see speculation.Chain."""
 
-CHAINS: dict[int, Callable[[bytes], tuple[int, ...]]] = {
+CHAINS: dict[int, Callable[[bytes], Chain]] = {
     8 * blocks: Struct(f"<{blocks}Q").unpack for blocks in range(1, TUPLE_BLOCKS_MAX + 1)
 }
 """Bytes of a short chain -> what reads it."""

@@ -36,11 +36,11 @@ class Tally:
 
     def decision(self, policy: str, worker: str) -> Cell:
         """Requests that this policy placed there."""
-        return self._decisions.setdefault((policy, worker), Cell())
+        return _cell(self._decisions, (policy, worker))
 
     def end(self, worker: str, end: str) -> Cell:
         """Requests that ended there, in this way."""
-        return self._ends.setdefault((worker, end), Cell())
+        return _cell(self._ends, (worker, end))
 
     @property
     def decisions(self) -> dict[tuple[str, str], int]:
@@ -51,3 +51,10 @@ class Tally:
     def ends(self) -> dict[tuple[str, str], int]:
         """(worker, end) -> count."""
         return {key: cell.count for key, cell in self._ends.items() if cell.count}
+
+
+def _cell(cells: dict[tuple[str, str], Cell], key: tuple[str, str]) -> Cell:
+    cell = cells.get(key)
+    if cell is None:
+        cell = cells[key] = Cell()
+    return cell

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from contract.blocks import unpack_hashes
 from contract.outcome import END_NAMES, End
 from contract.routing import Answer, Asked
 from controlplane.director import TOO_SHORT, Director
@@ -182,9 +183,9 @@ class UsualDirector(Director):
     def _match(self, chains: Chains, request: Request, ready: _Ready) -> tuple[bool, Chain | None, dict[int, int], int]:
         """(whether it is usual, hashes, matched tokens by slot, hash of the last full block)."""
         block_size, packed = chains[0]
-        read = CHAINS.get(len(packed))
-        if read is None or block_size != ready.block_size or len(chains) > 1:
+        if block_size != ready.block_size or len(chains) > 1 or not packed or len(packed) % 8:
             return _UNUSUAL
+        read = CHAINS.get(len(packed), unpack_hashes)
         hashes = read(packed)
         index = self._index
         found = index.match(hashes)

@@ -35,7 +35,8 @@ class Pair:
             self.join(f"w{number}")
         self.questions = 0
         self.under_way: list[int] = []
-        self.prompts = [tuple(self.rng.getrandbits(64) for _ in range(6)) for _ in range(12)]
+        lengths = [6] * 9 + [30] * 3  # what is read as a tuple, and what is not
+        self.prompts = [tuple(self.rng.getrandbits(64) for _ in range(length)) for length in lengths]
 
     def join(self, worker: str, **fields: object) -> None:
         for plant in self.plants:
@@ -47,7 +48,8 @@ class Pair:
     def asked(self) -> Asked:
         rng = self.rng
         self.questions += 1
-        blocks = rng.choice(self.prompts)[: rng.randint(0, 6)] if rng.random() < 0.8 else (rng.getrandbits(64),) * 1
+        prompt = rng.choice(self.prompts)
+        blocks = prompt[: rng.randint(0, len(prompt))] if rng.random() < 0.8 else (rng.getrandbits(64),) * 1
         odd = rng.random()
         request = Request(
             model="other" if odd < 0.03 else MODEL,
@@ -96,7 +98,7 @@ class Pair:
     def incident(self) -> None:
         """Something else that happens to a fleet."""
         rng = self.rng
-        worker, blocks = f"w{rng.randrange(4)}", hashes(*rng.choice(self.prompts)[: rng.randint(1, 6)])
+        worker, blocks = f"w{rng.randrange(4)}", hashes(*rng.choice(self.prompts)[: rng.randint(1, 30)])
         kind, flag = rng.randrange(8), rng.random() < 0.5
         policy, cancelled = rng.choice(NAMES), rng.randint(1, self.questions + 1)
         for plant in self.plants:
