@@ -21,6 +21,7 @@ from dataplane.exchange import Exchange, State
 from dataplane.headers import place
 from dataplane.http1 import FramingError, parse_response_head
 from dataplane.openai import PROMPT_PATHS, Ask, read_json, read_whole_json
+from dataplane.preparing import QUICK_BYTES_MAX
 from dataplane.prompts import PREDICTING, Prompt, skipped
 from dataplane.sse import read_usual
 
@@ -37,7 +38,8 @@ class UsualExchange(Exchange):
         gateway, request = self._gateway, self._request
         body, path = request.body, request.path
         ask: Ask | ApiError | None
-        if gateway.prompts.wanted:
+        wanted = gateway.prompts.wanted
+        if wanted and len(body) <= QUICK_BYTES_MAX:
             ask, fields = read_whole_json(body, path) or (None, None)
         else:
             ask, fields = read_json(body, path), None
@@ -49,7 +51,7 @@ class UsualExchange(Exchange):
         if budget.tokens < RETRY_TOKENS_MAX:
             budget.earn()
         self._ask = ask
-        if fields is not None or path not in PROMPT_PATHS or ask.model not in gateway.fleet.models:
+        if wanted or path not in PROMPT_PATHS or ask.model not in gateway.fleet.models:
             preparing.prepare(gateway, request, ask, self._prepared, fields)
         else:
             self._prepared(skipped(len(body)))

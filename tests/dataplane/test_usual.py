@@ -180,6 +180,25 @@ async def test_the_usual_request_takes_the_short_way(
     assert taken == [True, True, True]  # the first one's head was the parser's to read
 
 
+@pytest.mark.parametrize("chars", [10, preparing.QUICK_BYTES_MAX, 40_000])
+async def test_a_prompt_of_any_size_is_read(
+    chars: int, start_proxy: StartProxy, start_backend: StartBackend, control: Control
+) -> None:
+    """Small bodies are decoded once, for what is asked and for the prompt; of larger ones the prompt is decoded later."""
+    backend = await start_backend()
+    backend.script(raw(USUAL))
+    control.serve("m", backend.url)
+    proxy = await start_proxy(control=control)
+    client = await Client.connect(proxy.port)
+    for _ in range(3):
+        await client.send(request(chat(messages=[{"role": "user", "content": "x" * chars}], max_tokens=7)))
+        assert (await client.read()).status == 200
+    client.close()
+    assert len({(question.input_tokens, len(question.chains[0].hashes)) for question in control.questions}) == 1
+    assert control.questions[-1].input_tokens >= chars // 4
+    assert control.questions[-1].max_tokens == 7
+
+
 @pytest.mark.parametrize("short", [True, False])
 async def test_a_connection_that_was_told_to_wait_for_a_slow_reader_goes_on_for_the_next_request(
     short: bool, start_proxy: StartProxy, start_backend: StartBackend, control: Control, monkeypatch: pytest.MonkeyPatch
