@@ -24,7 +24,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.e2e.stack import free_ports
+from tests.ports import free_ports
 
 STREAMS = 4000
 EVENTS = 40

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from proto import fleet_pb2, fleet_pb2_grpc, trainer_pb2, trainer_pb2_grpc
-from tests.e2e.stack import free_ports
+from tests.ports import free_ports
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,28 +18,11 @@ from typing import Any
 import grpc
 
 from proto import fleet_pb2, fleet_pb2_grpc
+from tests.ports import free_ports
 
 START_S_MAX = 90.0
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that were free a moment ago."""
-    for _ in range(50):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        if first + count < 65_000 and all(is_free(first + offset) for offset in range(count)):
-            return first
-    raise AssertionError(f"no {count} neighbouring free ports")
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+UP = "Ctrl-C ends everything"
+"""The last line of a stack that is up."""
 
 
 @dataclass
@@ -151,7 +133,7 @@ def running_stack(
     children: list[int] = []
     try:
         assert up.wait(START_S_MAX), "did not come up:\n" + "".join(stack.output)
-        assert process.poll() is None, "ended at start:\n" + "".join(stack.output)
+        assert any(UP in line for line in stack.output), "ended at start:\n" + "".join(stack.output)
         yield stack
         children = descendants(process.pid)
     finally:
@@ -172,7 +154,7 @@ def _read(process: subprocess.Popen[str], lines: list[str], up: threading.Event)
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
-        if "Ctrl-C ends everything" in line:
+        if UP in line:
             up.set()
     up.set()
 

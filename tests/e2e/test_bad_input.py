@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import RunningStack, free_ports
+from tests.e2e.stack import RunningStack
+from tests.ports import free_ports
 
 
 def post(stack: RunningStack, body: bytes, path: str = "/v1/chat/completions") -> tuple[int, dict[str, object]]:

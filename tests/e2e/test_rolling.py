@@ -15,8 +15,9 @@ import grpc
 import pytest
 
 from proto import fleet_pb2, fleet_pb2_grpc
-from tests.e2e.stack import RunningStack, free_ports
+from tests.e2e.stack import RunningStack
 from tests.e2e.test_survival import IN_FLIGHT, RECOVERY_S_MAX, Load, all_alive, load_on
+from tests.ports import free_ports
 from tests.waiting import until_elsewhere as until
 from tests.waiting import wait_until
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.stack import command_line, free_ports, is_free
+from tests.e2e.stack import command_line
+from tests.ports import free_ports, is_free
 from tests.waiting import wait_until
 
 RECIPE = Path(__file__).resolve().parents[3] / "shared" / "vllm_real" / "start_tiny_vllm.sh"
