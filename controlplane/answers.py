@@ -165,7 +165,7 @@ class Answers:
         return found | credited if credited else found
 
     def _claim_from(self, hashes: Chain, position: int, found: dict[int, int], begun: set[int]) -> None:
-        start = max(0, position - WALK_BLOCKS_MAX)
+        start = position - WALK_BLOCKS_MAX if position > WALK_BLOCKS_MAX else 0
         before = hashes[start:position]
         if self._by_block.keys().isdisjoint(before):
             return

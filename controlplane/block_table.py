@@ -317,16 +317,15 @@ class BlockTable:
         return lanes if self._old is None else lanes | self._old.bits(block)
 
     def _walk(self, hashes: Chain, alive: int) -> list[tuple[int, int]]:
-        """`prefixes`, a block at a time."""
+        """`prefixes`, a block at a time. alive: of `lanes`, those that hold the first block."""
         found: list[tuple[int, int]] = []
         cells, mask = self._new.cells, self._new.places - 1
         simple = self._words == 1
-        for position, block in enumerate(hashes):
+        for position, block in enumerate(hashes[1:], 1):
             home = 2 * (block & mask)
             held = cells[home + 1] if simple and cells[home] == block else self._bits(block)
             if alive & held != alive:
-                if position:
-                    found.append((alive & ~held, position))
+                found.append((alive & ~held, position))
                 alive &= held
                 if not alive:
                     return found

@@ -175,7 +175,8 @@ class Ledger:
         if reservation is None or reservation.first_byte_seen:
             return None
         load = reservation.load
-        reservation.service_s = now - max(load.prefill_since, reservation.reserved_at)
+        since, reserved_at = load.prefill_since, reservation.reserved_at
+        reservation.service_s = now - (since if since > reserved_at else reserved_at)
         reservation.first_byte_seen = True
         _refund_prefill(load, reservation)
         load.moved_at = load.prefill_since = now

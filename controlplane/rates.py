@@ -60,7 +60,7 @@ class Rates:
         self.ttft_ewma_s = _blend(self.ttft_ewma_s, ttft_s)
         if tokens_ahead >= PREFILL_TOKENS_MIN and not (queued_for_a_seat and self.prefill_tokens_per_s):
             self._prefill_work = PREFILL_KEPT * self._prefill_work + work
-            self._prefill_s = PREFILL_KEPT * self._prefill_s + max(0.0, service_s)
+            self._prefill_s = PREFILL_KEPT * self._prefill_s + (service_s if service_s > 0.0 else 0.0)
             if self._prefill_s > 0:
                 self.prefill_tokens_per_s = self._prefill_work / self._prefill_s
 
@@ -80,7 +80,8 @@ class Rates:
         if tokens > 0:
             self.answer_tokens += (HOLD_WEIGHT if self.answer_tokens else 1.0) * (tokens - self.answer_tokens)
             if max_tokens:
-                self.answer_share += HOLD_WEIGHT * (min(1.0, tokens / max_tokens) - self.answer_share)
+                share = tokens / max_tokens if tokens < max_tokens else 1.0
+                self.answer_share += HOLD_WEIGHT * (share - self.answer_share)
 
 
 class StepClock:

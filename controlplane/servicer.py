@@ -180,7 +180,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         if said.token_ages:
             director.tokens_came(said.token_ages, now)
         for decision_id, ttft_s in said.first_bytes:
-            director.first_byte(decision_id, ttft_s, now)
+            director.ends.first_byte(decision_id, ttft_s, now)
         director.ended_all(said.outcomes, now)
         for question_id in said.cancels:
             director.cancel(stream.owner, question_id, now)
