@@ -10,8 +10,9 @@
 after a break an error event can follow: a torn event is of no use to its reader. The last bytes are kept to read how the
 stream ended.
 
-Most reads of a stream are one event in one chunk, and go to the client without `feed`: while `is_open`, whoever has such a read
-counts it in `passed`, keeps it in `last`, and passes it on (`UpstreamConnection.data_received`).
+Most reads of a stream are one event in one chunk, or some of these, and go to the client without `feed`: while `is_open`,
+whoever has such a read counts its chunks in `passed`, keeps it in `last`, and passes it on
+(`UpstreamConnection.data_received`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ TAIL_BYTES_KEPT = 4 * 1024
 TAIL_BYTES_MAX = 16 * 1024
 TORN_BYTES_MAX = 64 * 1024
 LAST_EVENTS_KEPT = 8
-"""Of those that passed without `feed`: the last text of some choices, their finishes, the usage, the end."""
+"""Of those that passed without `feed`, so many reads: the last text of some choices, their finishes, the usage, the end."""
 
 _SEQUENCE_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,18})')
 
@@ -169,7 +170,7 @@ class Relay:
 
     @property
     def is_open(self) -> bool:
-        """Whether the next read, if it is one event in one chunk, may go to the client as it is."""
+        """Whether the next read, if it is events in chunks of their own, may go to the client as it is."""
         chunks = self.chunks
         if self.phase is not _PASSING or chunks is None or self._events is None or self._dechunk or self._carry:
             return False
@@ -452,8 +453,8 @@ class Relay:
             self._cut_tail()
 
     def _catch_up(self) -> None:
-        """With what passed without `feed`. Each was an event of its own: where more passed than are kept, what came before
-        them has nothing to do with how the stream ends."""
+        """With what passed without `feed`. Each chunk was an event of its own: where as many passed, what came before them has
+        nothing to do with how the stream ends."""
         passed, self.passed = self.passed, 0
         if not passed or self.chunks is None:
             return

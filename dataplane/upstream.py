@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX
+from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, whole_events
 from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
 from runtime.tls import client_context
@@ -63,7 +63,7 @@ class Passing(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine. While it has no owner it is idle, and any byte or break ends it.
 
-    passing: set while a read that is one event of a stream in one chunk need not be shown to the owner.
+    passing: set while a read that is events of a stream, each in a chunk of its own, need not be shown to the owner.
     """
 
     __slots__ = ("_pool", "heads", "host", "idle_since", "owner", "passing", "reused", "tokens", "transport", "url")
@@ -90,8 +90,9 @@ class UpstreamConnection(asyncio.Protocol):
             size = len(data)
             if size < USUAL_BYTES_MAX:
                 least, beyond = OPENINGS[size]
-                if least <= data < beyond and data[-4:] == EVENT_END:
-                    passing.passed += 1
+                count = 1 if least <= data < beyond and data[-4:] == EVENT_END else whole_events(data)
+                if count:
+                    passing.passed += count
                     passing.last.append(data)
                     passing.write(data)
                     tokens = self.tokens

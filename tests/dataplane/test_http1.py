@@ -17,6 +17,7 @@ from dataplane.http1 import (
     forward_head,
     parse_response_head,
     reply,
+    whole_events,
 )
 from dataplane.trace import lines_of
 
@@ -204,6 +205,25 @@ def test_what_is_told_by_its_length_is_one_chunk(payload: bytes, upper: bool, mo
     least, beyond = OPENINGS[len(data)]
     told = least <= data < beyond and data[-4:] == EVENT_END
     assert told == (data == b"%x\r\n%b\r\n" % (len(payload), payload) and payload.endswith(b"\n\n"))
+
+
+EVENTS = st.lists(st.binary(max_size=300).map(lambda text: text + b"\n\n"), max_size=5)
+
+
+@given(EVENTS, st.booleans(), st.binary(max_size=3), st.integers(0, 2000))
+@example([b"x" * 20 + b"\n\n"] * 3, False, b"", 2000)
+@example([b"x" * 4093 + b"\n\n"], False, b"", 5000)
+def test_several_chunks_at_once_are_told_apart(events: list[bytes], upper: bool, more: bytes, kept: int) -> None:
+    size = b"%X" if upper else b"%x"
+    data = (b"".join([size % len(each) + b"\r\n" + each + b"\r\n" for each in events]) + more)[:kept]
+    reader = ChunkedReader(collect=True)
+    count = whole_events(data)
+    if count:
+        assert reader.feed(data) == -1
+        assert (reader.chunks, reader.at_boundary, reader.boundary) == (count, True, len(data))
+        assert all(payload.endswith(b"\n\n") for payload in reader.payload)
+    elif data == b"".join([b"%x\r\n%b\r\n" % (len(each), each) for each in events]):
+        assert not events or not all(16 <= len(each) < 4096 for each in events)
 
 
 @pytest.mark.parametrize("size", range(64))

@@ -270,17 +270,19 @@ class Owner:
         raise AssertionError
 
 
-@given(st.lists(st.text(max_size=10), min_size=1, max_size=30), PLACES, st.booleans(), st.booleans(), st.booleans())
+@given(st.lists(st.text(max_size=10), min_size=1, max_size=30), PLACES, st.integers(0, 4), st.booleans(), st.booleans())
 def test_what_goes_past_the_relay_is_as_if_it_had_gone_through(
-    texts: list[str], places: list[int], by_event: bool, tells: bool, crlf: bool
+    texts: list[str], places: list[int], by_event: int, tells: bool, crlf: bool
 ) -> None:
-    """By events, as engines write, or torn anywhere; with usage or not; with line ends that never go past."""
+    """By events, as engines write, some at a time, or torn anywhere; with usage or not; with line ends that never go past."""
     events = stream_events(["x", *texts], usage_of=usage(30, len(texts), 16) if tells else None)
     if crlf:
         events = [each.replace(b"\n", b"\r\n") for each in events]
     reads = [STREAM_HEAD, *map(chunk, events), LAST_CHUNK]
     if not by_event:
         reads = pieces(b"".join(reads), places)
+    elif by_event > 1:
+        reads = [*reads[:3], *(b"".join(reads[at : at + by_event]) for at in range(3, len(reads), by_event))]
     through, past = new(), Owner()
     expected = run(through, reads)
     for read in reads:
