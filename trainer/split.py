@@ -3,6 +3,10 @@
 Samples go by the moment they were decided: time is cut into slices of SLICE_S, and a hash of the slice's number says which
 part it is of. So a sample has the same part in every training, and a model that serves was not trained on what judges its
 successor; and neighbours in time, which saw the same queue, stay together.
+
+A slice is longer than most waits. With slices of 2 s, neighbours of a moment whose wait is seconds taught the model that it
+judged: it missed the middle zone by 6.0 % where it misses other traffic by 7 to 8 %, and the p90, which is set in the same way,
+held 80 % of that zone on traffic of another seed.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import numpy.typing as npt
 
 from prediction.dataset import Dataset
 
-SLICE_S = 2.0
+SLICE_S = 10.0
 PARTS = 5
 """Of these, one judges; the others teach, and set the p90 in turn."""
 SHARE_MIN = 0.1

@@ -26,7 +26,7 @@ def scheduler() -> Iterator[str]:
 @pytest.mark.slow
 def test_a_model_fitted_on_two_workers_is_as_good_as_one_fitted_here(scheduler: str) -> None:
     told: list[float] = []
-    data = samples(2_500, 1)
+    data = samples(2_500, 6)
     there = train(
         data,
         kind="lightgbm",

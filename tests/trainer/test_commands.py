@@ -24,7 +24,7 @@ from trainer.zoo import KINDS
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "data.parquet"
-    dataset.write(dataset.from_outcomes(outcomes(2_000, 2)), path)
+    dataset.write(dataset.from_outcomes(outcomes(2_000, 6)), path)
     return path
 
 

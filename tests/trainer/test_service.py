@@ -40,7 +40,7 @@ async def count(stub: object) -> int:
 
 async def test_from_outcomes_to_a_model_that_control_planes_can_load(short_dir: Path, redis_url: str) -> None:
     with running(short_dir, redis_url):
-        feed(redis_url, outcomes(2_000, 2))
+        feed(redis_url, outcomes(2_000, 6))
 
         async def shadows() -> bool:
             return state(redis_url).shadow != ""
@@ -217,7 +217,7 @@ async def test_a_model_promoted_by_itself_that_goes_bad_is_rolled_back_by_itself
 
 async def test_poison_in_a_stream_that_was_good_promotes_nothing(short_dir: Path, redis_url: str) -> None:
     with running(short_dir, redis_url, kind="linear", train_every_s=0.2, train_pause_s=0.1, rollback_factor=1_000.0):
-        feed(redis_url, outcomes(2_000, 1))
+        feed(redis_url, outcomes(2_000, 6))
 
         async def shadows() -> bool:
             return state(redis_url).shadow != ""

@@ -52,14 +52,14 @@ def test_too_little_and_unknown_kinds_are_refused() -> None:
 
 
 def test_a_sample_has_one_part_in_every_training() -> None:
-    data = outcomes(4_000, 1)
+    data = outcomes(16_000, 1)
     whole = split(dataset.of_table(dataset.from_outcomes(data)))
-    later = split(dataset.of_table(dataset.from_outcomes(data[1_000:])))
+    later = split(dataset.of_table(dataset.from_outcomes(data[4_000:])))
     assert not set(later.judge.request_id) & set(whole.learn.request_id)
     assert set(later.judge.request_id) <= set(whole.judge.request_id)
-    assert len(whole.judge) == pytest.approx(4_000 / PARTS, rel=0.4)
+    assert len(whole.judge) == pytest.approx(16_000 / PARTS, rel=0.4)
     names = [set(part.request_id) for part in (whole.learn, whole.judge)]
-    assert sum(map(len, names)) == len(set.union(*names)) == 4_000
+    assert sum(map(len, names)) == len(set.union(*names)) == 16_000
     assert set(np.unique(whole.part)) == {1, 2, 3, 4}
 
 
