@@ -1,12 +1,14 @@
 """`headway COMMAND ...`: finds the command's module, turns every expected error into one line and an exit code.
 
-Exit codes: 0 done; 1 it ran and something failed; 2 the command line or its surroundings are wrong; 130 interrupted.
+Exit codes: 0 done; 1 it ran and something failed; 2 the command line or its surroundings are wrong; 130 interrupted, 143
+told to end.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from typing import NoReturn
 
@@ -59,7 +61,13 @@ def dispatch(argv: list[str]) -> int:
     return result
 
 
+def _told_to_end(number: int, _frame: object) -> NoReturn:
+    """As an interrupt, so that a command ends what it has started. Those that run a loop have handlers of their own."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, _told_to_end)
     try:
         code = dispatch(sys.argv[1:])
     except UsageError as error:

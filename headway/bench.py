@@ -17,6 +17,7 @@ from random import Random
 
 from rich.console import Console
 
+from headway.arguments import new_file
 from headway.bench_proxy import peers, programs, prompts, routers, table
 from headway.bench_proxy.measure import AddedTtft, Measurement, Throughput
 from headway.bench_proxy.processes import Process, free_ports
@@ -39,8 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=_count, default=64, help="connections (default 64)")
     parser.add_argument("--workers", type=_count, default=4, help="engines behind each router (default 4)")
     parser.add_argument("--install-peers", action="store_true", help="install the other projects' routers first, by pip")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there; - is standard output, without the table")
+    parser.add_argument(
+        "--json", type=_figures_file, metavar="FILE", help="write the figures there; - is standard output, without the table"
+    )
     parser.add_argument("--keep", metavar="DIRECTORY", help="for configurations and logs, kept (default: temporary)")
+
+
+def _figures_file(text: str) -> str:
+    return text if text == "-" else str(new_file(text))
 
 
 def run(args: argparse.Namespace) -> int:

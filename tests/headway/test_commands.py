@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from headway.__main__ import dispatch
 from headway.errors import UsageError
 from headway.explain import render
 from proto import routing_pb2
+from tests.e2e.stack import command_line, descendants
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("own_home")
 
@@ -30,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("own_home")
         ("demo --policy best", "no policy 'best'"),
         ("simulate --json /no/such/place/x", "no directory /no/such/place"),
         ("simulate --experiment slowdown --plot /tmp", "is a directory"),
+        ("bench proxy --json /no/such/place/x", "no directory /no/such/place"),
         ("train --from x --json /no/such/place/x", "no directory /no/such/place"),
         ("profile --simulate --run-dir /proc/x", "/proc/x"),
     ],
@@ -49,6 +55,28 @@ def test_a_stack_beside_one_that_is_up_is_refused() -> None:
     runfile.write(pid=os.getpid(), url="http://127.0.0.1:1")
     with pytest.raises(UsageError, match=r"up here already, at http://127\.0\.0\.1:1"):
         dispatch(["up"])
+
+
+def engines(parent: int, directory: Path) -> list[int]:
+    """Children that are the benchmark's engine, in either of its languages."""
+    lines = {pid: command_line(pid) for pid in descendants(parent)}
+    compiled, interpreted = str(directory / "backend"), "headway.bench_proxy.backend"
+    return [pid for pid, line in lines.items() if line[:1] == [compiled] or interpreted in line]
+
+
+def test_a_command_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headway", "bench", "proxy", "--routers", "headway:round_robin", "--keep", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        started = wait_until(lambda: engines(process.pid, tmp_path), what="it has started its engine", seconds_max=60)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert not [command_line(pid) for pid in started if command_line(pid)]
+    finally:
+        process.kill()
 
 
 def test_every_feature_of_every_candidate_is_shown_whole() -> None:
