@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
+from tests.waiting import turns
 from worker_agent.engine_info import EventEndpoint
 from worker_agent.event_source import FRAMES_PER_POLL_MAX, EventSource
 
@@ -81,7 +82,7 @@ async def test_what_lies_there_wakes_once_until_it_is_polled(publisher: Publishe
     await alarm.rang()
     publisher.send()
     for _ in range(TURNS):
-        await asyncio.sleep(0)
+        await turns()
     assert alarm.calls == 1
     got = payloads(source)
     source.on_arrival(alarm.ring)
@@ -99,7 +100,7 @@ async def test_asked_twice_it_still_wakes_once(publisher: Publisher, source: Eve
     publisher.send()
     await alarm.rang()
     for _ in range(TURNS):
-        await asyncio.sleep(0)
+        await turns()
     assert alarm.calls == 1
 
 
