@@ -293,7 +293,8 @@ def test_what_goes_past_the_relay_is_as_if_it_had_gone_through(
     assert past.relay.chunk_count == through.chunk_count
     assert past.relay.final() is through.final()
     if by_event and not crlf and not tells:
-        assert past.reads <= 4  # the head, the role, the first token, the end
+        # The head, the role, the first token, the end; and what comes in one read with `[DONE]`, a chunk of less than 16 bytes.
+        assert past.reads <= 4 + (by_event > 1)
 
 
 def test_whether_chunks_came_is_told_though_they_went_past() -> None:
