@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from headway import embedded_redis
 
-Number = TypeVar("Number", int, float)
+Value = TypeVar("Value", int, float, str)
 
 PRESETS = ("llama3-8b-h100", "llama2-13b-a100-40gb", "tiny-cpu")
 
@@ -20,7 +20,7 @@ class StackOptions:
     """What `headway up` was asked for."""
 
     workers: int = 4
-    preset: str = "llama3-8b-h100"
+    presets: tuple[str, ...] = ("llama3-8b-h100",)  # of each emulated worker in turn
     model: str = ""  # empty: the preset's
     policy: str = "lmetric"
     host: str = "127.0.0.1"
@@ -37,6 +37,10 @@ class StackOptions:
     engines: tuple[str, ...] = ()  # base URLs of running vLLM servers, instead of emulated workers
     tokenizer: str = ""  # of these engines; empty: the model path that they report
     trainer_dir: str = ""  # where models of TTFT and their samples are kept; empty: no trainer
+
+    def preset(self, number: int) -> str:
+        """Of emulated worker `number`, from 1."""
+        return _in_turn(self.presets, number, "")
 
     def ports(self) -> dict[str, int]:
         """Every TCP port the stack listens on, by the flag that moves it."""
@@ -90,7 +94,7 @@ def stack(options: StackOptions, run_dir: Path) -> list[Process]:
         for number in range(1, options.workers + 1):
             url = f"http://127.0.0.1:{options.worker_port + number - 1}"
             processes.append(Process(f"engine-{number}", _emulator(options, number), f"http:{url}/health", stage=1))
-            processes.append(_agent(number, url, redis_url, "headway-8k", f"emulated-{options.preset}", stage=2))
+            processes.append(_agent(number, url, redis_url, "headway-8k", f"emulated-{options.preset(number)}", stage=2))
     processes.append(
         Process(
             "dataplane",
@@ -133,7 +137,7 @@ def _emulator(options: StackOptions, number: int) -> list[str]:
     return python(
         "emulator",
         *("--port", str(options.worker_port + number - 1)),
-        *("--preset", options.preset),
+        *("--preset", options.preset(number)),
         *("--speed", str(options.speed * _in_turn(options.worker_speeds, number, 1.0))),
         *("--num-blocks", str(_in_turn(options.worker_blocks, number, 0))),
         *(("--model", options.model) if options.model else ()),
@@ -141,7 +145,7 @@ def _emulator(options: StackOptions, number: int) -> list[str]:
     )
 
 
-def _in_turn(values: tuple[Number, ...], number: int, default: Number) -> Number:
+def _in_turn(values: tuple[Value, ...], number: int, default: Value) -> Value:
     return values[(number - 1) % len(values)] if values else default
 
 

@@ -18,15 +18,17 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from controlplane.profiles import NAMES as POLICIES
 from headway import health, runfile
 from headway.arguments import positive
 from headway.embedded_redis import RedisUnavailable
 from headway.errors import UsageError
-from headway.plan import PRESETS, Number, Process, StackOptions, stack, taken_port, trainer_target
+from headway.plan import PRESETS, Process, StackOptions, stack, taken_port, trainer_target
 from headway.supervisor import Child, describe_exit
+
+Number = TypeVar("Number", int, float)
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 PATIENCE_S = 5.0
@@ -38,8 +40,13 @@ START_TIMEOUT_S = 90.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = StackOptions()
     parser.add_argument("--workers", type=int, default=default.workers, help="emulated workers (default: %(default)s)")
-    parser.add_argument("--preset", choices=PRESETS, default=default.preset, help="what they emulate (default: %(default)s)")
-    parser.add_argument("--model", default="", help="model name they serve (default: the preset's)")
+    parser.add_argument(
+        "--preset",
+        default=default.presets[0],
+        metavar="NAME,NAME,...",
+        help=f"what they emulate, in turn: of {', '.join(PRESETS)} (default: %(default)s)",
+    )
+    parser.add_argument("--model", default="", help="model name they serve (default: the presets' own)")
     parser.add_argument("--policy", default=default.policy, help="routing policy at start (default: %(default)s)")
     parser.add_argument("--host", default=default.host, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=default.port, help="OpenAI API (default: %(default)s)")
@@ -91,7 +98,11 @@ def options_of(args: argparse.Namespace) -> StackOptions:
     for url in args.engine:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--engine: {url!r} is not a base URL such as http://127.0.0.1:8001")
+    presets = tuple(args.preset.split(","))
+    if unknown := [name for name in presets if name not in PRESETS]:
+        raise UsageError(f"--preset: no preset {unknown[0]!r}; there are {', '.join(PRESETS)}")
     lists: dict[str, Any] = {
+        "presets": presets,
         "worker_speeds": _numbers("--worker-speeds", args.worker_speeds, float, 0.01),
         "worker_blocks": _numbers("--worker-blocks", args.worker_blocks, int, 0),
         "engines": tuple(url.rstrip("/") for url in args.engine),
@@ -222,7 +233,7 @@ class Stack:
 
     def _announce(self) -> None:
         options = self._options
-        model = _served_model(f"http://{options.host}:{options.port}") or options.model or options.preset
+        model = _served_model(f"http://{options.host}:{options.port}") or options.model or options.presets[0]
         runfile.write(
             pid=os.getpid(),
             url=f"http://{options.host}:{options.port}",
@@ -249,7 +260,9 @@ class Stack:
         say = self._terminal.say
         say()
         fleet = (
-            f"{len(options.engines)} engines" if options.engines else f"{options.workers} emulated workers ({options.preset})"
+            f"{len(options.engines)} engines"
+            if options.engines
+            else f"{options.workers} emulated workers ({', '.join(options.presets)})"
         )
         say(f"Headway is up: {fleet}, policy {options.policy}.")
         say()

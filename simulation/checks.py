@@ -44,15 +44,14 @@ class Checker:
     """deep: follows every engine's blocks, too (about half as much work again)."""
 
     def __init__(
-        self, workers: Mapping[str, SimWorker], control: SimControl, *, deep: bool, model: str, block_size: int
+        self, workers: Mapping[str, SimWorker], control: SimControl, *, deep: bool, models: Mapping[str, tuple[str, int]]
     ) -> None:
-        """workers: by URL."""
+        """workers: by URL; models: name and block size of what each of them serves, by its name."""
         self._workers = workers
         self._control = control
         self._deep = deep
-        self._model = model
-        self._block_size = block_size
-        self._truths = {worker.name: (worker.incarnation, self._truth()) for worker in workers.values()}
+        self._models = models
+        self._truths = {worker.name: (worker.incarnation, self._truth(worker)) for worker in workers.values()}
         self._ended: set[int] = set()
         self._reservations = 0
         self._changes = 0
@@ -101,8 +100,8 @@ class Checker:
 
     # -------------------------------------------------------------------------------------------------------------- blocks
 
-    def _truth(self) -> Truth:
-        return Truth(self._model, self._block_size)
+    def _truth(self, worker: SimWorker) -> Truth:
+        return Truth(*self._models[worker.name])
 
     def followed(self, worker: SimWorker, events: list[Event]) -> None:
         """Called with a batch of KV events, before anybody else reacts to it."""
@@ -110,7 +109,7 @@ class Checker:
             return
         incarnation, truth = self._truths[worker.name]
         if incarnation != worker.incarnation:
-            truth = self._truth()
+            truth = self._truth(worker)
             self._truths[worker.name] = (worker.incarnation, truth)
         truth.follow(events)
         self._batches += 1

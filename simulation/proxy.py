@@ -62,10 +62,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What questions carry of the served model. slo_ttft_ms: 0 for none; the director may shed by it."""
+    """A served model: what questions carry of it, its prompts, and the URLs of its workers. slo_ttft_ms: 0 for none; the
+    director may shed by it."""
 
     name: str
     block_size: int
+    prompts: Prompts
+    urls: tuple[str, ...]
     slo_ttft_ms: float = 0.0
 
 
@@ -75,6 +78,7 @@ class Call:
 
     proxy: Proxy
     job: Job
+    model: Model
     arrived_s: float
     chain: array[int]
     attempts: int = 0
@@ -125,16 +129,14 @@ class Proxy:
         timeline: Timeline,
         control: SimControl,
         workers: Mapping[str, SimWorker],
-        prompts: Prompts,
-        model: Model,
+        models: Mapping[str, Model],
         witness: Witness,
     ) -> None:
-        """workers: by URL."""
+        """workers: by URL; models: by the name that a job has for it."""
         self._timeline = timeline
         self._control = control
         self._workers = workers
-        self._prompts = prompts
-        self._model = model
+        self._models = models
         self._witness = witness
         self._waiting: dict[int, Call] = {}
         self._questions = 0
@@ -151,7 +153,8 @@ class Proxy:
     # ------------------------------------------------------------------------------------------------------------ arrival
 
     def arrive(self, job: Job) -> None:
-        call = Call(self, job, self._timeline.now(), self._prompts.chain(job))
+        model = self._models[job.model]
+        call = Call(self, job, model, self._timeline.now(), model.prompts.chain(job))
         self.calls[job.index] = call
         if job.leaves_s is not None:
             self._timeline.after(job.leaves_s, self._leave, call)
@@ -166,17 +169,17 @@ class Proxy:
         self._tell_token_ages()
         job = call.job
         asked = question.Request(
-            model=self._model.name,
+            model=call.model.name,
             input_tokens=job.input_tokens,
             max_tokens=job.output_tokens,
-            slo_ttft_ms=self._model.slo_ttft_ms,
+            slo_ttft_ms=call.model.slo_ttft_ms,
             exclude=self._slots(call.tried),
             session=job.row.session,
             request_id=str(job.index),
             attempt=call.attempts,
             streams=True,
         )
-        whole = question.Question(asked, {self._model.block_size: call.chain})
+        whole = question.Question(asked, {call.model.block_size: call.chain})
         answer = self._control.director.ask(whole, self._timeline.now(), owner=OWNER, question_id=call.question_id)
         if answer is None:
             self._waiting[call.question_id] = call
@@ -214,9 +217,9 @@ class Proxy:
 
     def _fall_back(self, call: Call) -> None:
         """Nobody to ask: the fewest requests of our own, workers that it has not met yet first."""
-        counts = dict.fromkeys(self._workers, 0)
+        counts = dict.fromkeys(call.model.urls, 0)
         for other in self.calls.values():
-            if other.worker is not None:
+            if other.worker is not None and other.model is call.model:
                 counts[other.worker.url] += 1
         url = min(counts, key=lambda url: (self._workers[url] in call.tried, counts[url], url))
         call.fallback = True
@@ -242,7 +245,7 @@ class Proxy:
         job = call.job
         request = Request(
             request_id=call.request_id,
-            prompt=self._prompts.tokens(job),
+            prompt=call.model.prompts.tokens(job),
             max_tokens=job.output_tokens,
             min_tokens=job.output_tokens,
             ignore_eos=True,
@@ -307,7 +310,7 @@ class Proxy:
             streamed=True,
             itl_s=itl_s,
             request_id=str(call.job.index),
-            model=self._model.name,
+            model=call.model.name,
             url=worker.url,
             input_tokens=call.job.input_tokens,
         )

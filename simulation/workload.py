@@ -26,7 +26,8 @@ PIECES_CACHED_MAX = 65_536
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One request to come. at_s: virtual seconds from the start; leaves_s: how long its client waits for the whole answer."""
+    """One request to come. at_s: virtual seconds from the start; leaves_s: how long its client waits for the whole answer;
+    model: empty for that of the first worker."""
 
     index: int
     at_s: float
@@ -34,6 +35,7 @@ class Job:
     input_tokens: int
     output_tokens: int
     leaves_s: float | None = None
+    model: str = ""
 
 
 def jobs(rows: Iterable[Row], times: Iterator[float], shape: workload.Shape, *, model_len_max: int) -> tuple[list[Job], int]:

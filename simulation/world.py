@@ -35,8 +35,9 @@ SETTLE_S = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a run is made of. presets: one name a worker; cache_shares: of a preset's KV blocks, one a worker, none for all of
-    them; slo_ttft_ms: sent with every request, 0 for none; learning: None where no model is trained or served."""
+    """What a run is made of. presets: one name a worker, those of one model with one block size; cache_shares: of a preset's
+    KV blocks, one a worker, none for all of them; slo_ttft_ms: sent with every request, 0 for none;
+    learning: None where no model is trained or served."""
 
     jobs: Sequence[Job]
     shape: Shape
@@ -86,7 +87,6 @@ class Simulation:
         self._interrupted = False
         shares = setup.cache_shares or (1.0,) * len(setup.presets)
         presets = [with_cache(_preset(name), share) for name, share in zip(setup.presets, shares, strict=True)]
-        first = presets[0]
         self._workers = [
             SimWorker(f"worker-{number}", self._timeline, _engine_builder(preset, setup, number))
             for number, preset in enumerate(presets)
@@ -108,16 +108,28 @@ class Simulation:
             if setup.learning is None
             else SimTrainer(self._timeline, setup.learning, lambda: self._control.forecaster, seed=setup.seed)
         )
-        model = Model(first.model, first.block_size, setup.slo_ttft_ms)
-        self._checker = Checker(by_url, self._control, deep=setup.deep, model=model.name, block_size=model.block_size)
-        prompts = Prompts(setup.shape, block_size=first.block_size, root=root_hash(first.model))
-        self._proxy = Proxy(self._timeline, self._control, by_url, prompts, model, self)
+        served = {worker.name: (preset.model, preset.block_size) for worker, preset in zip(self._workers, presets, strict=True)}
+        self._checker = Checker(by_url, self._control, deep=setup.deep, models=served)
+        self._proxy = Proxy(self._timeline, self._control, by_url, self._models(presets), self)
         phases = rng.stream(setup.seed, "agents")
         for worker, preset in zip(self._workers, presets, strict=True):
             phase_s = phases.uniform(0.0, REPORT_INTERVAL_S)
             agent = SimAgent(worker, preset, self._timeline, self, phase_s=phase_s, events=setup.kv_events)
             self._agents[worker.name] = agent
             worker.on_events = self._observe(worker, worker.on_events)
+
+    def _models(self, presets: Sequence[Preset]) -> dict[str, Model]:
+        """By the names that jobs have for them."""
+        setup, found = self._setup, {}
+        for preset in presets:
+            found[preset.model] = Model(
+                preset.model,
+                preset.block_size,
+                Prompts(setup.shape, block_size=preset.block_size, root=root_hash(preset.model)),
+                tuple(worker.url for worker, other in zip(self._workers, presets, strict=True) if other.model == preset.model),
+                setup.slo_ttft_ms,
+            )
+        return {"": found[presets[0].model], **found}
 
     def run(self) -> Report:
         """Violation: something that must hold did not; the message ends with the seed."""

@@ -63,6 +63,18 @@ def test_an_unequal_fleet_is_given_in_turn() -> None:
     assert given == [("2.0", "0"), ("0.8", "500"), ("2.0", "0")]
 
 
+def test_engines_of_several_kinds_are_given_in_turn() -> None:
+    parser = argparse.ArgumentParser()
+    up.add_arguments(parser)
+    options = up.options_of(parser.parse_args(["--workers=3", "--preset=tiny-cpu,llama2-13b-a100-40gb"]))
+    commands = [process.command for process in stack(options, Path("/run"))]
+    engines = [command[command.index("--preset") + 1] for command in commands if "--preset" in command]
+    assert engines == ["tiny-cpu", "llama2-13b-a100-40gb", "tiny-cpu"]
+    assert [command[-1] for command in commands if "worker_agent" in command] == [f"emulated-{name}" for name in engines]
+    with pytest.raises(UsageError, match="--preset: no preset 'tiny'"):
+        up.options_of(parser.parse_args(["--preset=tiny-cpu,tiny"]))
+
+
 @pytest.mark.parametrize("text", ["1,fast", "1,,2", "0", "-1", "nan"])
 def test_speeds_that_are_none_are_refused(text: str) -> None:
     parser = argparse.ArgumentParser()

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from emulator.presets import PRESETS
 from headway.__main__ import UsageError, dispatch
 from simulation import fleets, slowdown
 from simulation.fleets import Comparison, Fleet
@@ -105,6 +106,17 @@ def test_a_fleet_with_more_slow_workers_than_there_are_is_a_mistake() -> None:
     with pytest.raises(AssertionError, match="9 slow"):
         Fleet("impossible", slowed=9)
     assert replace(fleets.FLEETS[0], slowed=8).capacity == pytest.approx(fleets.CAPACITY / fleets.SLOW_FACTOR)
+
+
+def test_of_two_models_either_has_its_share_of_the_slow_workers_and_of_the_requests() -> None:
+    fleet = next(fleet for fleet in fleets.FLEETS if fleet.others)
+    assert fleet.slow_workers == [0, 1, 4, 5]
+    first, other = fleet.capacities()
+    assert (first, other) == pytest.approx((fleets.CAPACITY * 0.35, fleets.OTHER_CAPACITY * 0.35))
+    setup = Comparison(duration_s=60.0).setup(fleet, "lmetric", seed=1)
+    share = sum(job.model == PRESETS[fleets.OTHER].model for job in setup.jobs) / len(setup.jobs)
+    assert share == pytest.approx(other / (first + other), abs=0.05)
+    assert setup.presets[3:5] == ("tiny-cpu", fleets.OTHER)
 
 
 def test_the_command_prints_a_table_a_fleet_and_writes_the_figures(

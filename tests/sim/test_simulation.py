@@ -69,6 +69,21 @@ def test_a_worker_known_to_be_slow_gets_less() -> None:
     assert served[0] < min(served[1:])
 
 
+def test_each_of_two_models_has_workers_of_its_own_whatever_happens() -> None:
+    """Engines with blocks of 32 and of 16 tokens; the control plane down for a while, so that the fallback chooses, too."""
+    plan = (*faults.slow([(0, 2.0), (3, 2.0)]), faults.RestartControl(2.0, 1.0), faults.KillEngine(4.0, 2, 0.5))
+    jobs = [replace(job, model="llama-2-13b") if job.index % 3 else job for job in parts.chats(120, rate=15.0)]
+    presets = ("tiny-cpu",) * 2 + ("llama2-13b-a100-40gb",) * 2
+    report = run(replace(parts.setup("lmetric", plan=plan), jobs=jobs, presets=presets))
+    assert any(result.fallback for result in report.results)
+    assert fates(report)[Fate.COMPLETE] > 110
+    for result in report.results:
+        assert result.worker in (("worker-2", "worker-3") if result.index % 3 else ("worker-0", "worker-1"))
+    promised = [result for result in report.results if result.fate is Fate.COMPLETE and result.matched_tokens > 0]
+    assert {result.index % 3 > 0 for result in promised} == {True, False}
+    assert report.compared_blocks > 0
+
+
 # ------------------------------------------------------------------------------------------------------------------ faults
 
 
