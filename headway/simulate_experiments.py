@@ -137,9 +137,9 @@ def _fleets(args: argparse.Namespace, policies: Sequence[str], console: Console)
     for fleet in fleets.FLEETS:
         out.print(_table(fleet, [row for other, row in found if other is fleet], comparison))
     out.print(
-        f"{fleets.WORKERS} x {comparison.preset} (with two models half of them {fleets.OTHER})\nat {comparison.load:.0%} of "
-        f"what each fleet can serve, seeds {seeds[0]} to {seeds[-1]} together; goodput: TTFT within {duration(comparison.slo_s)}.\n"
-        "Counted from the first model of TTFT on, which is trained in the run.",
+        f"{fleets.WORKERS} x {comparison.preset} (with two models half of them {fleets.OTHER})\n"
+        f"at {comparison.load:.0%} of what each fleet can serve, seeds {seeds[0]} to {seeds[-1]} together; goodput: TTFT "
+        f"within {duration(comparison.slo_s)}.\nCounted from the first model of TTFT on, which is trained in the run.",
         style="dim",
         highlight=False,
     )
