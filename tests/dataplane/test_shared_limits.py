@@ -251,13 +251,18 @@ async def test_what_a_killed_process_held_is_free_again(
     await client.send(request(chat(), headers=headers))
     await held.wait()
     assert (await ask(free_port, request(chat(), headers=headers))).status == 429
-    with open(f"/proc/{parent.pid}/task/{parent.pid}/children") as file:  # noqa: ASYNC230 - a line of the kernel
-        for child in file.read().split():
-            os.kill(int(child), signal.SIGKILL)
+    killed = children(parent.pid)
+    for child in killed:
+        os.kill(child, signal.SIGKILL)
     assert await client.at_end()
+    await until(lambda: not killed & children(parent.pid), "those that were killed are gone, and do not listen")
     await until_listening(free_port, 2)
     assert (await ask(free_port, request(chat(), headers=headers))).status == 200
     client.close()
+
+
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
 async def until_listening(port: int, processes: int) -> None:
