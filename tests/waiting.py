@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +47,7 @@ def wait_until(condition: Callable[[], Any], *, what: str, seconds_max: float = 
         if found:
             return found
         assert time.monotonic() < deadline, f"not within {seconds_max:g} s: {what}"
-        threading.Event().wait(ELSEWHERE_POLL_S)
+        time.sleep(ELSEWHERE_POLL_S)
 
 
 async def turns(count: int = 1) -> None:
