@@ -13,10 +13,10 @@ import sys
 from collections import Counter
 
 from headway.bench_proxy.processes import free_port
+from tests.dataplane_process import until_ready
 
 REPLACED = 20
 CALLERS = 64
-START_S_MAX = 30.0
 HOSTS = {"handed over": ("127.0.0.1", "127.0.0.1"), "apart": ("127.0.0.1", "127.1")}
 """Of every other data plane."""
 _ASKED = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -43,13 +43,7 @@ async def _started(host: str, port: int, processes: int, *, share: bool) -> asyn
         *(("--share-port",) if share else ()),
         stderr=asyncio.subprocess.PIPE,
     )
-    assert process.stderr is not None
-    ready = 0
-    async with asyncio.timeout(START_S_MAX):
-        while ready < processes:
-            line = await process.stderr.readline()
-            assert line, "the data plane ended at start"
-            ready += b"ready: http" in line and (processes == 1 or b"dataplane/" in line)
+    await until_ready(process, processes)
     return process
 
 

@@ -350,7 +350,7 @@ async def visible_lag(url: str, seconds: float = 3.0, events_per_s: int = 5_000)
             pipe.xadd(keyspace.blocks_key(f"w{number}"), {keyspace.DELTA_FIELD: data})
             block += 1
         await pipe.execute()
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)  # the pace of the writer
     await until(lambda: len(index.visible_at) >= len(sent))
     lags = statistics.quantiles([(index.visible_at[one] - at) * 1e3 for one, at in sent.items()], n=100)
     value = f"{lags[49]:.1f} / {lags[98]:.1f} ms"

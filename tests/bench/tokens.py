@@ -125,7 +125,7 @@ async def _held(fast: bool, messages: int, make: Callable[[random.Random, int], 
                 if turn == "next":
                     chat = [*chat, {"role": "user", "content": make(rng, TURN_TOKENS)}]
                 body = json.dumps({"model": "m", "messages": chat}).encode()
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # the loop at rest, before what is measured
                 heartbeat.stretch()
                 if messages:
                     assert len(body) > READ_INLINE_BYTES_MAX
@@ -135,7 +135,7 @@ async def _held(fast: bool, messages: int, make: Callable[[random.Random, int], 
                     prompt = await loop.run_in_executor(executor, prompts.prepare, CHAT_PATH, ask, body, plan)
                     assert prompt.kind == "tokens"
                 else:
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.05)  # in the place of a prompt: nothing
                 waits.append(heartbeat.stretch())
     executor.shutdown()
     name = "fastokens" if fast else "tokenizers"

@@ -65,6 +65,7 @@ class Watched:
             engine_lost(connection, error)
             self.engine.append(turns.count)
 
+        # The real ones run, and are watched: in which turn of the loop each came is not to be seen from outside.
         monkeypatch.setattr(ClientConnection, "connection_lost", on_client)
         monkeypatch.setattr(UpstreamConnection, "connection_lost", on_engine)
 

@@ -219,6 +219,7 @@ async def test_a_connection_that_was_told_to_wait_for_a_slow_reader_goes_on_for_
 
         client.write = write_and_pause
 
+    # A reader that is slow at this very write: real sockets do not let a test choose when.
     monkeypatch.setattr(connection.ClientConnection, "connection_made", connection_made)
     backend = await start_backend()
     backend.script(raw(USUAL))
@@ -252,6 +253,7 @@ async def test_a_question_is_asked_when_its_prompt_is_read_not_when_its_request_
     def prepare(gateway: Any, request: Any, ask: Any, done: Callable[[Prompt], None], fields: Any = None) -> None:
         loop.call_later(0.2, done, UNREAD)
 
+    # The real one is asked, and watched; reading a prompt takes as long as it never would here.
     monkeypatch.setattr(proxy.app.control, "ask", asked)
     monkeypatch.setattr(preparing, "prepare", prepare)
     client = await Client.connect(proxy.port)

@@ -15,13 +15,12 @@ import grpc
 import pytest
 
 from proto import fleet_pb2, fleet_pb2_grpc
+from tests.dataplane_process import START_S_MAX, until_ready
 from tests.e2e.stack import RunningStack
 from tests.e2e.test_survival import IN_FLIGHT, RECOVERY_S_MAX, Load, all_alive, load_on
 from tests.ports import free_ports
 from tests.waiting import until_elsewhere as until
 from tests.waiting import wait_until
-
-START_S_MAX = 30.0
 
 
 class Proxies:
@@ -43,14 +42,8 @@ class Proxies:
             start_new_session=True,
         )
         self.running.append(process)
+        await until_ready(process, processes)
         assert process.stderr is not None
-        ready = 0
-        async with asyncio.timeout(START_S_MAX):
-            while ready < processes:
-                line = await process.stderr.readline()
-                assert line, "ended at start"
-                own = processes == 1 or b"dataplane/" in line
-                ready += own and b"ready: http" in line
         self._reading = asyncio.create_task(process.stderr.read())
         if not share:  # one that takes over says that it is ready when it knows the fleet, one alone when it listens
             await until(self._knows_the_fleet, seconds_max=START_S_MAX, what="the fleet is known")

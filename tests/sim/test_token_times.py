@@ -23,6 +23,7 @@ def rows() -> dict[str, list[float]]:
 
 def test_tokens_say_when_a_step_began_where_first_tokens_and_ends_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     told = rows()
+    # The same run without the word of it: only a simulation whose data plane says nothing could be told so otherwise.
     monkeypatch.setattr(Director, "tokens_came", lambda _director, _ages, _now: None)
     untold = rows()
     assert told.keys() == untold.keys()
