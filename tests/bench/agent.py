@@ -307,7 +307,7 @@ def _engines(orders: Connection) -> None:
             sent.append(time.time())
             payload = msgspec.msgpack.encode([sent[-1], [event], 0])
             sockets[number % ENGINES].send_multipart([b"", (number // ENGINES).to_bytes(8, "big"), payload])
-        time.sleep(0.0005)
+        time.sleep(0.0005)  # the pace of the events
     orders.send(sent)
     orders.recv()
     context.destroy(linger=0)

@@ -210,7 +210,7 @@ class OutcomeTail:
                                 self._take(outcome.decode(fields[keyspace.OUTCOME_FIELD]))
             except (RedisError, OSError):
                 last = b"0"  # a new server, empty
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # it is down, on purpose
 
     def _take(self, record: outcome.Outcome) -> None:
         self.records += 1
@@ -252,7 +252,7 @@ class Faults:
         while True:
             self._rng.shuffle(order)
             for kind in order:
-                await asyncio.sleep(self._rng.uniform(0.5, 1.5) * pause_s)
+                await asyncio.sleep(self._rng.uniform(0.5, 1.5) * pause_s)  # from one fault to the next
                 if time.monotonic() > until - 8.0:
                     return
                 with suppress(aiohttp.ClientError, ProcessLookupError, TimeoutError):
@@ -288,14 +288,14 @@ class Faults:
         pid = self._engine_pid()
         os.kill(pid, signal.SIGSTOP)
         try:
-            await asyncio.sleep(self._rng.uniform(2.0, 7.0))
+            await asyncio.sleep(self._rng.uniform(2.0, 7.0))  # how long it stands still
         finally:
             os.kill(pid, signal.SIGCONT)
 
     async def _slow_engine(self) -> None:
         url = self._rng.choice(self._engines)
         await self._tell(url, kind="slow", factor=8)
-        await asyncio.sleep(self._rng.uniform(2.0, 5.0))
+        await asyncio.sleep(self._rng.uniform(2.0, 5.0))  # how long it is slow
         await self._tell(url, kind="clear")
 
     async def _order(self, **fault: Any) -> None:
@@ -354,7 +354,7 @@ async def storm(stack: RunningStack, *, seconds: float, requests: int, seed: int
         await faults.put_right()
         report.seconds = time.monotonic() - began
         await _settle(stack, session, port, report)
-        await asyncio.sleep(LAG_S)
+        await asyncio.sleep(LAG_S)  # a record too many would come now
         tailing.cancel()
         await asyncio.gather(tailing, return_exceptions=True)
         report.faults = faults.done

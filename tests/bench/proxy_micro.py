@@ -22,6 +22,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 
+from tests.ports import is_free
+from tests.waiting import wait_until
+
 CONNECTIONS = 64
 SECONDS = 3
 BODIES = 2_000
@@ -84,7 +87,7 @@ async def main():
     control = await Control.start(sys.argv[1])
     control.serve("m", sys.argv[2], tokenizer=sys.argv[3])
     while True:
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # what it keeps of each request would be memory without end
         for kept in (control.questions, control.outcomes, control.batches, control.first_bytes):
             kept.clear()
 uvloop.run(main())
@@ -160,7 +163,7 @@ def run(base_port: int = 18_700) -> dict[str, dict[str, float]]:
         engine_port = base_port
         engine = _start(stack, "-c", ENGINE, str(engine_port), json.dumps(ANSWER))
         url = f"http://127.0.0.1:{engine_port}"
-        time.sleep(1)
+        wait_until(lambda: not is_free(engine_port), what="the engine listens")
         requests, (cpu,) = _measure(directory, engine_port, engine.pid)
         results["engine alone"] = {"requests_per_s": requests / SECONDS, "engine_us": cpu}
         for number, (name, tokenizer) in enumerate([("fallback", None), ("control", ""), ("control, tokens", "headway-8k")], 1):

@@ -27,6 +27,7 @@ from dataplane.preparing import READ_INLINE_BYTES_MAX
 from dataplane.prompts import Prompts
 from proto import routing_pb2 as pb
 from tests.bench._heartbeat import Heartbeat, Waits
+from tests.waiting import until
 
 BLOCK_TOKENS = 16
 ROOT = 1
@@ -113,8 +114,7 @@ async def _held(fast: bool, messages: int, make: Callable[[random.Random, int], 
     prompts = Prompts(lambda spec: loading.load(spec, fast=fast), {})
     model = pb.ModelView(name="m", tokenizer=tokens.BUILTIN, block_sizes=[BLOCK_TOKENS])
     prompts.see([model], 0.0)
-    while prompts.status([model])["m"] != "ready":  # noqa: ASYNC110 (a thread loads it)
-        await asyncio.sleep(0.01)
+    await until(lambda: prompts.status([model])["m"] == "ready", "a thread has loaded the tokenizer")
     plan = prompts.plan("m", model)
     loop = asyncio.get_running_loop()
     found: dict[str, list[Waits]] = {"first": [], "next": []}
