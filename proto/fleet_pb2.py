@@ -24,31 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11proto/fleet.proto\x12\nheadway.v1\"\xa2\x04\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\r\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12)\n\x07\x62reaker\x18\x07 \x01(\x0e\x32\x18.headway.v1.BreakerState\x12%\n\x05index\x18\x08 \x01(\x0e\x32\x16.headway.v1.IndexState\x12\x0e\n\x06\x62locks\x18\t \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\n \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x0b \x01(\x04\x12\x0f\n\x07running\x18\x0c \x01(\r\x12\x0f\n\x07waiting\x18\r \x01(\r\x12\x10\n\x08kv_usage\x18\x0e \x01(\x02\x12\x14\n\x0creport_age_s\x18\x0f \x01(\x02\x12\x12\n\nblock_size\x18\x10 \x01(\r\x12\x14\n\x0c\x63\x61\x63he_blocks\x18\x11 \x01(\x04\x12\x18\n\x0bmatch_ratio\x18\x12 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\rmatch_samples\x18\x13 \x01(\x04\x12\x16\n\x0e\x65ngine_version\x18\x14 \x01(\t\x12\x10\n\x08requests\x18\x15 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x16 \x01(\x04\x12\r\n\x05\x61larm\x18\x17 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x18 \x01(\t\x12\x13\n\x0bincarnation\x18\x19 \x01(\x04\x42\x0e\n\x0c_match_ratio\"\x14\n\x12ListWorkersRequest\"\x99\x01\n\nWorkerList\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.headway.v1.WorkerStatus\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x17\n\x0fredis_connected\x18\x03 \x01(\x08\x12\x13\n\x0bredis_age_s\x18\x04 \x01(\x02\x12\x0c\n\x04warm\x18\x05 \x01(\x08\x12\x14\n\x0cindex_blocks\x18\x06 \x01(\x04\"\x1e\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"\x12\n\x10GetPolicyRequest\")\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x03(\t\" \n\x10SetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*d\n\nIndexState\x12\x1b\n\x17INDEX_STATE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x0f\n\x0b\x43\x41TCHING_UP\x10\x02\x12\x0c\n\x08\x44\x45GRADED\x10\x03\x12\x0f\n\x0bSPECULATIVE\x10\x04*R\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x43LOSED\x10\x01\x12\x08\n\x04OPEN\x10\x02\x12\r\n\tHALF_OPEN\x10\x03\x32\xc8\x02\n\x05\x46leet\x12\x45\n\x0bListWorkers\x12\x1e.headway.v1.ListWorkersRequest\x1a\x16.headway.v1.WorkerList\x12;\n\x05\x44rain\x12\x18.headway.v1.DrainRequest\x1a\x18.headway.v1.WorkerStatus\x12=\n\x07Undrain\x12\x18.headway.v1.DrainRequest\x1a\x18.headway.v1.WorkerStatus\x12=\n\tGetPolicy\x12\x1c.headway.v1.GetPolicyRequest\x1a\x12.headway.v1.Policy\x12=\n\tSetPolicy\x12\x1c.headway.v1.SetPolicyRequest\x1a\x12.headway.v1.Policyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11proto/fleet.proto\x12\nheadway.v1\"\xc9\x04\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\r\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12)\n\x07\x62reaker\x18\x07 \x01(\x0e\x32\x18.headway.v1.BreakerState\x12%\n\x05index\x18\x08 \x01(\x0e\x32\x16.headway.v1.IndexState\x12\x0e\n\x06\x62locks\x18\t \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\n \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x0b \x01(\x04\x12\x0f\n\x07running\x18\x0c \x01(\r\x12\x0f\n\x07waiting\x18\r \x01(\r\x12\x10\n\x08kv_usage\x18\x0e \x01(\x02\x12\x14\n\x0creport_age_s\x18\x0f \x01(\x02\x12\x12\n\nblock_size\x18\x10 \x01(\r\x12\x14\n\x0c\x63\x61\x63he_blocks\x18\x11 \x01(\x04\x12\x18\n\x0bmatch_ratio\x18\x12 \x01(\x02H\x00\x88\x01\x01\x12\x15\n\rmatch_samples\x18\x13 \x01(\x04\x12\x16\n\x0e\x65ngine_version\x18\x14 \x01(\t\x12\x10\n\x08requests\x18\x15 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x16 \x01(\x04\x12\r\n\x05\x61larm\x18\x17 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x18 \x01(\t\x12\x13\n\x0bincarnation\x18\x19 \x01(\x04\x12%\n\x05ranks\x18\x1a \x03(\x0b\x32\x16.headway.v1.RankStatusB\x0e\n\x0c_match_ratio\"\x8f\x02\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12%\n\x05index\x18\x02 \x01(\x0e\x32\x16.headway.v1.IndexState\x12\x0e\n\x06\x62locks\x18\x03 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x10\n\x08kv_usage\x18\x08 \x01(\x02\x12\x18\n\x0bmatch_ratio\x18\t \x01(\x02H\x00\x88\x01\x01\x12\x15\n\rmatch_samples\x18\n \x01(\x04\x12\x10\n\x08requests\x18\x0b \x01(\x04\x12\r\n\x05\x61larm\x18\x0c \x01(\tB\x0e\n\x0c_match_ratio\"\x14\n\x12ListWorkersRequest\"\xdb\x01\n\nWorkerList\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.headway.v1.WorkerStatus\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x17\n\x0fredis_connected\x18\x03 \x01(\x08\x12\x13\n\x0bredis_age_s\x18\x04 \x01(\x02\x12\x0c\n\x04warm\x18\x05 \x01(\x08\x12\x14\n\x0cindex_blocks\x18\x06 \x01(\x04\x12\x13\n\x0b\x64\x61ta_planes\x18\x07 \x01(\r\x12+\n\x08replicas\x18\x08 \x03(\x0b\x32\x19.headway.v1.ReplicaStatus\"Q\n\rReplicaStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_planes\x18\x02 \x01(\r\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\r\x12\r\n\x05\x61ge_s\x18\x04 \x01(\x02\"\x1e\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"\x12\n\x10GetPolicyRequest\")\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x03(\t\" \n\x10SetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*d\n\nIndexState\x12\x1b\n\x17INDEX_STATE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x0f\n\x0b\x43\x41TCHING_UP\x10\x02\x12\x0c\n\x08\x44\x45GRADED\x10\x03\x12\x0f\n\x0bSPECULATIVE\x10\x04*R\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x43LOSED\x10\x01\x12\x08\n\x04OPEN\x10\x02\x12\r\n\tHALF_OPEN\x10\x03\x32\xc8\x02\n\x05\x46leet\x12\x45\n\x0bListWorkers\x12\x1e.headway.v1.ListWorkersRequest\x1a\x16.headway.v1.WorkerList\x12;\n\x05\x44rain\x12\x18.headway.v1.DrainRequest\x1a\x18.headway.v1.WorkerStatus\x12=\n\x07Undrain\x12\x18.headway.v1.DrainRequest\x1a\x18.headway.v1.WorkerStatus\x12=\n\tGetPolicy\x12\x1c.headway.v1.GetPolicyRequest\x1a\x12.headway.v1.Policy\x12=\n\tSetPolicy\x12\x1c.headway.v1.SetPolicyRequest\x1a\x12.headway.v1.Policyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INDEXSTATE']._serialized_start=889
-  _globals['_INDEXSTATE']._serialized_end=989
-  _globals['_BREAKERSTATE']._serialized_start=991
-  _globals['_BREAKERSTATE']._serialized_end=1073
+  _globals['_INDEXSTATE']._serialized_start=1351
+  _globals['_INDEXSTATE']._serialized_end=1451
+  _globals['_BREAKERSTATE']._serialized_start=1453
+  _globals['_BREAKERSTATE']._serialized_end=1535
   _globals['_WORKERSTATUS']._serialized_start=34
-  _globals['_WORKERSTATUS']._serialized_end=580
-  _globals['_LISTWORKERSREQUEST']._serialized_start=582
-  _globals['_LISTWORKERSREQUEST']._serialized_end=602
-  _globals['_WORKERLIST']._serialized_start=605
-  _globals['_WORKERLIST']._serialized_end=758
-  _globals['_DRAINREQUEST']._serialized_start=760
-  _globals['_DRAINREQUEST']._serialized_end=790
-  _globals['_GETPOLICYREQUEST']._serialized_start=792
-  _globals['_GETPOLICYREQUEST']._serialized_end=810
-  _globals['_POLICY']._serialized_start=812
-  _globals['_POLICY']._serialized_end=853
-  _globals['_SETPOLICYREQUEST']._serialized_start=855
-  _globals['_SETPOLICYREQUEST']._serialized_end=887
-  _globals['_FLEET']._serialized_start=1076
-  _globals['_FLEET']._serialized_end=1404
+  _globals['_WORKERSTATUS']._serialized_end=619
+  _globals['_RANKSTATUS']._serialized_start=622
+  _globals['_RANKSTATUS']._serialized_end=893
+  _globals['_LISTWORKERSREQUEST']._serialized_start=895
+  _globals['_LISTWORKERSREQUEST']._serialized_end=915
+  _globals['_WORKERLIST']._serialized_start=918
+  _globals['_WORKERLIST']._serialized_end=1137
+  _globals['_REPLICASTATUS']._serialized_start=1139
+  _globals['_REPLICASTATUS']._serialized_end=1220
+  _globals['_DRAINREQUEST']._serialized_start=1222
+  _globals['_DRAINREQUEST']._serialized_end=1252
+  _globals['_GETPOLICYREQUEST']._serialized_start=1254
+  _globals['_GETPOLICYREQUEST']._serialized_end=1272
+  _globals['_POLICY']._serialized_start=1274
+  _globals['_POLICY']._serialized_end=1315
+  _globals['_SETPOLICYREQUEST']._serialized_start=1317
+  _globals['_SETPOLICYREQUEST']._serialized_end=1349
+  _globals['_FLEET']._serialized_start=1538
+  _globals['_FLEET']._serialized_end=1866
 # @@protoc_insertion_point(module_scope)

@@ -96,6 +96,7 @@ class WorkerStatus(_message.Message):
     ALARM_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     endpoint: _builtins.int
     url: _builtins.str
@@ -132,6 +133,10 @@ class WorkerStatus(_message.Message):
     incarnation: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankStatus]:
+        """where requests are steered to the engine's data-parallel ranks: each by itself, in order"""
+
     def __init__(
         self,
         *,
@@ -160,16 +165,75 @@ class WorkerStatus(_message.Message):
         alarm: _builtins.str = ...,
         accelerator: _builtins.str = ...,
         incarnation: _builtins.int = ...,
+        ranks: _abc.Iterable[Global___RankStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "match_ratio", b"match_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "accelerator", b"accelerator", "active", b"active", "alarm", b"alarm", "alive", b"alive", "block_size", b"block_size", "blocks", b"blocks", "breaker", b"breaker", "cache_blocks", b"cache_blocks", "draining", b"draining", "endpoint", b"endpoint", "engine_version", b"engine_version", "failures", b"failures", "incarnation", b"incarnation", "index", b"index", "kv_usage", b"kv_usage", "match_ratio", b"match_ratio", "match_samples", b"match_samples", "models", b"models", "prefill_tokens", b"prefill_tokens", "report_age_s", b"report_age_s", "requests", b"requests", "running", b"running", "url", b"url", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "accelerator", b"accelerator", "active", b"active", "alarm", b"alarm", "alive", b"alive", "block_size", b"block_size", "blocks", b"blocks", "breaker", b"breaker", "cache_blocks", b"cache_blocks", "draining", b"draining", "endpoint", b"endpoint", "engine_version", b"engine_version", "failures", b"failures", "incarnation", b"incarnation", "index", b"index", "kv_usage", b"kv_usage", "match_ratio", b"match_ratio", "match_samples", b"match_samples", "models", b"models", "prefill_tokens", b"prefill_tokens", "ranks", b"ranks", "report_age_s", b"report_age_s", "requests", b"requests", "running", b"running", "url", b"url", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__match_ratio: _TypeAlias = _typing.Literal["match_ratio"]  # noqa: Y015
     _WhichOneofArgType__match_ratio: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__match_ratio) -> _WhichOneofReturnType__match_ratio | None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+
+@_typing.final
+class RankStatus(_message.Message):
+    """One data-parallel rank of an engine: a scheduler and a KV cache of its own behind the engine's one address. The fields of
+    its worker are the sums; kv_usage is the largest, index and match_ratio the worst.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    KV_USAGE_FIELD_NUMBER: _builtins.int
+    MATCH_RATIO_FIELD_NUMBER: _builtins.int
+    MATCH_SAMPLES_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    index: Global___IndexState.ValueType
+    blocks: _builtins.int
+    active: _builtins.int
+    prefill_tokens: _builtins.int
+    running: _builtins.int
+    waiting: _builtins.int
+    kv_usage: _builtins.float
+    match_ratio: _builtins.float
+    match_samples: _builtins.int
+    requests: _builtins.int
+    alarm: _builtins.str
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        index: Global___IndexState.ValueType = ...,
+        blocks: _builtins.int = ...,
+        active: _builtins.int = ...,
+        prefill_tokens: _builtins.int = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        kv_usage: _builtins.float = ...,
+        match_ratio: _builtins.float | None = ...,
+        match_samples: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        alarm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "match_ratio", b"match_ratio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "active", b"active", "alarm", b"alarm", "blocks", b"blocks", "index", b"index", "kv_usage", b"kv_usage", "match_ratio", b"match_ratio", "match_samples", b"match_samples", "prefill_tokens", b"prefill_tokens", "rank", b"rank", "requests", b"requests", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__match_ratio: _TypeAlias = _typing.Literal["match_ratio"]  # noqa: Y015
+    _WhichOneofArgType__match_ratio: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__match_ratio) -> _WhichOneofReturnType__match_ratio | None: ...
+
+Global___RankStatus: _TypeAlias = RankStatus  # noqa: Y015
 
 @_typing.final
 class ListWorkersRequest(_message.Message):
@@ -196,6 +260,8 @@ class WorkerList(_message.Message):
     REDIS_AGE_S_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
     INDEX_BLOCKS_FIELD_NUMBER: _builtins.int
+    DATA_PLANES_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     redis_connected: _builtins.bool
     redis_age_s: _builtins.float
@@ -203,8 +269,14 @@ class WorkerList(_message.Message):
     warm: _builtins.bool
     index_blocks: _builtins.int
     """distinct blocks"""
+    data_planes: _builtins.int
+    """processes that ask this control plane; those of a standby ask another"""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStatus]:
+        """other control planes of this fleet that are heard"""
+
     def __init__(
         self,
         *,
@@ -214,14 +286,48 @@ class WorkerList(_message.Message):
         redis_age_s: _builtins.float = ...,
         warm: _builtins.bool = ...,
         index_blocks: _builtins.int = ...,
+        data_planes: _builtins.int = ...,
+        replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_blocks", b"index_blocks", "policy", b"policy", "redis_age_s", b"redis_age_s", "redis_connected", b"redis_connected", "warm", b"warm", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_planes", b"data_planes", "index_blocks", b"index_blocks", "policy", b"policy", "redis_age_s", b"redis_age_s", "redis_connected", b"redis_connected", "replicas", b"replicas", "warm", b"warm", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerList: _TypeAlias = WorkerList  # noqa: Y015
+
+@_typing.final
+class ReplicaStatus(_message.Message):
+    """Another control plane, as this one hears it over Redis."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DATA_PLANES_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    data_planes: _builtins.int
+    active: _builtins.int
+    """requests that it counts, over all workers"""
+    age_s: _builtins.float
+    """since its last word"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        data_planes: _builtins.int = ...,
+        active: _builtins.int = ...,
+        age_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "age_s", b"age_s", "data_planes", b"data_planes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):

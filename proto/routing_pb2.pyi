@@ -326,6 +326,7 @@ class Decision(_message.Message):
     candidates: _builtins.int
     """how many endpoints were left after the filters"""
     data_parallel_rank: _builtins.int
+    """of the engine: goes upstream as X-data-parallel-rank; unset: not ours to say"""
     queued: _builtins.bool
     """no answer yet: the question waits for room, its answer follows (see Hello.queue_notices)"""
     @_builtins.property
@@ -402,8 +403,11 @@ class RouteBatch(_message.Message):
     OUTCOMES_FIELD_NUMBER: _builtins.int
     CANCELS_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
     packed: _builtins.bytes
     """Said of contract/routing.py, once the control plane has said that it reads it"""
+    moved: _builtins.bool
+    """the last word: what this process relays another control plane counts from here on"""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -423,10 +427,11 @@ class RouteBatch(_message.Message):
         outcomes: _abc.Iterable[Global___Outcome] | None = ...,
         cancels: _abc.Iterable[Global___Cancel] | None = ...,
         packed: _builtins.bytes = ...,
+        moved: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancels", b"cancels", "first_bytes", b"first_bytes", "hello", b"hello", "outcomes", b"outcomes", "packed", b"packed", "questions", b"questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancels", b"cancels", "first_bytes", b"first_bytes", "hello", b"hello", "moved", b"moved", "outcomes", b"outcomes", "packed", b"packed", "questions", b"questions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,6 +508,7 @@ class Held(_message.Message):
     UNCACHED_TOKENS_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     FIRST_BYTE_SEEN_FIELD_NUMBER: _builtins.int
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.int
     endpoint: _builtins.int
     url: _builtins.str
@@ -510,6 +516,8 @@ class Held(_message.Message):
     uncached_tokens: _builtins.int
     input_tokens: _builtins.int
     first_byte_seen: _builtins.bool
+    data_parallel_rank: _builtins.int
+    """as decided"""
     def __init__(
         self,
         *,
@@ -519,12 +527,15 @@ class Held(_message.Message):
         uncached_tokens: _builtins.int = ...,
         input_tokens: _builtins.int = ...,
         first_byte_seen: _builtins.bool = ...,
+        data_parallel_rank: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank", "data_parallel_rank", b"data_parallel_rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "endpoint", b"endpoint", "first_byte_seen", b"first_byte_seen", "input_tokens", b"input_tokens", "uncached_tokens", b"uncached_tokens", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank", "data_parallel_rank", b"data_parallel_rank", "decision_id", b"decision_id", "endpoint", b"endpoint", "first_byte_seen", b"first_byte_seen", "input_tokens", b"input_tokens", "uncached_tokens", b"uncached_tokens", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__data_parallel_rank: _TypeAlias = _typing.Literal["data_parallel_rank"]  # noqa: Y015
+    _WhichOneofArgType__data_parallel_rank: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data_parallel_rank) -> _WhichOneofReturnType__data_parallel_rank | None: ...
 
 Global___Held: _TypeAlias = Held  # noqa: Y015
 
@@ -761,6 +772,7 @@ class FleetView(_message.Message):
     WARM_FIELD_NUMBER: _builtins.int
     WITHOUT_CHAINS_FIELD_NUMBER: _builtins.int
     TOKEN_AGES_FIELD_NUMBER: _builtins.int
+    CATCHING_UP_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """grows with every change of membership, models or availability"""
     policy: _builtins.str
@@ -770,6 +782,8 @@ class FleetView(_message.Message):
     """the policy looks at no prompt: questions need no chains, and an estimate of their tokens"""
     token_ages: _builtins.bool
     """packed messages with questions are to say when tokens came from each endpoint last"""
+    catching_up: _builtins.bool
+    """some worker's blocks are being read: its matches are too short for the moment"""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointView]: ...
     @_builtins.property
@@ -784,10 +798,11 @@ class FleetView(_message.Message):
         warm: _builtins.bool = ...,
         without_chains: _builtins.bool = ...,
         token_ages: _builtins.bool = ...,
+        catching_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "models", b"models", "policy", b"policy", "token_ages", b"token_ages", "version", b"version", "warm", b"warm", "without_chains", b"without_chains"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catching_up", b"catching_up", "endpoints", b"endpoints", "models", b"models", "policy", b"policy", "token_ages", b"token_ages", "version", b"version", "warm", b"warm", "without_chains", b"without_chains"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -868,6 +883,7 @@ class CandidateView(_message.Message):
     PREDICTED_TTFT_S_FIELD_NUMBER: _builtins.int
     PREDICTED_P90_S_FIELD_NUMBER: _builtins.int
     CORRECTION_FIELD_NUMBER: _builtins.int
+    DATA_PARALLEL_RANK_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.int
     worker: _builtins.str
     url: _builtins.str
@@ -880,6 +896,8 @@ class CandidateView(_message.Message):
     predicted_p90_s: _builtins.float
     correction: _builtins.float
     """what the model's own prediction was multiplied by; 0: nothing was predicted"""
+    data_parallel_rank: _builtins.int
+    """a candidate each, where requests are steered to ranks"""
     @_builtins.property
     def features(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """contract/features names"""
@@ -902,12 +920,15 @@ class CandidateView(_message.Message):
         predicted_ttft_s: _builtins.float = ...,
         predicted_p90_s: _builtins.float = ...,
         correction: _builtins.float = ...,
+        data_parallel_rank: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank", "data_parallel_rank", b"data_parallel_rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "correction", b"correction", "endpoint", b"endpoint", "features", b"features", "predicted_p90_s", b"predicted_p90_s", "predicted_ttft_s", b"predicted_ttft_s", "rejected_by", b"rejected_by", "scores", b"scores", "total", b"total", "url", b"url", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank", "chosen", b"chosen", "correction", b"correction", "data_parallel_rank", b"data_parallel_rank", "endpoint", b"endpoint", "features", b"features", "predicted_p90_s", b"predicted_p90_s", "predicted_ttft_s", b"predicted_ttft_s", "rejected_by", b"rejected_by", "scores", b"scores", "total", b"total", "url", b"url", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__data_parallel_rank: _TypeAlias = _typing.Literal["data_parallel_rank"]  # noqa: Y015
+    _WhichOneofArgType__data_parallel_rank: _TypeAlias = _typing.Literal["_data_parallel_rank", b"_data_parallel_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data_parallel_rank) -> _WhichOneofReturnType__data_parallel_rank | None: ...
 
 Global___CandidateView: _TypeAlias = CandidateView  # noqa: Y015
 
