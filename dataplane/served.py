@@ -17,6 +17,7 @@ from dataplane.openai import DONE_PATHS, Ask, path_label
 from dataplane.prompts import PREDICTING, Prompt
 from dataplane.relay import Relay
 from dataplane.upstream import UpstreamConnection
+from dataplane.wishes import NAME_CHARS_MAX
 
 _JOIN_BYTES_MAX = 64 * 1024
 NOT_READ = Ask("")
@@ -59,7 +60,7 @@ class Served:
         """The caller's names for the request and its trace, where it gave them."""
         name = self._request_name
         request_id = self._request.get(b"x-request-id") or name.encode()
-        self._request_name = request_id[: question.NAME_CHARS_MAX].decode("latin-1")
+        self._request_name = request_id[:NAME_CHARS_MAX].decode("latin-1")
         self._ids = trace.lines_of(request_id, self._continue_trace() or trace.begun(name))
 
     # --- towards control plane and engine ---

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from dataplane.openai import MODEL_BYTES_MAX, Kind, classify
-from dataplane.question import NAME_CHARS_MAX
+from dataplane.wishes import NAME_CHARS_MAX
 from proto import routing_pb2 as pb
 from tests.dataplane.client import Client, ask, chat, request
 from tests.dataplane.conftest import Proxy, StartProxy
@@ -129,18 +129,17 @@ async def test_a_browser_may_send_its_key_and_read_our_headers(start_proxy: Star
     assert refused.headers["access-control-allow-origin"] == "https://app.example"  # else a browser shows no error
 
 
-async def test_what_callers_call_themselves_is_bounded_where_it_is_kept(
+async def test_a_request_s_name_is_bounded_where_it_is_kept(
     start_proxy: StartProxy, backend: Backend, control: Control
 ) -> None:
     control.serve("m", backend.url)
     proxy = await start_proxy(control=control)
     long = "x" * (NAME_CHARS_MAX + 1)
-    headers = {"X-Request-Id": long, "X-Headway-Tenant": long, "X-Headway-Session": long}
-    response = await ask(proxy.port, request(chat(), headers=headers))
+    response = await ask(proxy.port, request(chat(), headers={"X-Request-Id": long}))
     assert response.headers["x-request-id"] == long  # towards the caller and the engine it stays whole
     assert backend.requests[0].headers["x-request-id"] == long
     (question,) = control.questions
-    assert (len(question.request_id), question.tenant, question.session) == (NAME_CHARS_MAX, "", "")
+    assert question.request_id == long[:NAME_CHARS_MAX]
 
 
 def test_a_process_takes_as_many_open_files_as_it_may_have() -> None:
