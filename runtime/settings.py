@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import types
 import typing
@@ -43,6 +44,18 @@ def setting(
 
 def env_prefix(process: str) -> str:
     return f"HEADWAY_{process.upper().replace('-', '_')}_"
+
+
+_SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+_LINKED_PORT = re.compile(r"(tcp|udp|sctp)://")
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Set by Kubernetes in every pod beside a Service of this process's name, not by a person. name: without the prefix.
+
+    A Service called headway-dataplane makes HEADWAY_DATAPLANE_PORT=tcp://10.0.0.1:8000, and seven more of the kind.
+    """
+    return bool(_SERVICE_LINK.fullmatch(name) or (name == "PORT" and _LINKED_PORT.match(value)))
 
 
 def _flag(name: str) -> str:
@@ -75,6 +88,11 @@ def parse(cls: type[T], process: str, argv: Sequence[str], environ: Mapping[str,
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = env_prefix(process)
+    environ = {
+        name: value
+        for name, value in environ.items()
+        if not (name.startswith(prefix) and _is_service_link(name.removeprefix(prefix), value))
+    }
 
     parser = _Parser(prog=f"python -m {process}", description=(cls.__doc__ or "").strip() or None, allow_abbrev=False)
     for name, field in fields.items():

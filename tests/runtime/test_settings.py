@@ -50,6 +50,23 @@ def test_booleans_and_optionals_are_read() -> None:
     assert parsed("--bound-s", "1.5").bound_s == 1.5
 
 
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_nobody_s_setting() -> None:
+    links = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert parsed(**{f"HEADWAY_EXAMPLE_{name}": value for name, value in links.items()}) == Example()
+    for mistake in ({"HEADWAY_EXAMPLE_PORT": "tcp"}, {"HEADWAY_EXAMPLE_SERVICE": "a"}, {"HEADWAY_EXAMPLE_PORT_8000": "1"}):
+        with pytest.raises(SettingsError):
+            parsed(**mistake)
+
+
 def test_a_secret_comes_from_the_environment_only() -> None:
     assert parsed(HEADWAY_EXAMPLE_PASSWORD="s").password == "s"
     with pytest.raises(SettingsError, match="unrecognized"):
