@@ -20,7 +20,8 @@ from dataplane.fallback import Fleet, static_view
 from dataplane.gateway import Gateway
 from dataplane.handover import Offer, take
 from dataplane.hedge import Hedges
-from dataplane.metrics import Metrics
+from dataplane.metrics import LabelledGauge, Metrics
+from dataplane.prompt_process import PromptProcess
 from dataplane.prompts import Prompts
 from dataplane.server import Server
 from dataplane.settings import Settings, pairs
@@ -94,6 +95,8 @@ class App:
             credentials=_upstream_keys(settings),
         )
         if settings.hedge:
+        if settings.prompt_process:
+            self.gateway.prompt_process = PromptProcess(metrics, log_level=settings.log_level, log_format=settings.log_format)
             self.gateway.hedges = Hedges(
                 settings,
                 clock=clock,
@@ -162,6 +165,8 @@ class App:
             self._control_task.cancel()
             await asyncio.gather(self._control_task, return_exceptions=True)
         self.gateway.pool.close()
+        if self.gateway.prompt_process is not None:
+            await self.gateway.prompt_process.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _check_keys(self) -> None:
@@ -182,6 +187,8 @@ class App:
         if view is not None:
             self.prompts.see(view.models, self._clock.now(), wanted=not view.without_chains)
 
+            if self.gateway.prompt_process is not None and self.prompts.wanted:
+                self.gateway.prompt_process.see(self.prompts.seen(view.models), self.gateway.fleet.only_model)
     def _declare_gauges(self, metrics: Metrics) -> None:
         gateway = self.gateway
         metrics.gauge("headway_proxy_requests_in_flight", "routed requests", lambda: gateway.concurrency.in_flight)

@@ -93,14 +93,18 @@ class Exchange(Served):
             gateway.hedges.earn()
         preparing.read(gateway, self._request, self._permit, self._read)
 
-    def _read(self, ask: Ask | ApiError) -> None:
+    def _read(self, ask: Ask | ApiError, prompt: Prompt | None = None) -> None:
+        """prompt: where it was prepared in one go."""
         if self._state is not _PREPARING:
             return
         if isinstance(ask, ApiError):
             self._refuse(ask)
             return
         self._ask = ask
-        preparing.prepare(self._gateway, self._request, ask, self._prepared)
+        if prompt is not None:
+            self._prepared(prompt)
+        else:
+            preparing.prepare(self._gateway, self._request, ask, self._prepared)
 
     def _prepared(self, prompt: Prompt) -> None:
         if self._state is not _PREPARING:

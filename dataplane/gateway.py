@@ -13,6 +13,7 @@ from dataplane.control import ControlClient
 from dataplane.credentials import UpstreamKeys
 from dataplane.fallback import Fleet
 from dataplane.metrics import Metrics
+from dataplane.prompt_process import PromptProcess
 from dataplane.prompts import Prompts
 from dataplane.settings import Settings
 from dataplane.trace import Ids
@@ -68,6 +69,7 @@ class Gateway:
     draining: bool = False
     hedges: Hedges | None = None
     access: Access | None = None  # None: whoever reaches the port may call
+    prompt_process: PromptProcess | None = None  # None: long prompts are prepared in a thread
     credentials: UpstreamKeys | None = None  # None: engines are shown what the caller sent
 
     def held(self) -> list[pb.Held]:

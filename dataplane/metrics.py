@@ -146,7 +146,14 @@ class Metrics(Collector):
 
     def fold(self) -> None:
         """Bounds what is seen and not yet counted: called several times a second."""
-        for histogram in (self.ttft, self.e2e, self.decision, self.prompt):
+        self.prompts_beside = Counter(
+            "headway_proxy_prompts_beside", "prompts prepared beside the event loop, and by what: process or thread", "by"
+        )
+        self.prompt_process = Histogram(
+            "headway_proxy_prompt_process_seconds", "what the process for long prompts took for one"
+        )
+        self.prompt_process_ends = Counter("headway_proxy_prompt_process_ends", "times that the process for long prompts ended")
+        for histogram in (self.ttft, self.e2e, self.decision, self.prompt, self.prompt_process):
             histogram.fold()
 
     def collect(self) -> Iterator[Metric]:

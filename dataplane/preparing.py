@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -16,10 +16,13 @@ from dataplane.gateway import Gateway
 from dataplane.http1 import Request
 from dataplane.limits import BODY_BYTES_PER_TOKEN, Permit
 from dataplane.openai import PROMPT_PATHS, SLICED_BYTES_MIN, Ask, read_ask, read_json
+from dataplane.prompt_messages import NOT_DONE, Answer
+from dataplane.prompt_process import APART_BYTES_MIN, PromptProcess
 from dataplane.prompts import UNREAD, Prompt, skipped
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Done: TypeAlias = Callable[["Ask | ApiError", "Prompt | None"], None]
 
 READ_INLINE_BYTES_MAX = SLICED_BYTES_MIN
 """Bodies up to this size are read on the event loop: 0.1 ms, 0.7 where all of it is escapes. Compressed ones never are: a
@@ -29,17 +32,62 @@ QUICK_BYTES_MAX = 4 * 1024
 """Prompts of bodies up to this size are read on the event loop, whatever reads them."""
 
 
-def read(gateway: Gateway, request: Request, permit: Permit | None, done: Callable[[Ask | ApiError], None]) -> None:
-    """Calls `done` with the fields that routing needs, or why the request is refused: at once, or later."""
+def read(gateway: Gateway, request: Request, permit: Permit | None, done: Done) -> None:
+    """Calls `done` with the fields that routing needs, or why the request is refused: at once, or later. With them comes the
+    prompt where it was prepared in the same go."""
     if request.forwarded is None:  # else its head is known to hold no wishes
         wished = wishes.read(request.headers)
         if isinstance(wished, ApiError):
-            done(wished)
+            done(wished, None)
             return
-    if len(request.body) <= READ_INLINE_BYTES_MAX and not request.get(b"content-encoding"):
-        done(_checked(gateway, _read(gateway, request), permit))
+    process = _process_for(gateway, request)
+    if process is not None and _is_json(request):
+        _read_apart(process, gateway, request, permit, done)
         return
-    _in_thread(gateway, lambda: _read_or_fail(gateway, request), lambda ask: done(_checked(gateway, ask, permit)))
+    if len(request.body) <= READ_INLINE_BYTES_MAX and not request.get(b"content-encoding"):
+        done(_checked(gateway, _read(gateway, request), permit), None)
+        return
+    _read_in_thread(gateway, request, permit, done, None)
+
+
+def _read_in_thread(gateway: Gateway, request: Request, permit: Permit | None, done: Done, prompt: Prompt | None) -> None:
+    _in_thread(gateway, lambda: _read_or_fail(gateway, request), lambda ask: done(_checked(gateway, ask, permit), prompt))
+
+
+def _read_apart(process: PromptProcess, gateway: Gateway, request: Request, permit: Permit | None, done: Done) -> None:
+    """Read and prepared in the process for long prompts."""
+    began = gateway.clock.now()
+
+    def answered(answer: Answer) -> None:
+        found = answer.refusal or answer.ask
+        if found is None:
+            _read_in_thread(gateway, request, permit, done, answer.prompt)
+            return
+        if answer.prompt is not None:
+            _prepared_beside(gateway, "process", began)
+        done(_checked(gateway, found, permit), answer.prompt)
+
+    process.submit(request.path, request.body, answered)
+
+
+def _process_for(gateway: Gateway, request: Request) -> PromptProcess | None:
+    """The process that takes long prompts, where this is one and it is there."""
+    process = gateway.prompt_process
+    if process is None or len(request.body) <= APART_BYTES_MIN or not process.ready:
+        return None
+    return process if request.path in PROMPT_PATHS and gateway.prompts.wanted else None
+
+
+def _is_json(request: Request) -> bool:
+    """As it stands: neither compressed nor a form."""
+    if request.forwarded is not None:
+        return True
+    return not request.get(b"content-encoding") and not request.get(b"content-type").lower().startswith(b"multipart/")
+
+
+def _prepared_beside(gateway: Gateway, by: str, began: float) -> None:
+    gateway.metrics.prompts_beside.add(by)
+    gateway.metrics.prompt.observe(gateway.clock.now() - began)
 
 
 def _in_thread(gateway: Gateway, work: Callable[[], T], done: Callable[[T], None]) -> None:
@@ -93,13 +141,23 @@ def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt
         prompt = prompts.prepare(path, ask, body, plan, fields)
         gateway.metrics.prompt.observe(gateway.clock.now() - began)
         done(prompt)
+        return
+
+    def finished(prompt: Prompt, by: str = "thread") -> None:
+        _prepared_beside(gateway, by, began)
+        done(prompt)
+
+    def answered(answer: Answer) -> None:
+        if answer.prompt is not None:
+            finished(answer.prompt, "process")
+        else:
+            _in_thread(gateway, lambda: prompts.prepare(path, ask, body, plan, fields), finished)
+
+    process = _process_for(gateway, request)
+    if process is not None:  # it came compressed, or
+        process.submit(path, body, answered)
     else:
-
-        def finished(prompt: Prompt) -> None:
-            gateway.metrics.prompt.observe(gateway.clock.now() - began)
-            done(prompt)
-
-        _in_thread(gateway, lambda: prompts.prepare(path, ask, body, plan, fields), finished)
+        answered(NOT_DONE)
 
 
 def reserve(gateway: Gateway, request: Request, ask: Ask, prompt: Prompt, permit: Permit) -> ApiError | None:

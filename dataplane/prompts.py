@@ -24,7 +24,6 @@ from contract.tokens import NotTokenizable, PromptError, TokenizerUnavailable, t
 from contract.tokens.chains import SHORT_BLOCKS_MAX, ChainCache
 from dataplane.openai import SLICED_BYTES_MIN, Ask
 from dataplane.unescape import unescaped
-from proto import routing_pb2 as pb
 
 log = logging.getLogger(__name__)
 _decode = msgspec.json.Decoder().decode
@@ -47,6 +46,31 @@ class Tokenizer(Protocol):
 
     def prompts(self, path: str, body: Mapping[str, Any]) -> list[bytes]:
         """Flat little-endian uint32 token ids of every prompt in a body."""
+
+
+class Model(Protocol):
+    """What is read of a model of the fleet: `pb.ModelView`, or what another process was told of it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def base(self) -> str: ...
+    @property
+    def alias(self) -> bool: ...
+    @property
+    def tokenizer(self) -> str: ...
+    @property
+    def block_sizes(self) -> Iterable[int]: ...
+
+
+class ModelSeen(msgspec.Struct, array_like=True, frozen=True):
+    """A `Model` that can be sent. tokenizer: "", or what to load."""
+
+    name: str
+    base: str
+    alias: bool
+    tokenizer: str
+    block_sizes: tuple[int, ...]
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -85,7 +109,7 @@ class Plan:
 
     __slots__ = ("base", "block_sizes", "loaded", "lora", "model", "root")
 
-    def __init__(self, model: pb.ModelView, loaded: _Loaded | None, base: str, lora: str, block_sizes: tuple[int, ...]) -> None:
+    def __init__(self, model: Model, loaded: _Loaded | None, base: str, lora: str, block_sizes: tuple[int, ...]) -> None:
         self.model = model
         self.loaded = loaded  # None: it names no tokenizer
         self.base = base
@@ -115,7 +139,7 @@ class Prompts:
         """Whether the policy looks at prompts."""
         self._said: set[str] = set()
 
-    def see(self, models: Iterable[pb.ModelView], now: float, *, wanted: bool = True) -> None:
+    def see(self, models: Iterable[Model], now: float, *, wanted: bool = True) -> None:
         """The fleet's models: begins to load what is not loaded yet, and again what failed a while ago.
 
         wanted: whether the policy looks at prompts. Tokenizers are loaded all the same: a policy is switched at once.
@@ -133,11 +157,16 @@ class Prompts:
                 # A daemon: the end of the process does not wait for a hub that does not answer.
                 Thread(target=self._load_one, args=(spec, model.name, entry), name="load-tokenizer", daemon=True).start()
 
-    def status(self, models: Iterable[pb.ModelView]) -> dict[str, str]:
+    def seen(self, models: Iterable[Model]) -> Iterable[ModelSeen]:
+        """The same models, each with the tokenizer that it gets here: for another process."""
+        for model in models:
+            yield ModelSeen(model.name, model.base, model.alias, self._spec(model), tuple(model.block_sizes))
+
+    def status(self, models: Iterable[Model]) -> dict[str, str]:
         """Per model: ready, loading, or why its prompts are hashed as text."""
         return {model.name: self._status(model) for model in models}
 
-    def plan(self, asked: str, model: pb.ModelView) -> Plan:
+    def plan(self, asked: str, model: Model) -> Plan:
         """How prompts for `model` are read, which the fleet knows by the name `asked`."""
         plan = self._plans.get(asked)
         if plan is None or plan.model is not model:
@@ -191,10 +220,10 @@ class Prompts:
                 chains += ((size, self._chains.packed(longest, size, root)),)
         return Prompt("tokens", tokens, chains)
 
-    def _spec(self, model: pb.ModelView) -> str:
+    def _spec(self, model: Model) -> str:
         return self._overrides.get(model.name) or self._overrides.get(model.base) or model.tokenizer
 
-    def _status(self, model: pb.ModelView) -> str:
+    def _status(self, model: Model) -> str:
         entry = self._by_spec.get(self._spec(model))
         if entry is None:
             return "text: the fleet names no tokenizer"
@@ -255,5 +284,5 @@ def _known_text_root(base: str, lora: str, cache_salt: str) -> int:
     return blocks.text_root_hash(base, lora=lora, cache_salt=cache_salt)
 
 
-def _lora(model: pb.ModelView) -> str:
+def _lora(model: Model) -> str:
     return model.name if model.base and model.base != model.name and not model.alias else ""

@@ -36,6 +36,8 @@ class Settings:
     decision_timeout_ms: int = setting(250, "how long a question may wait for the control plane before the fallback decides")
     queue_timeout_ms: int = setting(10_000, "the same once the control plane has said that the question waits for room")
     outcomes_max: int = setting(10_000, "outcomes kept while the control plane is away")
+    prompt_process: bool = setting(True, "prepare prompts of long bodies in a process of their own, beside each data plane")
+
 
     body_bytes_max: int = setting(32 * 1024 * 1024, "largest request body")
     head_bytes_max: int = setting(64 * 1024, "largest request head")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
@@ -22,9 +22,12 @@ from contract.tokens.chains import ChainCache
 from contract.tokens.prompt import PromptTokenizer
 from contract.tokens.source import BUILTIN_FOLDER
 from dataplane.__main__ import GC_OBJECTS, SWITCH_INTERVAL_S
+from dataplane.metrics import Metrics
 from dataplane.openai import Ask, read_json
 from dataplane.preparing import READ_INLINE_BYTES_MAX
-from dataplane.prompts import Prompts
+from dataplane.prompt_messages import Answer
+from dataplane.prompt_process import APART_BYTES_MIN, PromptProcess
+from dataplane.prompts import Prompt, Prompts
 from proto import routing_pb2 as pb
 from tests.bench._heartbeat import Heartbeat, Waits
 from tests.waiting import until
@@ -37,6 +40,7 @@ CHINESE_TOKENS_PER_CHAR = 0.64
 """Of a vocabulary made for it. The shipped one makes 2.4 of each, so 128,000 tokens are nearly half a million there."""
 LONG_TOKENS = 128_000
 REPEATS = 30
+REPEATS_HELD = 10
 CHAT_PATH = "/v1/chat/completions"
 
 
@@ -45,7 +49,8 @@ def run() -> None:
     imports()
     for fast in (True, False):
         next_turn(loading.load(tokens.BUILTIN, fast=fast))
-    print("\nevent loop's longest wait, 128k tokens, ms (<= 2); median and worst of 10     held          awake           wall")
+    print("\nevent loop's longest wait, 128k tokens, ms (<= 2); median and worst of 10; medians of what one takes")
+    print(f"{'':62}{'held':>14}{'awake':>16}{'wall':>16}{'takes':>9}{'CPU':>7}")
     for fast in (True, False):
         loop_held(fast=fast)
 
@@ -89,8 +94,9 @@ def next_turn(tokenizer: PromptTokenizer) -> None:
 def loop_held(*, fast: bool) -> None:
     """How long the data plane's loop lets a byte wait while a request of 128,000 tokens is made blocks of, 10 times each.
 
-    The data plane's own steps and settings: `read_json` in a thread, then `Prompts.prepare` in a thread. `_heartbeat` says
-    what is measured. First turn: every word is new; next turn: the same conversation, with 200 tokens more.
+    The data plane's own steps and settings, both ways in turn: in its process for long prompts; and, as without that one,
+    `read_json` in a thread, then `Prompts.prepare` in a thread. `_heartbeat` says what is measured. First turn: every word is
+    new; next turn: the same conversation, with 200 tokens more.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -98,7 +104,7 @@ def loop_held(*, fast: bool) -> None:
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 20, 100)
     try:
-        for messages, make in ((200, words), (1, words), (200, chinese)):
+        for messages, make in ((200, words), (1, words), (200, chinese), (1, chinese)):
             uvloop.run(_held(fast, messages, make))
     finally:
         sys.setswitchinterval(before)
@@ -117,33 +123,57 @@ async def _held(fast: bool, messages: int, make: Callable[[random.Random, int], 
     await until(lambda: prompts.status([model])["m"] == "ready", "a thread has loaded the tokenizer")
     plan = prompts.plan("m", model)
     loop = asyncio.get_running_loop()
-    found: dict[str, list[Waits]] = {"first": [], "next": []}
+    process = PromptProcess(Metrics(), command=(sys.executable, "-c", WORKER.format(fast=fast)))
+    process.see(prompts.seen([model]), "m")
+    await until(lambda: process.ready, "the process has loaded it, too")
+
+    async def by_thread(body: bytes) -> Prompt:
+        ask = await loop.run_in_executor(executor, read_json, body, CHAT_PATH)
+        assert isinstance(ask, Ask)
+        return await loop.run_in_executor(executor, prompts.prepare, CHAT_PATH, ask, body, plan)
+
+    async def by_process(body: bytes) -> Prompt | None:
+        answered: asyncio.Future[Answer] = loop.create_future()
+        process.submit(CHAT_PATH, body, answered.set_result)
+        return (await answered).prompt
+
+    ways: dict[str, Callable[[bytes], Awaitable[Prompt | None]]] = {"process": by_process, "thread": by_thread}
+    found: dict[tuple[str, str], list[tuple[Waits, float, float]]] = {
+        (turn, way): [] for turn in ("first", "next") for way in ways
+    }
+    assert process.pid is not None
+    elsewhere = ~process.pid << 3 | 2  # the clock of its CPU time, see clock_getcpuclockid(3)
     with Heartbeat(clocks) as heartbeat:
-        for _ in range(10):
-            chat = conversation(rng, LONG_TOKENS, messages, make) if messages else []
-            for turn, waits in found.items():
-                if turn == "next":
-                    chat = [*chat, {"role": "user", "content": make(rng, TURN_TOKENS)}]
-                body = json.dumps({"model": "m", "messages": chat}).encode()
-                await asyncio.sleep(0.05)  # the loop at rest, before what is measured
-                heartbeat.stretch()
-                if messages:
-                    assert len(body) > READ_INLINE_BYTES_MAX
-                    assert not plan.is_quick(len(body))
-                    ask = await loop.run_in_executor(executor, read_json, body, CHAT_PATH)
-                    assert isinstance(ask, Ask)
-                    prompt = await loop.run_in_executor(executor, prompts.prepare, CHAT_PATH, ask, body, plan)
-                    assert prompt.kind == "tokens"
-                else:
-                    await asyncio.sleep(0.05)  # in the place of a prompt: nothing
-                waits.append(heartbeat.stretch())
+        for _ in range(REPEATS_HELD):
+            for way, prepare in ways.items():
+                chat = conversation(rng, LONG_TOKENS, messages, make) if messages else []
+                for turn in ("first", "next"):
+                    if turn == "next":
+                        chat = [*chat, {"role": "user", "content": make(rng, TURN_TOKENS)}]
+                    body = json.dumps({"model": "m", "messages": chat}).encode()
+                    await asyncio.sleep(0.05)  # the loop at rest, before what is measured
+                    heartbeat.stretch()
+                    cpu_s, began = time.process_time() + time.clock_gettime(elsewhere), loop.time()
+                    if messages:
+                        assert len(body) > READ_INLINE_BYTES_MAX > APART_BYTES_MIN
+                        prompt = await prepare(body)
+                        assert prompt is not None
+                        assert prompt.kind == "tokens"
+                    else:
+                        await asyncio.sleep(0.05)  # in the place of a prompt: nothing
+                    took = loop.time() - began, time.process_time() + time.clock_gettime(elsewhere) - cpu_s
+                    found[turn, way].append((heartbeat.stretch(), *took))
+    await process.stop()
     executor.shutdown()
     name = "fastokens" if fast else "tokenizers"
-    for turn, waits in found.items():
+    for (turn, way), seen in found.items():
         kind = "Chinese" if make is chinese else "English"
         what = f"{kind}, {messages} message{'s' * (messages > 1)}, {name}, {turn} turn" if messages else f"nothing, {turn}"
+        waits = [each[0] for each in seen]
         print(
-            f"{what:58}{_spread(w.held_s for w in waits)}{_spread(w.awake_s for w in waits)}{_spread(w.wall_s for w in waits)}"
+            f"{what:52}{way:8}{_spread(w.held_s for w in waits)}{_spread(w.awake_s for w in waits)}"
+            f"{_spread(w.wall_s for w in waits)}{median([each[1] for each in seen]) * 1e3:9.1f}"
+            f"{median([each[2] for each in seen]) * 1e3:7.1f}"
         )
 
 
@@ -188,6 +218,8 @@ def timed(call: Callable[[], object]) -> float:
 def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
+
+WORKER = "from contract.tokens.loading import load; from dataplane.prompt_worker import main; main(lambda spec: load(spec, fast={fast}))"
 
 VOCABULARY = [
     word
