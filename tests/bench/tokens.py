@@ -219,7 +219,11 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-WORKER = "from contract.tokens.loading import load; from dataplane.prompt_worker import main; main(lambda spec: load(spec, fast={fast}))"
+WORKER = """
+from contract.tokens.loading import load
+from dataplane.prompt_worker import main
+main(lambda spec: load(spec, fast={fast}))
+"""
 
 VOCABULARY = [
     word
