@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 
@@ -68,7 +69,7 @@ class App:
             decision_timeout_s=settings.decision_timeout_ms / 1000,
             queue_timeout_s=settings.queue_timeout_ms / 1000,
             outcomes_max=settings.outcomes_max,
-            credentials=_control_credentials(settings),
+            credentials=partial(_control_credentials, settings),
         )
         self.gateway = Gateway(
             settings=settings,
@@ -94,9 +95,9 @@ class App:
             access=_access(settings, clock.now(), limits),
             credentials=_upstream_keys(settings),
         )
-        if settings.hedge:
         if settings.prompt_process:
             self.gateway.prompt_process = PromptProcess(metrics, log_level=settings.log_level, log_format=settings.log_format)
+        if settings.hedge:
             self.gateway.hedges = Hedges(
                 settings,
                 clock=clock,
@@ -164,9 +165,9 @@ class App:
         if self._control_task is not None:
             self._control_task.cancel()
             await asyncio.gather(self._control_task, return_exceptions=True)
-        self.gateway.pool.close()
         if self.gateway.prompt_process is not None:
             await self.gateway.prompt_process.stop()
+        self.gateway.pool.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _check_keys(self) -> None:
@@ -186,9 +187,9 @@ class App:
             self._fleet_known.set()
         if view is not None:
             self.prompts.see(view.models, self._clock.now(), wanted=not view.without_chains)
-
             if self.gateway.prompt_process is not None and self.prompts.wanted:
                 self.gateway.prompt_process.see(self.prompts.seen(view.models), self.gateway.fleet.only_model)
+
     def _declare_gauges(self, metrics: Metrics) -> None:
         gateway = self.gateway
         metrics.gauge("headway_proxy_requests_in_flight", "routed requests", lambda: gateway.concurrency.in_flight)
@@ -197,6 +198,15 @@ class App:
         metrics.gauge(
             "headway_proxy_control_connected", "1: decisions come from the control plane", lambda: self.control.connected
         )
+        metrics.gauges.append(
+            LabelledGauge(
+                "headway_proxy_control_target",
+                "1: decisions come from this control plane",
+                "target",
+                lambda: {plane.target: float(plane.target == self.control.target) for plane in self.control.planes},
+            )
+        )
+        metrics.gauge("headway_proxy_control_changes", "times that another one was taken", lambda: self.control.planes.changes)
         metrics.gauge("headway_proxy_outcomes_pending", "outcomes not yet sent", lambda: self.control.outcomes_pending)
         metrics.gauge(
             "headway_proxy_endpoints_available", "endpoints of the last view", lambda: gateway.fleet.endpoints_available
@@ -204,9 +214,9 @@ class App:
         metrics.gauge("headway_proxy_retry_tokens", "retries left in the budget", lambda: gateway.budget.tokens)
 
 
-def _control_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
+def _control_credentials(settings: Settings, target: str) -> grpc.ChannelCredentials | None:
     """None: plain, without --control-ca and on Unix sockets."""
-    if not settings.control_ca or tls.is_local(settings.control):
+    if not settings.control_ca or tls.is_local(target):
         return None
     return tls.grpc_channel_credentials(settings.control_ca, settings.control_cert, settings.control_key)
 

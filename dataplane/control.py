@@ -1,9 +1,10 @@
-"""The line to the control plane: one stream of questions and decisions, one of fleet views.
+"""The line to the control plane that decides for this process: one stream of questions and decisions.
 
 All questions of one event-loop tick leave in one message; while a message is being written, or questions are unanswered, the
 next one gathers, within bounds. Outcomes and first bytes ride along with questions, or leave a moment later by themselves. A
-question has a deadline, after which the fallback decides. When the stream breaks every waiting question goes to the fallback
-at once, outcomes gather up to a bound, and the next stream begins with what this process is relaying.
+question has a deadline, after which the fallback decides. When the stream breaks, or several questions in a row find no
+answer, another control plane is asked what was left unanswered; where there is none every waiting question goes to the fallback
+at once. Outcomes gather meanwhile up to a bound, and the next stream begins with what this process is relaying.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 
 import grpc
 import grpc.aio
@@ -25,21 +26,24 @@ from dataplane import line, messages
 from dataplane.fallback import Fleet
 from dataplane.line import Line
 from dataplane.metrics import Metrics
+from dataplane.planes import SILENT_S, Plane, Planes
 from dataplane.token_times import TokenTimes
+from dataplane.watching import Credentials, Watching
 from proto import routing_pb2 as pb
-from proto import routing_pb2_grpc as rpc
 from runtime.clock import Clock
 from runtime.tasks import happened, stop_if_cancelled
 
 log = logging.getLogger(__name__)
 
-RECONNECT_S_MIN = 0.05
-RECONNECT_S_MAX = 1.0
 MISSED_IN_A_ROW_MAX = 3
 PROBE_EVERY_S = 0.5
 TIMER_S_MIN = 0.001
-CONNECT_TIMEOUT_S = 2.0
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+OPEN_TIMEOUT_S = 2.0
+"""For the first message of a stream to leave."""
+CHANGE_S_MAX = 0.1
+"""How long questions wait for the stream to another control plane before the fallback decides them."""
+LINGER_S = 0.1
+"""How long a stream that was left for a better one stays open, so that what was said on it is heard."""
 
 HOLD_S_MAX = 0.001
 """How long questions gather while earlier ones are with the control plane: a message costs as much as ten questions in it."""
@@ -50,25 +54,17 @@ REPORT_DELAY_S = 0.005
 
 Take = Callable[[Answer | None], None]
 
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
+_Call = grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch]
+_Waiting = tuple[Take, float, Asked]
 
 
 class ControlClient:
-    """process: unique for this process and start; held: what is being relayed, for the first message of a stream;
-    on_view: called after each fleet view."""
+    """targets: control planes in order of preference; process: unique for this process and start; held: what is being relayed,
+    for the first message of a stream; on_view: called after each fleet view that was taken."""
 
     def __init__(
         self,
-        target: str,
+        targets: Sequence[str],
         process: str,
         *,
         fleet: Fleet,
@@ -80,10 +76,10 @@ class ControlClient:
         decision_timeout_s: float,
         queue_timeout_s: float,
         outcomes_max: int,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials = lambda target: None,
     ) -> None:
-        self._target = target
-        self._credentials = credentials
+        self.planes = Planes(targets, clock.now())
+        self._watching = Watching(self.planes, process, credentials, on_view=self._on_plane, clock=clock)
         self._process = process
         self._fleet = fleet
         self._tokens = tokens
@@ -94,9 +90,10 @@ class ControlClient:
         self._timeout_s = decision_timeout_s
         self._queue_timeout_s = queue_timeout_s
         self.connected = False
+        """Decisions come from a control plane, or will in a moment: it is being changed."""
         self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[Take, float]] = {}  # asked when, in that order
-        self._queued: dict[int, tuple[Take, float]] = {}  # waiting for room since when, in that order
+        self._waiting: dict[int, _Waiting] = {}  # asked when, in that order
+        self._queued: dict[int, _Waiting] = {}  # waiting for room since when, in that order
         self._timer: asyncio.TimerHandle | None = None
         self._missed_in_a_row = 0
         self._probe_at = 0.0
@@ -109,7 +106,12 @@ class ControlClient:
         self._leaving = False  # one leaves with this turn of the loop, without it
         self._packs = False  # the control plane of this stream has said that it reads packed messages
         self._line: Line | None = None  # of this stream, once everything asked on the stream itself is answered
-        self._line_path = line.path_of(target)
+        self._line_path = ""
+        self._call: _Call | None = None  # of this stream
+        self._silence = ""  # why it was given up, where nobody broke it
+        self._leave_it = asyncio.Event()  # for an earlier control plane
+        self._change_timer: asyncio.TimerHandle | None = None
+        self._lingering: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # questions sent on this stream
         self._hold_timer: asyncio.TimerHandle | None = None
         self._report_timer: asyncio.TimerHandle | None = None
@@ -125,7 +127,7 @@ class ControlClient:
             take(None)
             return 0
         question_id = asked.question_id = next(self._ids)
-        self._waiting[question_id] = (take, now)
+        self._waiting[question_id] = (take, now, asked)
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
         questions = self._questions
@@ -163,18 +165,16 @@ class ControlClient:
     def outcomes_pending(self) -> int:
         return len(self._outcomes)
 
+    @property
+    def target(self) -> str:
+        """Of the control plane that decides; "" where none does."""
+        return self.planes.current.target if self.connected and self.planes.current is not None else ""
+
     async def run(self) -> None:
         """Connects, and connects again, until cancelled."""
-        async with self._channel() as channel:
-            stub = rpc.RoutingStub(channel)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep(channel, lambda: self._stream(stub), "decisions"))
-                group.create_task(self._keep(channel, lambda: self._watch(stub), "fleet view"))
-
-    def _channel(self) -> grpc.aio.Channel:
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self._target, self._credentials, options=_CHANNEL_OPTIONS)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watching.run())
+            group.create_task(self._decide())
 
     async def flush(self, timeout_s: float) -> None:
         """Until outcomes have left, or the time is over."""
@@ -185,70 +185,175 @@ class ControlClient:
 
     # --- the stream ---
 
-    async def _keep(self, channel: grpc.aio.Channel, body: Callable[[], Coroutine[None, None, None]], what: str) -> None:
-        pause_s, said = RECONNECT_S_MIN, False
-        while True:
-            began = self._clock.now()
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await channel.channel_ready()
-                await body()
-                why = "ended by the control plane"
-            except grpc.aio.AioRpcError as error:
-                why = f"{error.code().name}: {error.details()}"
-            except TimeoutError:
-                why = f"no answer from {self._target}"
-            except msgspec.MsgspecError as error:
-                why = f"its packed message cannot be read: {error}"
-            if self._clock.now() - began > CONNECT_TIMEOUT_S + 1:
-                pause_s, said = RECONNECT_S_MIN, False
-            if not said:
-                log.warning("control plane lost", extra={"f": {"for": what, "why": why}})
-                said = True
-            await asyncio.sleep(pause_s)
-            pause_s = min(RECONNECT_S_MAX, 2 * pause_s)
+    async def _decide(self) -> None:
+        planes, heard = self.planes, self._watching.heard
+        try:
+            while True:
+                stop_if_cancelled()
+                heard.clear()
+                now = self._clock.now()
+                plane = planes.next(now)
+                if plane is None:
+                    self._give_up()
+                    await happened(heard, planes.rest_s(now))
+                    continue
+                why = await self._stream(plane)
+                now = self._clock.now()
+                if why and planes.failed(plane, now):
+                    log.warning("control plane lost", extra={"f": {"for": "decisions", "target": plane.target, "why": why}})
+                if planes.next(now) is None:
+                    self._give_up()
+                else:
+                    self._ask_again(now)
+        finally:
+            self._give_up()
+            for task in self._lingering:
+                task.cancel()
 
-    async def _stream(self, stub: rpc.RoutingAsyncStub) -> None:
-        call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch] = stub.RouteStream()
+    async def _stream(self, plane: Plane) -> str:
+        """Until it breaks: why; or until it is left for an earlier one: ""."""
+        call: _Call = self._watching.stub(plane).RouteStream()
         tasks: list[asyncio.Task[None]] = []
         opened: list[Line] = []
+        left = False
         try:
-            self._packs, self._line = False, None
+            self._packs, self._line, self._line_path = False, None, line.path_of(plane.target)
             held = [*self._held(), *self._ended()]
             hello = pb.Hello(process=self._process, held=held, queue_notices=True, packed_version=PACKED_VERSION)
             hello.line_version = LINE_VERSION if self._line_path else 0
-            await call.write(pb.RouteBatch(hello=hello))
-            self.connected = True
-            self._missed_in_a_row = 0
-            log.info("control plane connected", extra={"f": {"target": self._target}})
-            self._unanswered = 0
-            self._due.set()
-            tasks.append(asyncio.create_task(self._write(call, opened)))
-            while True:
-                try:
-                    batch = await call.read()
-                except asyncio.CancelledError:
-                    stop_if_cancelled()
-                    return  # the line has ended
-                if not isinstance(batch, pb.DecisionBatch):
-                    return
-                if batch.packed_version >= PACKED_VERSION:
-                    self._packs = True
-                    if batch.line_key and self._line_path:
-                        tasks.append(asyncio.create_task(self._open_line(batch.line_key, call, opened)))
-                answers = unpack_answers(batch.packed) if batch.packed else list(map(messages.answer, batch.decisions))
-                self._take(answers)
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await call.write(pb.RouteBatch(hello=hello))
+            self._begin(plane, call)
+            writer = asyncio.create_task(self._write(call, opened))
+            reader = asyncio.create_task(self._read(call, opened, tasks))
+            leaving = asyncio.create_task(self._leave())
+            tasks += (writer, reader, leaving)
+            await asyncio.wait((reader, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                reader.result()
+                return self._silence or "ended by the control plane"
+            writer.cancel()
+            await asyncio.wait((writer,))
+            await self._say_farewell(call)
+            left = True
+            return ""
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        except (TimeoutError, ConnectionError):
+            return f"{plane.target} takes nothing"
+        except msgspec.MsgspecError as error:
+            return f"its packed message cannot be read: {error}"
         finally:
-            self.connected = False
-            self._line = None
-            self._fleet.warm = False
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for one in opened:
-                one.close()
+            self._call = self._line = None
+            if left:
+                task = asyncio.create_task(_linger(call, opened, tasks))
+                self._lingering.add(task)
+                task.add_done_callback(self._lingering.discard)
+            else:
+                await _close(call, opened, tasks)
+
+    def _begin(self, plane: Plane, call: _Call) -> None:
+        """Its stream is open."""
+        if self._change_timer is not None:
+            self._change_timer.cancel()
+            self._change_timer = None
+        self.planes.taken(plane, self._clock.now())
+        self.connected = True
+        self._call, self._silence = call, ""
+        self._leave_it.clear()
+        self._missed_in_a_row = self._unanswered = 0
+        log.info("control plane connected", extra={"f": {"target": plane.target}})
+        self._show(plane)
+        self._due.set()
+
+    async def _read(self, call: _Call, opened: list[Line], tasks: list[asyncio.Task[None]]) -> None:
+        while True:
+            try:
+                batch = await call.read()
+            except asyncio.CancelledError:
+                stop_if_cancelled()
+                return  # the line has ended, or nothing came back
+            if not isinstance(batch, pb.DecisionBatch):
+                return
+            if self._call is not call:
+                continue  # it was left
+            if batch.packed_version >= PACKED_VERSION:
+                self._packs = True
+                if batch.line_key and self._line_path:
+                    tasks.append(asyncio.create_task(self._open_line(batch.line_key, call, opened)))
+            self._take(unpack_answers(batch.packed) if batch.packed else list(map(messages.answer, batch.decisions)))
+
+    # --- from one control plane to another ---
+
+    async def _leave(self) -> None:
+        await self._leave_it.wait()
+
+    async def _say_farewell(self, call: _Call) -> None:
+        """All that is known by now, and that nobody waits here for what was asked: it is asked again elsewhere."""
+        unsent = {asked.question_id for asked in self._questions}
+        self._cancels += [question_id for question_id in (*self._waiting, *self._queued) if question_id not in unsent]
+        said = Said([], self._first_bytes, list(self._outcomes), self._cancels)
+        self._first_bytes, self._cancels = [], []
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await self._send(call, said)
+        except (grpc.aio.AioRpcError, ConnectionError, TimeoutError, asyncio.InvalidStateError):
+            return  # outcomes are claimed elsewhere, and told there
+        self._outcomes.clear()
+
+    def _ask_again(self, now: float) -> None:
+        """What the former control plane left unanswered, for the next one; within a moment, or the fallback decides."""
+        asked = [*self._waiting.items(), *self._queued.items()]
+        self._waiting.clear()
+        self._queued.clear()
+        self._questions, self._first_bytes, self._cancels = [], [], []
+        for question_id, (take, asked_at, question) in asked:
+            if question.request.exclude:  # endpoints by the former one's numbers
+                _tell_none(take)
+            else:
+                self._waiting[question_id] = (take, asked_at, question)
+                self._questions.append(question)
+        if self._change_timer is None:
+            self._change_timer = self._loop.call_later(CHANGE_S_MAX, self._on_change_late)
+
+    def _on_change_late(self) -> None:
+        self._change_timer = None
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody decides but the fallback."""
+        if self._change_timer is not None:
+            self._change_timer.cancel()
+            self._change_timer = None
+        self.connected = False
+        self._fleet.warm = False
+        self._fail_all()
+
+    def _on_plane(self, plane: Plane) -> None:
+        """A view came from it."""
+        planes, now = self.planes, self._clock.now()
+        current = planes.current
+        if plane is current or current is None or not self.connected:
+            self._missed_in_a_row = 0
+            self._show(plane)
+        elif self._call is not None and planes.better(now) is not None:
+            self._leave_it.set()
+        elif self._call is not None and now - current.heard_at >= SILENT_S and planes.other(now) is not None:
+            self._break_off("its views come no more")
+
+    def _show(self, plane: Plane) -> None:
+        if plane.view is None:
+            return
+        applied = self._fleet.apply(plane.view)
+        self._tokens.wanted = self._fleet.wants_token_ages
+        if applied:
+            self._on_view()
+
+    def _break_off(self, why: str) -> None:
+        """Nothing comes back on this stream, and there is somebody else."""
+        call, self._call, self._silence = self._call, None, why
+        if call is not None:
             call.cancel()
-            self._fail_all()
 
     def _ended(self) -> list[pb.Held]:
         """What ended while the control plane was away: claimed, so that its outcome finds a reservation to release."""
@@ -258,9 +363,7 @@ class ControlClient:
             if ended.decision_id
         ]
 
-    async def _open_line(
-        self, key: bytes, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch], opened: list[Line]
-    ) -> None:
+    async def _open_line(self, key: bytes, call: _Call, opened: list[Line]) -> None:
         """Where there is none, the stream goes on as it is. One that breaks ends its stream, and with it all that waits."""
         try:
             opened.append(await line.connect(self._line_path, key, self._on_line, call.cancel))
@@ -270,7 +373,7 @@ class ControlClient:
     def _on_line(self, packed: bytes) -> None:
         self._take(unpack_answers(packed))
 
-    async def _write(self, call: grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch], opened: list[Line]) -> None:
+    async def _write(self, call: _Call, opened: list[Line]) -> None:
         while True:
             await self._due.wait()
             self._due.clear()
@@ -278,15 +381,18 @@ class ControlClient:
                 self._line = opened[0]
             said = self._gathered()
             try:
-                if self._line is not None:
-                    await self._line.send(pack(said))
-                else:
-                    await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(said))
+                await self._send(call, said)
             except BaseException:
                 self._outcomes.extendleft(reversed(said.outcomes))
                 raise
             if not self._outcomes:
                 self._written.set()
+
+    async def _send(self, call: _Call, said: Said) -> None:
+        if self._line is not None:
+            await self._line.send(pack(said))
+        else:
+            await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(said))
 
     def _send_soon(self) -> None:
         """With what else this turn of the loop brings. A line that has room takes it without the writer, whose wake-up costs as
@@ -295,9 +401,9 @@ class ControlClient:
             self._due.set()
         elif not self._leaving:
             self._leaving = True
-            self._loop.call_soon(self._leave)
+            self._loop.call_soon(self._on_turn)
 
-    def _leave(self) -> None:
+    def _on_turn(self) -> None:
         self._leaving = False
         if self._line is None or not self._line.has_room:
             self._due.set()
@@ -313,14 +419,6 @@ class ControlClient:
         self._questions, self._first_bytes, self._cancels = [], [], []
         self._outcomes.clear()
         return said
-
-    async def _watch(self, stub: rpc.RoutingAsyncStub) -> None:
-        async for view in stub.WatchFleet(pb.WatchFleetRequest(process=self._process)):
-            self._missed_in_a_row = 0
-            applied = self._fleet.apply(view)
-            self._tokens.wanted = self._fleet.wants_token_ages
-            if applied:
-                self._on_view()
 
     def _report_soon(self) -> None:
         if self._report_timer is None:
@@ -351,12 +449,12 @@ class ControlClient:
             waiting = pop(question_id, None)
             if answer.queued:
                 if waiting is not None:
-                    self._queued[question_id] = (waiting[0], now)
+                    self._queued[question_id] = (waiting[0], now, waiting[2])
                 continue
             if waiting is None and self._queued:
                 waiting = self._queued.pop(question_id, None)
             if waiting is not None:  # else it was cancelled, and the control plane has been told
-                take, asked_at = waiting
+                take, asked_at, _ = waiting
                 observe(now - asked_at)
                 try:
                     take(answer)
@@ -382,15 +480,17 @@ class ControlClient:
             next_at = (now if oldest is None else oldest[1]) + self._timeout_s
             self._timer = self._loop.call_later(max(TIMER_S_MIN, next_at - now), self._on_timer)
 
-    def _miss(self, asked: dict[int, tuple[Take, float]], until: float) -> None:
+    def _miss(self, asked: dict[int, _Waiting], until: float) -> None:
         """No answer in time to what was asked by then: the fallback decides."""
         late = list(itertools.takewhile(lambda item: item[1][1] <= until, asked.items()))
-        for question_id, (take, _) in late:
+        for question_id, (take, _, _) in late:
             if asked.pop(question_id, None) is not None:
                 self._missed_in_a_row += 1
                 self._metrics.late.add()
                 self._withdraw(question_id)
                 _tell_none(take)
+        if self._missed_in_a_row >= MISSED_IN_A_ROW_MAX and self.planes.other(self._clock.now()) is not None:
+            self._break_off(f"no answer to {self._missed_in_a_row} questions in a row")
 
     def _withdraw(self, question_id: int) -> None:
         """A question that has not left is taken back: in one message with its cancel it would be decided behind it."""
@@ -410,8 +510,33 @@ class ControlClient:
         self._waiting.clear()
         self._queued.clear()
         self._questions, self._first_bytes, self._cancels = [], [], []
-        for take, _ in asked:
+        for take, _, _ in asked:
             _tell_none(take)
+
+
+async def _linger(call: _Call, opened: list[Line], tasks: list[asyncio.Task[None]]) -> None:
+    """It is closed when what was said has had its time, with the word that all of it is counted elsewhere."""
+    try:
+        for one in opened:
+            one.deafen()
+        await asyncio.sleep(LINGER_S)
+        async with asyncio.timeout(LINGER_S):
+            await call.write(pb.RouteBatch(moved=True))
+            await call.done_writing()
+            await asyncio.wait(tasks)
+    except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
+        log.debug("a stream that was left had ended")
+    finally:
+        await _close(call, opened, tasks)
+
+
+async def _close(call: _Call, opened: list[Line], tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()  # of one that reads, the call with it
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for one in opened:
+        one.close()
+    call.cancel()
 
 
 def _tell_none(take: Take) -> None:

@@ -62,8 +62,16 @@ class Line(asyncio.Protocol):
             raise ConnectionResetError("the line has ended")
         self.write(body)
 
+    def deafen(self) -> None:
+        """What still comes is nobody's any more, nor is its end."""
+        self._receive = self._lost = _ignore
+
     def close(self) -> None:
         self._transport.abort()
+
+
+def _ignore(*_: object) -> None:
+    pass
 
 
 async def connect(path: str, key: bytes, receive: Callable[[bytes], None], lost: Callable[[], object]) -> Line:

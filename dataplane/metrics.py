@@ -110,6 +110,20 @@ class Gauge:
         return GaugeMetricFamily(self.name, self.help, value=self.read())
 
 
+class LabelledGauge(Gauge):
+    """Of several of a kind."""
+
+    def __init__(self, name: str, help: str, label: str, read: Callable[[], dict[str, float]]) -> None:
+        super().__init__(name, help, lambda: 0.0)
+        self.label, self.read_each = label, read
+
+    def family(self) -> Metric:
+        family = GaugeMetricFamily(self.name, self.help, labels=(self.label,))
+        for value, figure in self.read_each().items():
+            family.add_metric((value,), figure)
+        return family
+
+
 class Metrics(Collector):
     """Everything this process exports."""
 
@@ -132,6 +146,13 @@ class Metrics(Collector):
         self.e2e = Histogram("headway_proxy_request_seconds", "request read -> last byte given to the client's connection")
         self.decision = Histogram("headway_proxy_decision_seconds", "question -> decision")
         self.prompt = Histogram("headway_proxy_prompt_seconds", "body -> token ids and block hashes")
+        self.prompts_beside = Counter(
+            "headway_proxy_prompts_beside", "prompts prepared beside the event loop, and by what: process or thread", "by"
+        )
+        self.prompt_process = Histogram(
+            "headway_proxy_prompt_process_seconds", "what the process for long prompts took for one"
+        )
+        self.prompt_process_ends = Counter("headway_proxy_prompt_process_ends", "times that the process for long prompts ended")
         self.by_control = self.decisions.cell("control")
         self.prompts = Cells(self.chains.cell)
         self.good = Cells(lambda path: self.requests.cell(path_label(path), "200"))
@@ -146,13 +167,6 @@ class Metrics(Collector):
 
     def fold(self) -> None:
         """Bounds what is seen and not yet counted: called several times a second."""
-        self.prompts_beside = Counter(
-            "headway_proxy_prompts_beside", "prompts prepared beside the event loop, and by what: process or thread", "by"
-        )
-        self.prompt_process = Histogram(
-            "headway_proxy_prompt_process_seconds", "what the process for long prompts took for one"
-        )
-        self.prompt_process_ends = Counter("headway_proxy_prompt_process_ends", "times that the process for long prompts ended")
         for histogram in (self.ttft, self.e2e, self.decision, self.prompt, self.prompt_process):
             histogram.fold()
 

@@ -208,6 +208,7 @@ class Server:
             "ready": ready,
             "draining": gateway.draining,
             "control": "connected" if gateway.control.connected else "fallback",
+            "control_target": gateway.control.target,
             "fleet": {
                 "known": view is not None,
                 "version": view.version if view is not None else 0,

@@ -17,7 +17,10 @@ class Settings:
     port: int = setting(8000, "port of the OpenAI API")
     admin_port: int = setting(0, "port of /health, /ready and /metrics; 0: on the main port; process n of several adds n")
     admin_host: str = setting("", "address of the admin port; empty: the one of --host")
-    control: str = setting("127.0.0.1:50051", "gRPC target of the control plane; unix:/path on one host")
+    control: tuple[str, ...] = setting(
+        ("127.0.0.1:50051",),
+        "gRPC target of the control plane, or unix:/path; several: the first that answers, the others stand by",
+    )
     processes: int = setting(1, "processes that share the port")
     share_port: bool = setting(False, "start beside a data plane that has the port already, to take over from it")
     endpoint: tuple[str, ...] = setting((), "MODEL=URL of an engine: the fleet until a control plane sends one")
@@ -33,11 +36,11 @@ class Settings:
     upstream_key: str = setting("", "key for engines that are not in that file", secret=True)
     upstream_ca: str = setting("", "authority of engines with https:// URLs; empty: the system's")
 
+    prompt_process: bool = setting(True, "prepare prompts of long bodies in a process of their own, beside each data plane")
+
     decision_timeout_ms: int = setting(250, "how long a question may wait for the control plane before the fallback decides")
     queue_timeout_ms: int = setting(10_000, "the same once the control plane has said that the question waits for room")
     outcomes_max: int = setting(10_000, "outcomes kept while the control plane is away")
-    prompt_process: bool = setting(True, "prepare prompts of long bodies in a process of their own, beside each data plane")
-
 
     body_bytes_max: int = setting(32 * 1024 * 1024, "largest request body")
     head_bytes_max: int = setting(64 * 1024, "largest request head")
@@ -72,6 +75,8 @@ class Settings:
     log_format: str = setting("text", "log format", choices=FORMATS)
 
     def check(self) -> None:
+        if not self.control or not all(self.control) or len(set(self.control)) < len(self.control):
+            raise ValueError(f"--control: {','.join(self.control)!r} is not a list of different addresses")
         check_port("port", self.port)
         check_port("admin_port", self.admin_port)
         check_positive(

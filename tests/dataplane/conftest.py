@@ -129,10 +129,11 @@ async def start_proxy(short_dir: Path, warm: bool) -> AsyncIterator[StartProxy]:
     started: list[Proxy] = []
 
     async def start(*backends: Backend, control: Control | None = None, connected: bool = True, **more: Any) -> Proxy:
+        target = more.pop("controls", None) or (control.address if control else f"unix:{short_dir}/absent.sock",)
         settings = Settings(
             **{
                 "port": 0,
-                "control": control.address if control else f"unix:{short_dir}/absent.sock",
+                "control": target,
                 "endpoint": tuple(f"m={backend.url}" for backend in backends),
                 "drain_timeout_s": 0.2,
                 **more,

@@ -46,13 +46,15 @@ class LineEnd:
 class Control(rpc.RoutingServicer):
     """What came in is in the lists; `until` waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int = 0x1000) -> None:
         self.questions: list[pb.Question] = []
         self.outcomes: list[pb.Outcome] = []
         self.first_bytes: list[pb.FirstByte] = []
         self.cancels: list[pb.Cancel] = []
         self.hellos: list[pb.Hello] = []
         self.batches: list[pb.RouteBatch] = []
+        self.moved = 0  # data planes that said that they went to another one
+        self.streams = 0  # open now
         self.view = pb.FleetView(version=1, warm=True, policy="scripted")
         self.decide: Decide = self.round_robin
         self.silent = False
@@ -63,7 +65,7 @@ class Control(rpc.RoutingServicer):
         self._line_ends: list[LineEnd] = []
         self.address = ""
         self._server: grpc.aio.Server | None = None
-        self._ids = itertools.count(0x1000)
+        self._ids = itertools.count(first_id)
         self._turn = itertools.count()
         self._changed = asyncio.Condition()
         self._late: list[tuple[pb.Question, Any]] = []
@@ -147,7 +149,16 @@ class Control(rpc.RoutingServicer):
     # --- the service ---
 
     async def RouteStream(self, request_iterator: AsyncIterator[pb.RouteBatch], context: Any) -> None:  # noqa: N802
+        self.streams += 1
+        try:
+            await self._stream(request_iterator, context)
+        finally:
+            self.streams -= 1
+            self._notify_soon()
+
+    async def _stream(self, request_iterator: AsyncIterator[pb.RouteBatch], context: Any) -> None:
         async for batch in request_iterator:
+            self.moved += batch.moved
             self.batches.append(batch)
             if batch.HasField("hello"):
                 self.hellos.append(batch.hello)
