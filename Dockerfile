@@ -21,9 +21,10 @@ COPY emulator ./emulator
 COPY loadgen ./loadgen
 COPY simulation ./simulation
 COPY headway ./headway
-RUN pip install --no-cache-dir --root-user-action=ignore --no-deps . && python -m compileall -q /app && useradd --system --home /app headway \
-    && install -d -o headway /var/lib/headway /run/headway
+RUN pip install --no-cache-dir --root-user-action=ignore --no-deps . && python -m compileall -q /app && useradd --system --uid 10001 --home /app headway \
+    && install -d -o headway /var/lib/headway /var/cache/headway /run/headway
 
 USER headway
-ENV PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
+# Tokenizers that come from the hub are kept there: the code's own directory is not to be written to.
+ENV PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HOME=/var/cache/headway
 CMD ["headway", "--help"]
