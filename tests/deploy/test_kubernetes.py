@@ -18,6 +18,7 @@ Document = dict[str, Any]
 
 API = {
     "Deployment": "apps/v1",
+    "StatefulSet": "apps/v1",
     "Service": "v1",
     "PersistentVolumeClaim": "v1",
     "PodDisruptionBudget": "policy/v1",
@@ -43,17 +44,25 @@ def of_kind(kind: str) -> list[Document]:
     return [document for document in documents() if document["kind"] == kind]
 
 
+def workloads() -> list[Document]:
+    return of_kind("Deployment") + of_kind("StatefulSet")
+
+
+def workload(name: str) -> Document:
+    (found,) = [document for document in workloads() if document["metadata"]["name"] == name]
+    return found
+
+
 def pod(name: str) -> Document:
-    """The pod template of a Deployment."""
-    (deployment,) = [document for document in of_kind("Deployment") if document["metadata"]["name"] == name]
-    template: Document = deployment["spec"]["template"]
+    """Its template."""
+    template: Document = workload(name)["spec"]["template"]
     return template
 
 
 def containers() -> Iterator[tuple[Document, Document]]:
     """Every container, with its pod's template."""
-    for deployment in of_kind("Deployment"):
-        template = deployment["spec"]["template"]
+    for document in workloads():
+        template = document["spec"]["template"]
         for container in template["spec"]["containers"]:
             yield template, container
 
@@ -91,8 +100,8 @@ def ports(container: Document) -> dict[str, int]:
 
 def pods_with(labels: dict[str, str]) -> list[Document]:
     found = []
-    for deployment in of_kind("Deployment"):
-        template = deployment["spec"]["template"]
+    for document in workloads():
+        template = document["spec"]["template"]
         if labels.items() <= template["metadata"]["labels"].items():
             found.append(template)
     return found
@@ -115,9 +124,9 @@ def test_documents_are_of_known_kinds_and_no_two_share_a_name() -> None:
 
 
 def test_selectors_find_the_pods_that_they_are_written_for() -> None:
-    for deployment in of_kind("Deployment"):
-        wanted = deployment["spec"]["selector"]["matchLabels"]
-        assert pods_with(wanted) == [deployment["spec"]["template"]]
+    for document in workloads():
+        wanted = document["spec"]["selector"]["matchLabels"]
+        assert pods_with(wanted) == [document["spec"]["template"]]
     for document in of_kind("Service"):
         assert len(pods_with(document["spec"]["selector"])) == 1, document["metadata"]["name"]
     for document in of_kind("PodDisruptionBudget"):
@@ -152,8 +161,14 @@ def test_processes_listen_where_their_pods_say_and_for_other_hosts() -> None:
 
 
 def test_addresses_lead_to_services() -> None:
-    host, _, port = settings_of("headway-dataplane").control[0].rpartition(":")
-    assert service(host, int(port)) == pod("headway-controlplane")
+    controls = workload("headway-controlplane")
+    for number, address in enumerate(settings_of("headway-dataplane").control):
+        host, _, port = address.rpartition(":")
+        replica, _, subdomain = host.partition(".")
+        assert replica == f"headway-controlplane-{number}"
+        assert subdomain == controls["spec"]["serviceName"]
+        assert service(subdomain, int(port)) == controls["spec"]["template"]
+    assert number + 1 == controls["spec"]["replicas"]
     for name, container in (("headway-controlplane", ""), ("headway-trainer", ""), ("vllm", "agent")):
         url = urlsplit(settings_of(name, container).redis_url)
         assert service(url.hostname or "", url.port or 0) == pod("headway-redis")
