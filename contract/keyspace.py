@@ -104,6 +104,7 @@ class WorkerRecord(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     data_parallel_size: int = 1
     ttl_ms: int = WORKER_TTL_MS
     max_num_seqs: int = 0  # 0: not known
+    named_ranks: int = 0  # ranks 0 to this less one that X-data-parallel-rank may name; 0: one alone, or not known
 
 
 class EngineState(IntEnum):
@@ -112,6 +113,16 @@ class EngineState(IntEnum):
     UNHEALTHY = 2  # /health says so
     SLEEPING = 3
     LEAVING = 4  # the agent de-registers its worker
+
+
+class RankFigures(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What the engine says of one data-parallel rank now; as in EngineReport."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    generation_tokens: int = 0
+    prompt_tokens: int = 0
 
 
 class EngineReport(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -132,6 +143,7 @@ class EngineReport(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     preemptions: int = 0
     delta_sequence: int = 0  # of the last BlockDelta sent: a reader that has less is behind
     blocks_exact: bool = True  # false: the agent itself missed events and is not yet repaired
+    ranks: tuple[RankFigures, ...] = ()  # each rank by itself, in their order; empty where there is one alone
 
 
 _PACK = msgspec.msgpack.Encoder()

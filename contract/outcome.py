@@ -67,6 +67,7 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     accelerator: str = ""
     predicted_p90_s: float = -1.0
     model_id: str = ""  # of the model that predicted, "" where none did
+    rank: int = -1  # data-parallel, where the request was sent to one; -1: the engine has one alone, or chose by itself
 
 
 _encoder = msgspec.msgpack.Encoder()

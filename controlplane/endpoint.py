@@ -19,12 +19,14 @@ from contract.keyspace import EngineState, WorkerRecord
 from controlplane.breaker import Breaker
 from controlplane.ledger import Load, attention_pairs
 from controlplane.queue_plan import AT_ONCE, Beginning, planned, seated
+from controlplane.ranks import place
 from controlplane.rates import Rates, StepClock
 
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """Everything known of one worker's engine. Written by the snapshot and the director, read by everyone."""
+    """Everything known of one worker's engine, or of one rank of it (see ranks). Written by the snapshot and the director,
+    read by everyone."""
 
     slot: int
     record: WorkerRecord
@@ -49,6 +51,8 @@ class Endpoint:
     cache_tokens: int = 0
     seats: int = 0  # requests computed at once at most: as its record says, or the most seen while others waited
     standing: Standing | None = None  # the latest; None: something but its load has changed since
+    rank: int = -1  # data-parallel, where requests are steered to one; -1: the engine is one endpoint
+    ranks: tuple[Endpoint, ...] = ()  # of the same engine, by rank, itself among them; empty where the engine is one endpoint
 
     def stands(self, now: float) -> Standing:
         """What it is now."""
@@ -60,6 +64,21 @@ class Endpoint:
     @property
     def worker(self) -> str:
         return self.record.worker
+
+    @property
+    def name(self) -> str:
+        """Its worker's, and its rank where that has several."""
+        return self.record.worker if self.rank < 0 else f"{self.record.worker}/{self.rank}"
+
+    @property
+    def number(self) -> int:
+        """As data planes know it: one for all ranks of an engine."""
+        return self.ranks[0].slot if self.ranks else self.slot
+
+    @property
+    def place(self) -> str:
+        """Where its requests are counted."""
+        return place(self.record.url, self.rank)
 
     @property
     def url(self) -> str:

@@ -146,7 +146,7 @@ class Ends:
         if decision.claimed_tokens:
             self._index.claim_judged(came_true=ended.cached_tokens >= decision.claimed_tokens)
         endpoint.credit = self._self_check.compare(
-            endpoint.worker, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
+            endpoint.name, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
         )
 
     def _note_answer(self, endpoint: Endpoint, decision: Decision, ended: Ended, now: float) -> None:
@@ -201,6 +201,6 @@ class Ends:
 
     def forget(self, endpoint: Endpoint) -> None:
         """It is gone for good."""
-        self._self_check.forget(endpoint.worker)
+        self._self_check.forget(endpoint.name)
         for ranker in self._rankers:
             ranker.forget(endpoint)

@@ -24,13 +24,13 @@ class Filter:
 
 
 def _not_tried(candidate: Candidate, request: Request) -> bool:
-    return candidate.slot not in request.exclude
+    return candidate.endpoint.number not in request.exclude
 
 
 def _sift_tried(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
     if not request.exclude:
         return candidates
-    return [candidate for candidate in candidates if candidate.slot not in request.exclude]
+    return [candidate for candidate in candidates if candidate.standing.endpoint.number not in request.exclude]
 
 
 def _admits(candidate: Candidate, request: Request) -> bool:

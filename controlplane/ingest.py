@@ -76,21 +76,26 @@ class FleetSink(Protocol):
     def worker_left(self, worker: str, now: float) -> None:
         """It said goodbye (its silence is for the sink to notice)."""
 
-    def slot_of(self, worker: str) -> int | None: ...
+    def slots_of(self, worker: str) -> tuple[int, ...]:
+        """Its endpoint numbers: one, or one a rank (see ranks); none where it is not known."""
 
 
 class _Followed:
     """A registered worker, and how its blocks are followed. follower None: it sends no events."""
 
-    __slots__ = ("asked_at", "follower", "key", "record", "slot", "state")
+    __slots__ = ("asked_at", "follower", "key", "record", "slots", "state")
 
-    def __init__(self, record: WorkerRecord, slot: int, follower: Follower | None) -> None:
+    def __init__(self, record: WorkerRecord, slots: tuple[int, ...], follower: Follower | None) -> None:
         self.record = record
-        self.slot = slot
+        self.slots = slots
         self.follower = follower
         self.key = keyspace.blocks_key(record.worker).encode()
         self.state = IndexState.UNSPECIFIED
         self.asked_at = float("-inf")
+
+    def slot_at(self, rank: int) -> int:
+        """Whose blocks those of this rank are. A rank that nobody is sent to is counted with the last, and matches little."""
+        return self.slots[min(rank, len(self.slots) - 1)]
 
 
 class Ingest:
@@ -259,18 +264,19 @@ class Ingest:
     ) -> int:
         """Returns how many blocks it put into `changes`."""
         follower = one.follower
-        if follower is None or follower.phase is not Phase.FOLLOWING or one.slot not in self._index:
+        if follower is None or follower.phase is not Phase.FOLLOWING or not self._attached(one):
             return 0
         take = follower.take(delta, entry_id, now)
         if take is Take.APPLY and delta.tier is Tier.GPU:
             if delta.flags & DeltaFlag.CLEAR:
                 self._apply(changes)
-                self._index.clear(one.slot, delta.rank)
+                self._index.clear(one.slot_at(delta.rank), delta.rank)
             if delta.added or delta.removed:
                 self.apply_lag_s = lag_s = self._clock.unix() - delta.at
                 if one.state is IndexState.EXACT:  # else it is old news
-                    self._index.lagged(one.slot, lag_s)
-                changes.append(BlockChange(one.slot, delta.rank, delta.added, delta.removed, self._clock.now() - lag_s))
+                    self._index.lagged(one.slot_at(delta.rank), lag_s)
+                at, slot = self._clock.now() - lag_s, one.slot_at(delta.rank)
+                changes.append(BlockChange(slot, delta.rank, delta.added, delta.removed, at))
                 return len(delta.added) + len(delta.removed)
         elif take in (Take.LOST, Take.FOREIGN):
             self._apply(changes)
@@ -294,7 +300,7 @@ class Ingest:
             self._note_bad(error)
             return
         one = self._workers.get(report.worker)
-        if one is None or one.record.epoch != report.epoch or self._sink.slot_of(report.worker) != one.slot:
+        if one is None or one.record.epoch != report.epoch or self._sink.slots_of(report.worker) != one.slots:
             if report.state != EngineState.LEAVING:
                 await self._refresh_record(client, report.worker, now)
             one = self._workers.get(report.worker)
@@ -309,7 +315,8 @@ class Ingest:
             self._publish_state(one)
             if one.follower.sequence >= report.delta_sequence:
                 sent_s_ago = self._clock.unix() - _number(entry_id)[0] / 1000
-                self._index.heard(one.slot, now - sent_s_ago - EVENT_S)
+                for slot in one.slots:
+                    self._index.heard(slot, now - sent_s_ago - EVENT_S)
 
     def _note_drained(self, one: _Followed, now: float) -> None:
         if one.follower is not None:
@@ -365,20 +372,26 @@ class Ingest:
             self._note_bad(error)
             return
         one = self._workers.get(record.worker)
-        if one is not None and one.record == record and self._sink.slot_of(record.worker) == one.slot:
+        if one is not None and one.record == record and self._sink.slots_of(record.worker) == one.slots:
             return
-        slot = self._sink.worker_registered(record, now)
-        if one is not None and one.slot == slot and _same_cache(one.record, record) and slot in self._index:
+        self._sink.worker_registered(record, now)
+        slots = self._sink.slots_of(record.worker)
+        if one is not None and one.slots == slots and _same_cache(one.record, record) and self._attached(one):
             one.record = record
             return
-        for other in [other for other in self._workers.values() if other.slot == slot and other is not one]:
-            self._drop(other)
-        self._follow(record, slot, now)
+        for other in list(self._workers.values()):
+            if other is not one and not set(slots).isdisjoint(other.slots):
+                self._drop(other)
+        for slot in () if one is None else set(one.slots).difference(slots):
+            self._index.detach(slot)
+        self._follow(record, slots, now)
 
-    def _follow(self, record: WorkerRecord, slot: int, now: float) -> None:
+    def _follow(self, record: WorkerRecord, slots: tuple[int, ...], now: float) -> None:
         """A worker, or a new run of one: nothing of the run before is credited from here on."""
-        self._index.attach(slot, capacity_blocks=record.cache_blocks, exact=record.sends_kv_events)
-        one = _Followed(record, slot, Follower(record.epoch, now) if record.sends_kv_events else None)
+        for slot in slots:
+            blocks = record.cache_blocks // len(slots)
+            self._index.attach(slot, capacity_blocks=blocks, exact=record.sends_kv_events)
+        one = _Followed(record, slots, Follower(record.epoch, now) if record.sends_kv_events else None)
         self._workers[record.worker] = self._by_key[one.key] = one
         self._publish_state(one)
         log.info(
@@ -390,7 +403,8 @@ class Ingest:
 
     def _leave(self, one: _Followed, now: float) -> None:
         self._drop(one)
-        self._index.detach(one.slot)
+        for slot in one.slots:
+            self._index.detach(slot)
         self._sink.worker_left(one.record.worker, now)
         self._unread[one.record.worker] = now
         log.info("worker left", extra={"f": {"worker": one.record.worker}})
@@ -459,12 +473,16 @@ class Ingest:
             for start in range(0, len(chunk.added) if chunk.tier is Tier.GPU else 0, APPLY_BLOCKS_MAX):
                 if not self._current(one, follower):
                     return False
-                self._index.store(one.slot, chunk.added[start : start + APPLY_BLOCKS_MAX], chunk.rank)
+                blocks_now = chunk.added[start : start + APPLY_BLOCKS_MAX]
+                self._index.store(one.slot_at(chunk.rank), blocks_now, chunk.rank)
                 await asyncio.sleep(0)
         return blocks == manifest.blocks and self._current(one, follower)
 
     def _current(self, one: _Followed, follower: Follower) -> bool:
-        return self._workers.get(one.record.worker) is one and one.follower is follower and one.slot in self._index
+        return self._workers.get(one.record.worker) is one and one.follower is follower and self._attached(one)
+
+    def _attached(self, one: _Followed) -> bool:
+        return one.slots[0] in self._index  # they come and go together
 
     def _lose(self, one: _Followed, now: float) -> None:
         assert one.follower is not None
@@ -475,8 +493,9 @@ class Ingest:
         self._lose(one, now)
 
     def _forget_blocks(self, one: _Followed) -> None:
-        if one.slot in self._index:
-            self._index.clear(one.slot)
+        if self._attached(one):
+            for slot in one.slots:
+                self._index.clear(slot)
         if one.follower is not None and one.follower.phase is Phase.LOST:
             self.holes += 1
             log.info("reading a worker's blocks anew", extra={"f": {"worker": one.record.worker, "epoch": one.record.epoch}})
@@ -484,9 +503,10 @@ class Ingest:
 
     def _publish_state(self, one: _Followed) -> None:
         state = IndexState.SPECULATIVE if one.follower is None else one.follower.state
-        if state is not one.state and one.slot in self._index:
+        if state is not one.state and self._attached(one):
             one.state = state
-            self._index.set_state(one.slot, state)
+            for slot in one.slots:
+                self._index.set_state(slot, state)
 
 
 def _same_cache(old: WorkerRecord, new: WorkerRecord) -> bool:

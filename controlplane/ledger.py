@@ -4,8 +4,9 @@ A reservation is made with the decision and charges its endpoint with one active
 the first byte) and its whole prompt (until the end). Each reservation has an owner: the data-plane process whose stream
 asked, or nobody for the unary call. When a stream breaks, its reservations stay for a grace period: the engine goes on
 working for that process, which comes back within it and claims what it still relays (`claim`); what it does not claim, or
-what nobody claims in time, is released as lost. Loads are kept by base URL, not by endpoint number, so that a control plane
-that was restarted rebuilds them from claims before it has read who serves under that URL.
+what nobody claims in time, is released as lost. Loads are kept by base URL (of an engine's ranks each by its own place, see
+ranks), not by endpoint number, so that a control plane that was restarted rebuilds them from claims before it has read who
+serves under that URL.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Load:
 
 class Reservation(msgspec.Struct, gc=False, eq=False):
     decision_id: int
-    url: str
+    url: str  # where it is counted: `Endpoint.place`
     owner: str
     question_id: int  # of its owner's stream; below 0 where no question of that stream stands for it
     uncached_tokens: int

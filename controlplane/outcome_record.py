@@ -24,7 +24,7 @@ def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint |
         model=request.model,
         tenant=request.tenant,
         worker="" if endpoint is None else endpoint.record.worker,
-        url=reservation.url,
+        url=reservation.url if endpoint is None else endpoint.record.url,
         policy=decision.policy,
         end=ended.end,
         http_status=ended.http_status,
@@ -45,6 +45,7 @@ def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint |
         accelerator="" if endpoint is None else endpoint.record.accelerator,
         predicted_p90_s=decision.predicted_p90_s or NOT_KNOWN,
         model_id=decision.model_id,
+        rank=-1 if endpoint is None else endpoint.rank,
     )
 
 
@@ -56,7 +57,7 @@ def _rebuilt_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint 
         model=ended.model,
         tenant="",
         worker="" if endpoint is None else endpoint.worker,
-        url=reservation.url,
+        url=reservation.url if endpoint is None else endpoint.record.url,
         policy="",
         end=ended.end,
         http_status=ended.http_status,
@@ -75,6 +76,7 @@ def _rebuilt_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint 
         feature_version=VERSION,
         features=[],
         accelerator="" if endpoint is None else endpoint.record.accelerator,
+        rank=-1 if endpoint is None else endpoint.rank,
     )
 
 

@@ -42,5 +42,7 @@ def answer(result: Decision | Shed | None, question_id: int, policy: str) -> Ans
         refusal = Refusal(result.reason, result.message, result.retry_after_s)
         return Answer(question_id, result.decision_id, policy=policy, refusal=refusal)
     row = result.candidate
-    record = row.endpoint.record
-    return Answer(question_id, result.decision_id, row.slot, record.url, record.worker, row.matched_tokens, result.policy)
+    endpoint = row.standing.endpoint
+    record, rank = endpoint.record, endpoint.rank
+    number = row.standing.slot if rank < 0 else endpoint.number
+    return Answer(question_id, result.decision_id, number, record.url, record.worker, row.matched_tokens, result.policy, rank)

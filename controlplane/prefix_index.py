@@ -24,9 +24,10 @@ at all. Undercount only follows from a hole. A guess (see speculation) is credit
 its time is up, and may be wrong meanwhile: that is its nature, and the self-check measures it. The last block of an answer is
 a guess, too, from the response's end until the engine's word of it is here (see answers).
 
-Ranks. A worker with several data-parallel ranks has one cache each, and their union exists nowhere: every (endpoint, rank) is
-a lane of its own, and the endpoint earns the best of them. Guesses know no rank and may bridge blocks of two of them. Only
-GPU blocks come here; other tiers cost a copy and earn no credit.
+Ranks. A worker with several data-parallel ranks has one cache each, and their union exists nowhere. Where requests are steered
+to ranks each of them is an endpoint (see ranks). Else every (endpoint, rank) is a lane of its own, and the endpoint earns the
+best of them; guesses know no rank then and may bridge blocks of two of them. Only GPU blocks come here; other tiers cost a
+copy and earn no credit.
 
 Leaving. A worker's lane is retired by name, which is immediate for every answer, and a fresh lane is used at once when the
 same worker comes back; `sweep` takes the old bits out of memory in slices. Nothing takes longer than its slice, and because

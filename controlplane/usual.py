@@ -215,7 +215,7 @@ class UsualDirector(Director):
         ready = self._ready.get(model)
         if ready is None:
             lane = self._snapshot.lane(model)
-            if lane is None or len(lane.masks) != 1:
+            if lane is None or len(lane.masks) != 1 or lane.ranked:
                 return None
             policy, tally = self._profile.name, self.tally
             ready = _Ready(lane, [tally.decision(policy, endpoint.record.worker) for endpoint in lane.serving])

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from contract.features import FEATURES
 from contract.routing import Asked, Said, unpack_said
-from controlplane.endpoint import features
+from controlplane.endpoint import Endpoint, features
 from controlplane.explain import Trace
 from controlplane.ledger import Claim
 from controlplane.question import Decision, Ended, Request, Shed
+from controlplane.ranks import place
 from controlplane.scheduler import Verdict, explain
 from proto import routing_pb2 as pb
 
@@ -54,7 +55,7 @@ def decision(result: Decision | Shed, question_id: int, policy: str) -> pb.Decis
     return pb.Decision(
         question_id=question_id,
         decision_id=result.decision_id,
-        endpoint=row.slot,
+        endpoint=endpoint.number,
         url=endpoint.record.url,
         worker=endpoint.record.worker,
         matched_tokens=row.matched_tokens,
@@ -63,7 +64,12 @@ def decision(result: Decision | Shed, question_id: int, policy: str) -> pb.Decis
         reason=result.reason,
         snapshot_age_s=row.report_age_s,
         candidates=result.candidates,
+        data_parallel_rank=_rank(endpoint),
     )
+
+
+def _rank(endpoint: Endpoint) -> int | None:
+    return endpoint.rank if endpoint.rank >= 0 else None
 
 
 def shed(refusal: Shed) -> pb.Shed:
@@ -117,8 +123,13 @@ def outcome(end: Ended) -> pb.Outcome:
 
 def claims(held: Iterable[pb.Held]) -> list[Claim]:
     return [
-        Claim(entry.decision_id, entry.url, entry.uncached_tokens, entry.input_tokens, entry.first_byte_seen) for entry in held
+        Claim(entry.decision_id, _place(entry), entry.uncached_tokens, entry.input_tokens, entry.first_byte_seen)
+        for entry in held
     ]
+
+
+def _place(held: pb.Held) -> str:
+    return place(held.url, held.data_parallel_rank)  # unset reads as 0, whose place it shares
 
 
 def explanation(trace: Trace) -> pb.Explanation:
@@ -138,7 +149,13 @@ def explanation(trace: Trace) -> pb.Explanation:
     for verdict in explain(trace.profile, trace.candidates, trace.request, trace.ranking):
         message.candidates.append(_candidate(verdict, verdict.candidate.slot == chosen))
     for endpoint, absence in trace.absent:
-        message.candidates.add(endpoint=endpoint.slot, worker=endpoint.worker, url=endpoint.url, rejected_by=absence)
+        message.candidates.add(
+            endpoint=endpoint.number,
+            worker=endpoint.worker,
+            url=endpoint.url,
+            rejected_by=absence,
+            data_parallel_rank=_rank(endpoint),
+        )
     if isinstance(result, Shed):
         message.shed.CopyFrom(shed(result))
     if trace.ended is not None:
@@ -149,7 +166,7 @@ def explanation(trace: Trace) -> pb.Explanation:
 def _candidate(verdict: Verdict, chosen: bool) -> pb.CandidateView:
     row = verdict.candidate
     return pb.CandidateView(
-        endpoint=row.slot,
+        endpoint=row.endpoint.number,
         worker=row.endpoint.worker,
         url=row.endpoint.url,
         rejected_by=verdict.rejected_by,
@@ -160,4 +177,5 @@ def _candidate(verdict: Verdict, chosen: bool) -> pb.CandidateView:
         predicted_ttft_s=verdict.predicted_p50_s,
         predicted_p90_s=verdict.predicted_p90_s,
         correction=verdict.correction if verdict.predicted_p50_s else 0.0,
+        data_parallel_rank=_rank(row.endpoint),
     )

@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from contract.keyspace import EngineReport, EngineState, WorkerRecord
 from runtime.clock import Clock
@@ -291,7 +292,7 @@ class Agent:
     def _report(self, state: EngineState) -> EngineReport:
         assert self.record is not None
         metrics = self._watch.metrics
-        figures = (
+        figures: dict[str, Any] = (
             {}
             if metrics is None
             else {
@@ -311,6 +312,7 @@ class Agent:
             state=state,
             scrape_age_s=self._clock.now() - self._watch.at if metrics is not None else 0.0,
             kv_usage=metrics.kv_usage if metrics is not None else 0.0,
+            ranks=metrics.by_rank if metrics is not None else (),
             blocks_exact=self._follower is None or self._follower.exact,
             **figures,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from contract.keyspace import ModelCard, WorkerRecord
 from worker_agent.engine_client import EngineClient
 from worker_agent.engine_info import (
+    RANKS_MAX,
     BadAnswer,
     EventEndpoint,
     base_model,
@@ -33,6 +34,7 @@ class EngineIdentity:
     ranks: int
     prefix_caching: bool
     endpoints: tuple[EventEndpoint, ...]
+    named_ranks: int = 0  # as in WorkerRecord
 
     @property
     def base(self) -> ModelCard:
@@ -61,7 +63,15 @@ async def identify(client: EngineClient, settings: Settings, metrics: EngineMetr
         ranks=max(metrics.ranks, len(endpoints)),
         prefix_caching=metrics.cache.prefix_caching,
         endpoints=endpoints,
+        named_ranks=_named_ranks(metrics, endpoints),
     )
+
+
+def _named_ranks(metrics: EngineMetrics, endpoints: tuple[EventEndpoint, ...]) -> int:
+    """Its figures and its events number the ranks alike, from 0 on: as the header does."""
+    ranks = len(metrics.by_rank)
+    alike = not endpoints or sorted(endpoint.rank for endpoint in endpoints) == list(range(ranks))
+    return ranks if 1 < ranks <= RANKS_MAX and alike else 0
 
 
 async def _endpoints(client: EngineClient, settings: Settings, ranks: int) -> tuple[EventEndpoint, ...]:
@@ -104,4 +114,5 @@ def record_of(identity: EngineIdentity, settings: Settings, epoch: int, block_si
         accelerator=settings.accelerator,
         data_parallel_size=identity.ranks,
         ttl_ms=settings.ttl_ms,
+        named_ranks=identity.named_ranks,
     )

@@ -2,13 +2,16 @@
 
 A page has 50 KB and about a thousand lines, of which some fifteen families matter, ten times a second: so it is searched, not
 parsed (0.1-0.2 ms; a general parser takes 20 ms). Families may come under an old and a new name (renamed in vLLM 0.9-0.14);
-the new one wins. Every series exists once per data-parallel engine: summed, but usage is the maximum.
+the new one wins. Every series exists once per data-parallel engine: summed, but usage is the maximum. Where the engines are
+numbered from 0 on, as the header X-data-parallel-rank counts them, each one's own figures are kept, too.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from contract.keyspace import RankFigures
 
 RUNNING = (b"vllm:num_requests_running",)
 WAITING = (b"vllm:num_requests_waiting",)
@@ -32,6 +35,7 @@ SLEEP_STATE = b"vllm:engine_sleep_state"
 CACHE_CONFIG = b"vllm:cache_config_info"
 PROCESS_START = (b"process_start_time_seconds",)
 
+_ENGINE = re.compile(rb'[{,]engine="(\d+)"')
 _LABEL = re.compile(rb'([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
 
@@ -64,6 +68,7 @@ class EngineMetrics:
     ranks: int
     process_start_s: float
     cache: CacheConfig
+    by_rank: tuple[RankFigures, ...] = ()  # by rank; empty where there is one alone, or where they are not numbered from 0 on
 
 
 def parse(page: bytes) -> EngineMetrics:
@@ -86,6 +91,7 @@ def parse(page: bytes) -> EngineMetrics:
         ranks=max(1, len(running)),
         process_start_s=max(_values(page, PROCESS_START), default=0.0),
         cache=_cache_config(page),
+        by_rank=_by_rank(page) if len(running) > 1 else (),
     )
 
 
@@ -98,6 +104,34 @@ def restart_reason(before: EngineMetrics, after: EngineMetrics) -> str:
     if after.cache != before.cache and before.cache != CacheConfig():
         return "its cache is configured differently"
     return ""
+
+
+def _by_rank(page: bytes) -> tuple[RankFigures, ...]:
+    running = _by_engine(page, RUNNING)
+    if sorted(running) != list(range(len(running))):
+        return ()  # of another node's ranks, say: which of them the header would name is not known
+    waiting, usage = _by_engine(page, WAITING), _by_engine(page, KV_USAGE)
+    generated, prompts = _by_engine(page, GENERATION_TOKENS), _by_engine(page, PROMPT_TOKENS)
+    return tuple(
+        RankFigures(
+            int(running[rank]),
+            int(waiting.get(rank, 0.0)),
+            usage.get(rank, 0.0),
+            int(generated.get(rank, 0.0)),
+            int(prompts.get(rank, 0.0)),
+        )
+        for rank in range(len(running))
+    )
+
+
+def _by_engine(page: bytes, names: tuple[bytes, ...]) -> dict[int, float]:
+    """Engine number -> value, of the first of these families that the page has."""
+    for name in names:
+        lines = _lines(page, name)
+        if lines:
+            numbered = [(found, _value(line)) for line in lines if (found := _ENGINE.search(line))]
+            return {int(found[1]): value for found, value in numbered} if len(numbered) == len(lines) else {}
+    return {}
 
 
 def _total(values: list[float]) -> int:

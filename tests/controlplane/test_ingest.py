@@ -41,8 +41,8 @@ class Fleet:
     def worker_left(self, worker: str, now: float) -> None:
         self.left.append(worker)
 
-    def slot_of(self, worker: str) -> int | None:
-        return self.slots.get(worker)
+    def slots_of(self, worker: str) -> tuple[int, ...]:
+        return (self.slots[worker],) if worker in self.slots else ()
 
 
 class Plane:
