@@ -63,4 +63,5 @@ class Attempt(msgspec.Struct, eq=False):
             uncached_tokens=max(0, input_tokens - target.matched_tokens),
             input_tokens=input_tokens,
             first_byte_seen=self.first_at > 0,
+            data_parallel_rank=target.rank if target.rank >= 0 else None,
         )

@@ -36,6 +36,8 @@ def about(targets: Sequence[Answer], *, predicted: bool) -> bytes:
         return b""
     target = targets[-1]
     where = place(target.worker, target.policy, len(targets))
+    if target.rank >= 0:
+        where += b"\r\nx-headway-rank: %d" % target.rank
     if not target.decision_id:
         return where + (
             b"\r\nx-headway-fallback: 1\r\nx-headway-matched-tokens: 0" if predicted else b"\r\nx-headway-fallback: 1"
