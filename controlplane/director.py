@@ -210,7 +210,9 @@ class Director:
         predicted = self._predicted
         if predicted is None or self._profile.ranker is not predicted or not predicted.forecaster.serving:
             return False
+        alone_max = predicted.forecaster.alone_max
         lanes = [self._snapshot.lane(question.request.model) for _, question in questions]
+        lanes = [lane if lane is not None and len(lane.serving) > alone_max else None for lane in lanes]
         if sum([len(lane.serving) for lane in lanes if lane is not None]) < TOGETHER_ROWS_MIN:
             return False
         rows: list[Candidate] = []

@@ -1,7 +1,8 @@
 """Predicted TTFT of every candidate of a decision: the feature rows, the model, and what its workers taught us since.
 
 The rows of all candidates are filled in one go (see feature_rows), the model scores them in one call, and each worker's
-correction is applied to its own. What comes back is a `Forecast`, in the order of the candidates. Several decisions of one
+correction is applied to its own. What comes back is a `Forecast`, in the order of the candidates. A few candidates take a
+shorter way, where the model has one (see few_rows). Several decisions of one
 moment are scored in one call ahead of the first (`foresee`): most of what a call costs, it costs for any number of rows. A
 decision changes the row of the worker it chose, and that row is scored again, so that every forecast is what it would have been
 alone. The truth comes a few times a second, in one batch over all requests that got their first token (`learn`). Pure; one
@@ -21,8 +22,11 @@ import numpy as np
 
 from contract.keyspace import WorkerRecord
 from controlplane.corrections import Correction, Corrections
-from controlplane.endpoint import Candidate, Endpoint
+from controlplane.endpoint import Candidate, Endpoint, Standing
 from controlplane.feature_rows import WIDTH, Floats, Rows
+from controlplane.few_rows import FEW_MAX, Still, still, write
+from prediction.few import Few
+from prediction.predictor import Calibrated
 
 ROW_BYTES = 8 * WIDTH
 RECENT_MAX = 1_024
@@ -59,14 +63,27 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     factors: list[float]  # of the corrections, as they were
 
 
+class _Known:
+    """An endpoint's correction, and its latest standing as `few_rows` has it."""
+
+    __slots__ = ("correction", "record", "standing", "still")
+
+    def __init__(self, record: WorkerRecord, correction: Correction) -> None:
+        self.record = record
+        self.correction = correction
+        self.standing: Standing | None = None
+        self.still: Still | None = None
+
+
 class Forecaster:
     """A predictor and its corrections. Without a predictor it forecasts nothing."""
 
     def __init__(self, predictor: Predictor | None = None, model_id: str = "") -> None:
         self._predictor = predictor
+        self._few = _few(predictor)
         self.model_id = model_id
         self._corrections = Corrections()
-        self._known: dict[Endpoint, tuple[WorkerRecord, Correction]] = {}
+        self._known: dict[Endpoint, _Known] = {}
         self._rows = Rows()
         self._foreseen: dict[bytes, tuple[float, float]] = {}
         self._recent: deque[Sample] = deque(maxlen=RECENT_MAX)
@@ -77,26 +94,52 @@ class Forecaster:
 
     # ------------------------------------------------------------------------------------------------------ decide
 
+    @property
+    def alone_max(self) -> int:
+        """Decisions among so many candidates are scored each by itself: together they would cost more."""
+        return 0 if self._few is None else FEW_MAX
+
     def forecast(self, candidates: Sequence[Candidate]) -> Forecast | None:
         """candidates: never none. None: no model, or one that answers with something that is no time."""
         predictor = self._predictor
         if predictor is None:
             return None
-        p50, p90 = self._foretold(predictor, candidates) if self._foreseen else _lists(predictor, self._rows.of_one(candidates))
-        known, corrections = self._known, []
-        for candidate in candidates:
-            endpoint = candidate.standing.endpoint
-            entry = known.get(endpoint)
-            if entry is not None and entry[0] is endpoint.record:
-                corrections.append(entry[1])
-            else:
-                corrections.append(self._of(endpoint))
+        p50: Sequence[float]
+        p90: Sequence[float]
+        if self._few is not None and len(candidates) <= FEW_MAX:
+            p50, p90, corrections = self._of_few(self._few, candidates)
+        else:
+            p50, p90 = (
+                self._foretold(predictor, candidates) if self._foreseen else _lists(predictor, self._rows.of_one(candidates))
+            )
+            corrections = [self._of(candidate.standing.endpoint).correction for candidate in candidates]
         factors = [one.factor for one in corrections]
         p50_s = list(map(mul, p50, factors))
         p90_s = list(map(mul, p90, factors))
         if not math.isfinite(sum(p50_s) + sum(p90_s)) or min(p50_s) <= 0.0:
             return None
         return Forecast(self.model_id, p50_s, p90_s, corrections, factors)
+
+    def _of_few(self, few: Few, candidates: Sequence[Candidate]) -> tuple[list[float], list[float], list[Correction]]:
+        """Uncorrected seconds, and the corrections."""
+        known = self._known
+        starts: list[float] = []
+        unknown: list[bool] = []
+        corrections: list[Correction] = []
+        for candidate in candidates:
+            standing = candidate.standing
+            endpoint = standing.endpoint
+            entry = known.get(endpoint)
+            if entry is None or entry.record is not endpoint.record:
+                entry = self._of(endpoint)
+            there = entry.still
+            if there is None or entry.standing is not standing:
+                entry.standing = standing
+                there = entry.still = still(standing)
+            starts.append(write(few, len(starts), candidate, there))
+            unknown.append(there.unknown)
+            corrections.append(entry.correction)
+        return *few.predict(starts, unknown), corrections
 
     def foresee(self, candidates: Sequence[Candidate]) -> None:
         """Scores the rows of several decisions in one call. Forecasts of equal rows take what was found, until the next call
@@ -117,19 +160,19 @@ class Forecaster:
         found = [known[row] for row in rows]
         return [p50 for p50, _ in found], [p90 for _, p90 in found]
 
-    def _of(self, endpoint: Endpoint) -> Correction:
+    def _of(self, endpoint: Endpoint) -> _Known:
         known = self._known.get(endpoint)
-        if known is not None and known[0] is endpoint.record:
-            return known[1]
+        if known is not None and known.record is endpoint.record:
+            return known
         record = endpoint.record
         root = record.models[0].root if record.models else ""
         correction = self._corrections.of(endpoint, (record.epoch, record.url), (record.accelerator, root))
-        self._known[endpoint] = record, correction
-        return correction
+        known = self._known[endpoint] = _Known(record, correction)
+        return known
 
     def factor(self, endpoint: Endpoint) -> float:
         """What its predictions are multiplied by."""
-        return self._of(endpoint).factor
+        return self._of(endpoint).correction.factor
 
     # ------------------------------------------------------------------------------------------------------- learn
 
@@ -142,7 +185,7 @@ class Forecaster:
     def _correct(self, known: Sequence[tuple[Sample, float]]) -> None:
         for sample, residual in known:
             if sample.current:
-                self._of(sample.candidate.endpoint).add(residual)
+                self._of(sample.candidate.endpoint).correction.add(residual)
 
     def recent(self) -> list[Sample]:
         """The latest first tokens, oldest first: what a new model's corrections are learned from (`residuals`, `swap`)."""
@@ -152,6 +195,7 @@ class Forecaster:
         """Another model from the next decision on. replay: recent samples with their log residuals under it, oldest first:
         the corrections of the model before are dropped, and learned anew from these."""
         self._predictor = predictor
+        self._few = _few(predictor)
         self.model_id = model_id
         self._foreseen = {}
         self._corrections.clear()
@@ -171,7 +215,11 @@ class Forecaster:
 
     def corrections(self) -> dict[str, Correction]:
         """By worker, of those that were forecast."""
-        return {endpoint.worker: correction for endpoint, (_, correction) in self._known.items()}
+        return {endpoint.name: known.correction for endpoint, known in self._known.items()}
+
+
+def _few(predictor: Predictor | None) -> Few | None:
+    return predictor.few(FEW_MAX) if isinstance(predictor, Calibrated) else None
 
 
 def _lists(predictor: Predictor, rows: Floats) -> tuple[list[float], list[float]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prediction import derive
+from prediction import derive, few
 from prediction.bundle import Bundle
 from prediction.errors import BundleError
 
@@ -24,6 +24,8 @@ Floats = npt.NDArray[np.float64]
 
 P50_FILE = "p50.txt"
 SPREAD_FILE = "spread.txt"
+PROOF_ROWS = 64
+"""On which a model of two outputs is held against the two."""
 
 _FLOAT64 = 1
 _ROW_MAJOR = 1
@@ -49,31 +51,31 @@ class Booster:
 
     def __init__(self, text: str, *, columns: int) -> None:
         """columns: of the rows it is to score. BundleError: not a model text, or one of another number of columns."""
-        self._library = _library()
+        self.library = _library()
         handle = ctypes.c_void_p()
         iterations = ctypes.c_int()
         if not text.startswith("tree"):
             raise BundleError("not a LightGBM model text")
-        self._check(
-            self._library.LGBM_BoosterLoadModelFromString(
+        self.check(
+            self.library.LGBM_BoosterLoadModelFromString(
                 ctypes.c_char_p(text.encode()), ctypes.byref(iterations), ctypes.byref(handle)
             )
         )
-        self._handle: ctypes.c_void_p | None = handle
+        self.handle: ctypes.c_void_p | None = handle
         found, outputs = ctypes.c_int(), ctypes.c_int()
-        self._check(self._library.LGBM_BoosterGetNumFeature(handle, ctypes.byref(found)))
-        self._check(self._library.LGBM_BoosterGetNumClasses(handle, ctypes.byref(outputs)))
+        self.check(self.library.LGBM_BoosterGetNumFeature(handle, ctypes.byref(found)))
+        self.check(self.library.LGBM_BoosterGetNumClasses(handle, ctypes.byref(outputs)))
         if found.value != columns:
             raise BundleError(f"a LightGBM model of {found.value} columns, the rows have {columns}")
-        self.outputs: int = outputs.value
+        self.columns, self.outputs = columns, int(outputs.value)
 
     def predict(self, rows: Floats) -> Floats:
         """rows: C-contiguous float64 (n, columns). (n,), or (n, outputs) where there are several."""
         count, columns = rows.shape
         answer = np.empty(count * self.outputs)
         length = ctypes.c_int64()
-        code = self._library.LGBM_BoosterPredictForMat(
-            self._handle,
+        code = self.library.LGBM_BoosterPredictForMat(
+            self.handle,
             ctypes.c_void_p(rows.ctypes.data),
             _FLOAT64,
             ctypes.c_int32(count),
@@ -87,26 +89,29 @@ class Booster:
             ctypes.c_void_p(answer.ctypes.data),
         )
         if code:
-            self._check(code)
+            self.check(code)
         return answer if self.outputs == 1 else answer.reshape(count, self.outputs)
 
-    def _check(self, code: int) -> None:
+    def check(self, code: int) -> None:
+        """BundleError: the library said that something was wrong."""
         if code:
-            raise BundleError(f"LightGBM: {self._library.LGBM_GetLastError().decode(errors='replace')}")
+            raise BundleError(f"LightGBM: {self.library.LGBM_GetLastError().decode(errors='replace')}")
 
     def __del__(self) -> None:
-        handle = getattr(self, "_handle", None)
+        handle = getattr(self, "handle", None)
         if handle is not None:
-            self._handle = None
-            self._library.LGBM_BoosterFree(handle)
+            self.handle = None
+            self.library.LGBM_BoosterFree(handle)
 
 
 class BoosterQuantiles:
     """A model of the median of log (seconds / estimate) over derive.COLUMNS, and one of how far above it the p90 is."""
 
-    def __init__(self, p50: Booster, spread: Booster) -> None:
+    def __init__(self, p50: Booster, spread: Booster, both: Booster | None = None) -> None:
+        """both: the two as one of two outputs, for few rows at a time; None: there is no such thing."""
         self._p50 = p50
         self._spread = spread
+        self.both = both
 
     def log_quantiles(self, rows: Floats) -> tuple[Floats, Floats]:
         columns = derive.inputs(rows)
@@ -128,7 +133,21 @@ def text_of(bundle: Bundle, name: str) -> str:
 
 def load(bundle: Bundle) -> BoosterQuantiles:
     """BundleError: a file is missing or no LightGBM model."""
-    p50, spread = (Booster(text_of(bundle, name), columns=len(derive.COLUMNS)) for name in (P50_FILE, SPREAD_FILE))
+    texts = text_of(bundle, P50_FILE), text_of(bundle, SPREAD_FILE)
+    p50, spread = (Booster(text, columns=len(derive.COLUMNS)) for text in texts)
     if p50.outputs != 1 or spread.outputs != 1:
         raise BundleError(f"model {bundle.manifest.model_id}: a booster of more than one output")
-    return BoosterQuantiles(p50, spread)
+    return BoosterQuantiles(p50, spread, _both(*texts, p50, spread))
+
+
+def _both(p50_text: str, spread_text: str, p50: Booster, spread: Booster) -> Booster | None:
+    """None where the library does not read it as what it is: then there is no way for few rows, and nothing else is lost."""
+    try:
+        made = Booster(few.side_by_side(p50_text, spread_text), columns=p50.columns)
+    except BundleError:
+        return None
+    if made.outputs != 2:
+        return None
+    rows = np.random.default_rng(0).lognormal(sigma=4.0, size=(PROOF_ROWS, p50.columns))
+    alone = np.column_stack([p50.predict(rows), spread.predict(rows)])
+    return made if np.array_equal(made.predict(rows), alone) else None

@@ -12,6 +12,7 @@ from contract.features import FEATURES, VERSION
 from prediction import booster, calibration, derive, linear, network, tree, zoned
 from prediction.bundle import Bundle
 from prediction.errors import BundleError
+from prediction.few import Few
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,6 +52,11 @@ class Calibrated:
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         log_p50, log_p90 = self._raw.log_quantiles(rows)
         return self._calibration.apply(log_p50, log_p90, derive.speed_unknown(rows))
+
+    def few(self, most: int) -> Few | None:
+        """For whoever asks about at most `most` rows, again and again; None where this kind has no shorter way for few."""
+        both = self._raw.both if isinstance(self._raw, booster.BoosterQuantiles) else None
+        return None if both is None else Few(both, self._calibration, most)
 
 
 def load(bundle: Bundle) -> Predictor:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 ZONES: tuple[str, ...] = ("low", "medium", "high")
 EDGES_S: tuple[float, float] = (1.0, 10.0)
 """low < 1 s, medium 1 to 10 s, high >= 10 s."""
-_LOG_EDGES = np.array([math.log(edge) for edge in EDGES_S])
+LOG_EDGES = np.array([math.log(edge) for edge in EDGES_S])
 
 
 def of(ttft_s: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
@@ -20,4 +20,4 @@ def of(ttft_s: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
 
 def of_log(log_ttft: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
     """As `of`, from natural logarithms of seconds."""
-    return np.searchsorted(_LOG_EDGES, log_ttft, side="right")
+    return np.searchsorted(LOG_EDGES, log_ttft, side="right")

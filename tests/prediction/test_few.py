@@ -1,0 +1,127 @@
+"""A few rows at a time: the numbers of the way for many, and no such way where the library would answer otherwise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.features import FEATURES
+from prediction import booster, calibration, derive, few, predictor
+from prediction.bundle import Bundle
+from prediction.calibration import Calibration, Floats
+from prediction.errors import BundleError
+from prediction.few import Few
+from prediction.predictor import Calibrated
+from tests.trainer.traffic import rows, samples
+from trainer.train import train
+
+MOST = 16
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return train(samples(1_500, 1), kind="lightgbm", model_id="few-1", seed=1, now_unix=0.0).bundle
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Bundle) -> Calibrated:
+    loaded = predictor.load(bundle)
+    assert isinstance(loaded, Calibrated)
+    return loaded
+
+
+def few_of(model: Calibrated) -> Few:
+    made = model.few(MOST)
+    assert made is not None
+    return made
+
+
+def asked_of(made: Few, asked: Floats) -> tuple[list[float], list[float]]:
+    columns = derive.inputs(asked)
+    data = columns.tobytes()
+    made.rows[: len(data)] = data
+    return made.predict(derive.log_estimate(columns).tolist(), derive.speed_unknown(asked).tolist())
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, MOST])
+def test_few_rows_are_answered_as_many_are(count: int, model: Calibrated) -> None:
+    made = few_of(model)
+    for seed in range(20):
+        asked = rows(count, np.random.default_rng(seed))
+        for mine, theirs in zip(asked_of(made, asked), model.predict(asked), strict=True):
+            assert mine == pytest.approx(theirs.tolist(), rel=1e-12)
+
+
+def test_rows_written_before_and_behind_do_not_matter(model: Calibrated) -> None:
+    made = few_of(model)
+    asked = rows(MOST, np.random.default_rng(3))
+    whole, _ = asked_of(made, asked)
+    first, _ = asked_of(made, asked[:3])
+    assert first == whole[:3]
+
+
+@given(st.lists(st.lists(st.floats(0, 1e9), min_size=len(FEATURES), max_size=len(FEATURES)), min_size=1, max_size=MOST))
+def test_whatever_is_asked_both_ways_say_the_same(model: Calibrated, values: list[list[float]]) -> None:
+    asked = np.array(values)
+    for mine, theirs in zip(asked_of(few_of(model), asked), model.predict(asked), strict=True):
+        assert mine == pytest.approx(theirs.tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "calibrated",
+    [
+        Calibration((0.1, 0.2, 0.3)),
+        Calibration((-2.0, -2.0, -2.0)),
+        Calibration((0.0, 0.0, 0.0), math.log(30.0)),
+        Calibration((9.0, 9.0, 9.0), 2.0),
+    ],
+)
+def test_calibrations_are_applied_alike(calibrated: Calibration, bundle: Bundle) -> None:
+    """Among them rows of every zone, and endpoints whose speed is not known."""
+    model = Calibrated(booster.load(bundle), calibrated)
+    asked = rows(MOST, np.random.default_rng(5))
+    asked[::3, FEATURES.index("prefill_tokens_per_s")] = 0.0
+    asked[1::4, FEATURES.index("begins_s")] += 30.0
+    asked[2::4, FEATURES.index("begins_s")] += 3.0
+    for mine, theirs in zip(asked_of(few_of(model), asked), model.predict(asked), strict=True):
+        assert mine == pytest.approx(theirs.tolist(), rel=1e-12)
+
+
+def test_another_kind_has_no_such_way() -> None:
+    linear = train(samples(300, 1), kind="linear", model_id="linear-1", seed=1, now_unix=0.0).predictor
+    assert isinstance(linear, Calibrated)
+    assert linear.few(MOST) is None
+
+
+def test_a_library_that_reads_the_two_as_something_else_is_not_believed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = few.side_by_side
+    monkeypatch.setattr(few, "side_by_side", lambda first, second: right(second, first))
+    loaded = predictor.load(bundle)
+    assert isinstance(loaded, Calibrated)
+    assert loaded.few(MOST) is None
+    asked = rows(4, np.random.default_rng(1))
+    monkeypatch.undo()
+    expected = predictor.load(bundle).predict(asked)
+    assert np.array_equal(loaded.predict(asked), expected)
+
+
+def test_what_is_no_model_is_refused(bundle: Bundle) -> None:
+    text = bundle.files[booster.P50_FILE].decode()
+    with pytest.raises(BundleError, match="not a LightGBM model"):
+        few.side_by_side(text, "tree\n")
+    with pytest.raises(BundleError, match="not a LightGBM model"):
+        few.side_by_side(text[: len(text) // 2], text)
+
+
+def test_the_zones_are_those_of_calibration() -> None:
+    offsets = Calibration((1.0, 2.0, 3.0))
+    edges = np.log(np.array([0.999, 1.0, 1.001, 9.999, 10.0, 10.001]))
+    _, above = offsets.apply(edges, edges)
+    assert np.allclose(np.log(above) - edges, [1, 2, 2, 2, 3, 3]), "an edge is in the zone above it"
+    assert calibration.QUANTILE == 0.9
