@@ -446,6 +446,11 @@ class Director:
         self.settling.withdraw_all(owner)
         self._ledger.departed(owner, now)
 
+    def moved(self, owner: str, now: float) -> None:
+        """Another control plane counts what this process relays: it is no more held here, and no outcome of any engine."""
+        for released in self._ledger.let_go(owner, now):
+            self.ends.withdrawn(released, now)
+
     def first_byte(self, decision_id: int, ttft_s: float, now: float) -> None:
         """The first event with content reached the data plane. Unknown or repeated: ignored."""
         self.ends.first_byte(decision_id, ttft_s, now)

@@ -143,6 +143,8 @@ class Standing(msgspec.Struct, gc=False):
 
 def _standing(endpoint: Endpoint, now: float) -> Standing:
     load, rates = endpoint.load, endpoint.rates
+    if load.foreign is not None:
+        load = load.foreign.together(load)
     active, reported = load.active, endpoint.running + endpoint.waiting
     queue, seats = load.queue, endpoint.seats
     head = next(iter(queue.values())) if queue else None
@@ -170,7 +172,7 @@ def _standing(endpoint: Endpoint, now: float) -> Standing:
         rates.hold_s,
         endpoint.clock.step_s,
         0 if head is None else head.input_tokens,
-        planned(endpoint, now) if seats and active >= seats else None,
+        planned(endpoint, load, now) if seats and active >= seats else None,
         active if active > reported else reported,
     )
 

@@ -12,13 +12,14 @@ serves under that URL.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
 if TYPE_CHECKING:
+    from controlplane.foreign import Foreign
     from controlplane.question import Decision
     from controlplane.queue_plan import Plan
 
@@ -47,6 +48,7 @@ class Load:
     plan: Plan | None = None  # its queue played ahead, where somebody asked since the last first byte or end there
     changes: int = 0  # of anything above, counted
     moved_at: float = 0.0  # when the first of the active ones came, or the last sign of life of any of them
+    foreign: Foreign | None = None  # what other control planes have there, beside all of the above
     token_at: float = 0.0  # when tokens were seen to come from there last: with every step, so not counted in `changes`
 
 
@@ -109,6 +111,21 @@ class Ledger:
         if load is None:
             load = self._loads[url] = Load()
         return load
+
+    @property
+    def loads(self) -> Mapping[str, Load]:
+        """By place."""
+        return self._loads
+
+    def gone(self) -> dict[str, list[Reservation]]:
+        """By process, what those hold whose streams broke."""
+        return {name: list(owner.held.values()) for name, owner in self._owners.items() if owner.gone_at is not None}
+
+    def let_go(self, owner: str, now: float) -> list[Reservation]:
+        """Another control plane counts what this process holds: released here, and returned."""
+        state = self._owners.pop(owner, None)
+        held = [] if state is None else [one.decision_id for one in state.held.values()]
+        return [reservation for decision_id in held if (reservation := self.release(decision_id, now)) is not None]
 
     def forget(self, url: str) -> None:
         """Drops the load of an endpoint that is no longer known, unless something is still active there."""

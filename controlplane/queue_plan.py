@@ -18,7 +18,7 @@ from contract.features import SPEED_UNKNOWN, prefill_work
 
 if TYPE_CHECKING:
     from controlplane.endpoint import Endpoint
-    from controlplane.ledger import Reservation
+    from controlplane.ledger import Load, Reservation
 
 PLAYED_MAX = 64
 """Requests of a queue that are played; of those behind them, one is taken to get its turn every hold_s / seats."""
@@ -48,14 +48,14 @@ def seated(head: float, work: float, since: float, speed: float) -> Beginning:
     return Beginning(since + head / speed, (work - head) / speed)
 
 
-def planned(endpoint: Endpoint, now: float) -> Beginning | None:
-    """Where all seats are taken; None where they are not."""
-    load, seats = endpoint.load, endpoint.seats
+def planned(endpoint: Endpoint, load: Load, now: float) -> Beginning | None:
+    """Where all seats are taken; None where they are not. load: of the endpoint, or with what others have there."""
+    seats = endpoint.seats
     if load.active < seats or not seats:
         return None
     plan = load.plan
     if plan is None:
-        plan = load.plan = Plan(endpoint, now)
+        plan = load.plan = Plan(endpoint, load, now)
     return plan.beginning()
 
 
@@ -72,8 +72,8 @@ class Plan:
         *("_rest_s", "_seats", "_step_s", "_steps", "_token_s"),
     )
 
-    def __init__(self, endpoint: Endpoint, now: float) -> None:
-        load, rates, clock = endpoint.load, endpoint.rates, endpoint.clock
+    def __init__(self, endpoint: Endpoint, load: Load, now: float) -> None:
+        rates, clock = endpoint.rates, endpoint.clock
         seats = self._seats = endpoint.seats
         step_s = self._step_s = clock.step_s or rates.decode_itl_s
         self._token_s = 1.0 / (rates.prefill_tokens_per_s or SPEED_UNKNOWN)

@@ -125,7 +125,9 @@ class UsualDirector(Director):
                 model = request.model
                 ready = self._made_ready(model, now)
             elif (changed := ready.changed) >= 0:
-                ready.rows[changed] = ready.serving[changed].stands(now)
+                row = ready.rows[changed] = ready.serving[changed].stands(now)
+                if row.active > profile.active_max:
+                    ready = None
             tokens, bound = request.input_tokens, request.max_tokens
             hashes, matched, last_block = None, _NO_MATCH, 0
             if ready is None or tokens + bound > ready.tokens_max or request.exclude or request.slo_ttft_ms:
@@ -174,8 +176,6 @@ class UsualDirector(Director):
             matched_tokens += there
             answers.append(Answer(question_id, decision_id, slot, url, ready.workers[at], there, policy))
             ready.changed = at
-            if load.active > profile.active_max:
-                ready = None
         self.tally.input_tokens += input_tokens
         self.tally.matched_tokens += matched_tokens
         return answers
@@ -223,10 +223,12 @@ class UsualDirector(Director):
         active_max, rows, token_ats = self._profile.active_max, [], []
         for endpoint in ready.serving:
             load, standing = endpoint.load, endpoint.standing
-            if load.active > active_max or not endpoint.breaker.closed or not endpoint.credit:
+            if not endpoint.breaker.closed or not endpoint.credit:
                 return None
             if standing is None or standing.changes != load.changes:
                 standing = endpoint.stands(now)
+            if standing.active > active_max:
+                return None
             rows.append(standing)
             token_ats.append(load.token_at)
         ready.rows, ready.token_ats, ready.changed = rows, tuple(token_ats), -1
