@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from prediction import zones
 from runtime.clock import SystemClock
 
 KEPT = (
-    *("simulate", "preset", "workers", "worker_speeds", "workload", "tokens_max", "choices"),
+    *("simulate", "preset", "shares", "workers", "worker_speeds", "workload", "tokens_max", "choices"),
     *("model", "endpoint", "tokenizer", "seed"),
 )
 """Arguments that a resumed run takes from its plan: others would make other rows."""
@@ -80,7 +81,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_control_argument(live)  # type: ignore[arg-type]
     virtual = parser.add_argument_group("a fleet in virtual time")
     virtual.add_argument("--simulate", action="store_true", help="no fleet: engines and router in this process")
-    virtual.add_argument("--preset", choices=tuple(PRESETS), default="llama3-8b-h100", help="default %(default)s")
+    virtual.add_argument(
+        "--preset",
+        default="llama3-8b-h100",
+        metavar="P,P,...",
+        help=f"of the workers, in turn: {', '.join(PRESETS)} (default %(default)s). Of different models: each request "
+        "is for one of them, drawn by --shares",
+    )
+    virtual.add_argument(
+        "--shares",
+        default="",
+        metavar="X,X,...",
+        help="of requests for each model, in the order of --preset, such as 3,1 (default: as many workers as serve it)",
+    )
     virtual.add_argument("--workers", type=whole, default=4, help="default %(default)s")
     virtual.add_argument(
         "--choices",
@@ -147,13 +160,22 @@ async def _in_virtual_time(args: argparse.Namespace, plan: Plan | None, director
         raise UsageError(f"profile: --workers: {args.workers} is above {WORKERS_MAX}")
     name, started_at = (plan.run, plan.started_at) if plan else _new_run()
     speeds = numbers("--worker-speeds", args.worker_speeds, least=0.01)
+    shares = numbers("--shares", args.shares, least=0.001)
     choices = Choices(args.choices, directory.path) if args.choices else None
-    fleet = SimulatedFleet((args.preset,) * args.workers, speeds, run=name, started_at=started_at, choices=choices)
-    source = profile_workload.source(args, directory.path, _room(PRESETS[args.preset].max_model_len))
+    fleet = SimulatedFleet(_presets(args), speeds, run=name, started_at=started_at, choices=choices, shares=shares)
+    source = profile_workload.source(args, directory.path, _room(fleet.model_len_max))
     code = await _sweep(args, plan, directory, fleet, source, name, started_at)
     if choices is not None:
         print(f"{choices.finish()} choices\n{directory.path / CHOICES_FILE}")
     return code
+
+
+def _presets(args: argparse.Namespace) -> tuple[str, ...]:
+    """A name a worker, in turn. UsageError: more names than workers."""
+    names = args.preset.split(",")
+    if left_out := names[args.workers :]:
+        raise UsageError(f"profile: --preset: there is no worker for {', '.join(left_out)}: give more --workers")
+    return tuple(islice(cycle(names), args.workers))
 
 
 async def _live(args: argparse.Namespace, plan: Plan | None, directory: RunDirectory) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import islice
 
 import msgspec
@@ -61,7 +62,11 @@ class _Listened(Simulation):
 
 
 class SimulatedFleet:
-    """presets: a name a worker; speeds: how fast each is beside its preset, in turn; empty: all as their presets."""
+    """presets: a name a worker; speeds: how fast each is beside its preset, in turn; empty: all as their presets.
+
+    Where they serve several models, each request is for one of them: drawn by shares (a number a model, in the order in which
+    presets name them first; empty: as many workers as serve it). model_len_max: tokens that every one of them takes.
+    """
 
     speed = 1.0
 
@@ -73,13 +78,19 @@ class SimulatedFleet:
         run: str,
         started_at: float,
         choices: Choices | None = None,
+        shares: tuple[float, ...] = (),
     ) -> None:
-        """choices: who asks what the other workers would have been. UsageError: presets that serve different models, or one
-        that there is not."""
+        """choices: who asks what the other workers would have been. UsageError: a preset that there is not, shares that are not
+        those of its models, or choices among workers of several models."""
         if unknown := [name for name in presets if name not in PRESETS]:
             raise UsageError(f"--preset: no preset {unknown[0]!r}; there are {', '.join(PRESETS)}")
-        if len({PRESETS[name].model for name in presets}) > 1:
-            raise UsageError(f"--preset: {', '.join(dict.fromkeys(presets))} serve different models")
+        self._models = Counter(PRESETS[name].model for name in presets)
+        if shares and len(shares) != len(self._models):
+            raise UsageError(f"--shares: {len(shares)} numbers for the models {', '.join(self._models)}")
+        if choices is not None and len(self._models) > 1:
+            raise UsageError(f"--choices: among workers of one model; {', '.join(dict.fromkeys(presets))} serve several")
+        self._shares = shares or tuple(map(float, self._models.values()))
+        self.model_len_max = min(PRESETS[name].max_model_len for name in presets)
         self.workers = len(presets)
         self._presets = presets
         self._speeds = speeds
@@ -88,15 +99,17 @@ class SimulatedFleet:
         self._choices = choices
 
     async def play(self, step: Step, rows: list[Row]) -> Result:
-        preset = PRESETS[self._presets[0]]
-        shape = Shape(model=preset.model)
+        shape = Shape(model=next(iter(self._models)))
         warm_up = min(WARM_UP * self.workers, len(rows)) if step.index >= 0 else 0
         arriving, _ = jobs(
             [*map(_other, rows[:warm_up], range(warm_up)), *rows],
             iter(self._times(step, warm_up, len(rows))),
             shape,
-            model_len_max=preset.max_model_len,
+            model_len_max=self.model_len_max,
         )
+        if len(self._models) > 1:
+            drawn = rng.stream(step.seed, "models").choices(tuple(self._models), self._shares, k=len(arriving))
+            arriving = [replace(job, model=model) for job, model in zip(arriving, drawn, strict=True)]
         outcomes: list[Outcome] = []
         first = next((job.index for job in arriving if job.index >= warm_up), 0)
         parts = Parts(profiles=_unbounded, outcome=outcomes.append)

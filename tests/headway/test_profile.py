@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract.features import INDEX
+from emulator.presets import PRESETS
 from headway.__main__ import dispatch
 from headway.errors import UsageError
 from loadgen import wildchat
@@ -113,6 +114,35 @@ def test_the_steps_of_another_run_are_played_on_another_fleet(finished: Path, tm
     assert rows[0].e2e_s.median() > rows[1].e2e_s.median(), "on a slower fleet"
 
 
+TWO_MODELS = ("--simulate", "--preset", "tiny-cpu,llama2-13b-a100-40gb", "--workers", 3, *FEW[len(SMALL) :], "--mixes", "mixed")
+
+
+@pytest.mark.parametrize(("shares", "of_first"), [((), 2 / 3), (("--shares", "1,3"), 1 / 4)])
+def test_a_fleet_of_two_models_gives_rows_of_both(tmp_path: Path, shares: tuple[str, ...], of_first: float) -> None:
+    """Of three workers the first and the third serve the first model."""
+    run = tmp_path / "p"
+    assert profile(*TWO_MODELS, "--levels", "0.3,0.9", *shares, "--run-dir", run) == 0
+    table = pq.read_table(run / "data.parquet").to_pandas()
+    models = [PRESETS[name].model for name in ("tiny-cpu", "llama2-13b-a100-40gb")]
+    assert set(table.model) == set(models)
+    by_worker = {worker: set(rows.model) for worker, rows in table.groupby("worker")}
+    assert by_worker == {"worker-0": {models[0]}, "worker-1": {models[1]}, "worker-2": {models[0]}}
+    spread = 4 * (of_first * (1 - of_first) / len(table)) ** 0.5
+    assert (table.model == models[0]).mean() == pytest.approx(of_first, abs=spread)
+    again = tmp_path / "again"
+    assert profile("--simulate", "--workers", 3, "--preset", TWO_MODELS[2], *shares, "--steps-of", run, "--run-dir", again) == 0
+    assert pq.read_table(again / "data.parquet")["model"].to_pylist() == table.model.to_list(), "drawn by the step's seed"
+
+
+def test_a_fleet_of_two_models_goes_on_as_it_began(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert profile(*TWO_MODELS, "--rates", "4,8", "--shares", "1,2", "--run-dir", whole) == 0
+    (cut / "parts").mkdir(parents=True)
+    (cut / "plan.json").write_bytes((whole / "plan.json").read_bytes())
+    assert profile("--resume", "--simulate", "--run-dir", cut) == 0, "with the presets and shares of its plan"
+    assert pq.read_table(cut / "data.parquet").equals(pq.read_table(whole / "data.parquet"))
+
+
 def test_progress_is_told_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = (*SMALL, "--overlaps", "0", "--outputs", "short", "--rows", 24, "--rates", "5", "--step-s", 1)
     assert profile(*small, "--run-dir", tmp_path / "p") == 0
@@ -165,6 +195,11 @@ def test_wildchat_becomes_the_prompts_of_a_sweep(tmp_path: Path) -> None:
         (("--overlaps", "1"), "no prompt would be new"),
         (("--worker-speeds", "0"), "--worker-speeds"),
         (("--workers", 100_000), "--workers"),
+        (("--preset", "no-such"), "no preset 'no-such'; there are "),
+        (("--preset", "tiny-cpu,tiny-cpu", "--workers", 1), "no worker for tiny-cpu: give more --workers"),
+        (("--shares", "1,2"), "2 numbers for the models"),
+        (("--shares", "x"), "--shares"),
+        (("--preset", "tiny-cpu,llama3-8b-h100", "--workers", 4, "--choices", 5), "--choices: among workers of one model"),
         (("--tokens-max", 5_000), "--tokens-max: 5000 is above"),
         (("--tokens-max", 500), ">1024"),
         (("--tokenizer", "no/such-tokenizer", "--workload", "TRACE"), "--tokenizer"),
