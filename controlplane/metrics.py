@@ -23,6 +23,7 @@ from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.snapshot import FleetSnapshot
 from controlplane.upkeep import LoopLag
+from runtime import about
 from runtime.clock import Clock
 
 DECISIONS = "headway_decisions"
@@ -105,11 +106,11 @@ class ControlPlaneCollector(Collector):
         yield decisions
         sheds = CounterMetricFamily(SHEDS, "requests refused", labels=("reason",))
         for reason, count in tally.sheds.items():
-            sheds.add_metric((reason,), count)
+            sheds.add_metric((reason.lower(),), count)  # as the data plane writes it
         yield sheds
         ends = CounterMetricFamily(ENDS, "requests ended, by how", labels=("worker", "end"))
-        for key, count in tally.ends.items():
-            ends.add_metric(key, count)
+        for (worker, end), count in tally.ends.items():
+            ends.add_metric((worker, end.lower()), count)
         yield ends
         yield CounterMetricFamily(INPUT_TOKENS, "prompt tokens of placed requests", value=tally.input_tokens)
         yield CounterMetricFamily(MATCHED_TOKENS, "of these, predicted to be in the chosen cache", value=tally.matched_tokens)
@@ -192,6 +193,7 @@ class _Read(Protocol):
 def registry(*collectors: Collector) -> CollectorRegistry:
     """One of our own: no module state."""
     made = CollectorRegistry()
+    about.describe(made, "controlplane")
     for collector in collectors:
         made.register(collector)
     return made

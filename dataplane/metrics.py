@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from contract.outcome import End
 from dataplane.openai import path_label
+from runtime import about
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
 
@@ -161,6 +162,7 @@ class Metrics(Collector):
         self.gauges: list[Gauge] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        about.describe(self._registry, "dataplane")
 
     def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         self.gauges.append(Gauge(name, help, read))

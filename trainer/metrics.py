@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime import about
 from trainer.follow import Follow
 from trainer.lifecycle import Lifecycle
 from trainer.sample_log import SampleLog
@@ -61,7 +62,8 @@ class TrainerCollector(Collector):
 
 
 def registry(collector: TrainerCollector) -> CollectorRegistry:
-    """One of its own: nothing else gets into the page."""
+    """One of its own: no module state."""
     made = CollectorRegistry()
     made.register(collector)
+    about.describe(made, "trainer")
     return made
