@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import sys
@@ -67,6 +68,9 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
     life.ready(f"{_scheme(settings)}://{settings.host}:{port}")
     await life.ending.wait()
     await app.stop()
+    if app.prompts.loading:  # the interpreter's end aborts the process where it meets a thread amid Rust
+        logging.shutdown()
+        os._exit(1 if life.failure is not None else 0)
 
 
 async def _parent(life: Life, settings: Settings) -> None:

@@ -193,6 +193,12 @@ class App:
     def _declare_gauges(self, metrics: Metrics) -> None:
         gateway = self.gateway
         metrics.gauge("headway_proxy_requests_in_flight", "routed requests", lambda: gateway.concurrency.in_flight)
+        process = gateway.prompt_process
+        if process is not None:
+            metrics.gauge(
+                "headway_proxy_prompt_process_ready", "1: long prompts are prepared by their own process", lambda: process.ready
+            )
+            metrics.gauge("headway_proxy_prompt_process_pending", "prompts there", lambda: process.pending)
         metrics.gauge("headway_proxy_connections", "client connections", lambda: len(self.server.connections))
         metrics.gauge("headway_proxy_upstream_idle", "idle connections to engines", lambda: gateway.pool.idle)
         metrics.gauge(

@@ -1,5 +1,5 @@
 """From a request's body to what is asked about it: the model and a few fields, token ids, block hashes. What is large is read
-and tokenised in a thread."""
+and tokenised in a process of its own, or in a thread."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from dataplane import errors, wishes
+from dataplane import encoding, errors, wishes
 from dataplane.errors import ApiError
 from dataplane.gateway import Gateway
 from dataplane.http1 import Request
 from dataplane.limits import BODY_BYTES_PER_TOKEN, Permit
 from dataplane.openai import PROMPT_PATHS, SLICED_BYTES_MIN, Ask, read_ask, read_json
-from dataplane.prompt_messages import NOT_DONE, Answer
+from dataplane.prompt_messages import Answer
 from dataplane.prompt_process import APART_BYTES_MIN, PromptProcess
 from dataplane.prompts import UNREAD, Prompt, skipped
 
@@ -25,8 +25,7 @@ T = TypeVar("T")
 Done: TypeAlias = Callable[["Ask | ApiError", "Prompt | None"], None]
 
 READ_INLINE_BYTES_MAX = SLICED_BYTES_MIN
-"""Bodies up to this size are read on the event loop: 0.1 ms, 0.7 where all of it is escapes. Compressed ones never are: a
-kilobyte may become a megabyte."""
+"""Bodies up to this size are read on the event loop: 0.1 ms, 0.7 where all of it is escapes."""
 
 QUICK_BYTES_MAX = 4 * 1024
 """Prompts of bodies up to this size are read on the event loop, whatever reads them."""
@@ -40,18 +39,32 @@ def read(gateway: Gateway, request: Request, permit: Permit | None, done: Done) 
         if isinstance(wished, ApiError):
             done(wished, None)
             return
-    process = _process_for(gateway, request)
-    if process is not None and _is_json(request):
+    if request.get(b"content-encoding"):
+        # Never on the loop: a kilobyte may become a megabyte.
+        _in_thread(
+            gateway, lambda: _uncompress(gateway, request), lambda refusal: _read_on(gateway, request, permit, done, refusal)
+        )
+    else:
+        _read_on(gateway, request, permit, done, None)
+
+
+def _read_on(gateway: Gateway, request: Request, permit: Permit | None, done: Done, refusal: ApiError | None) -> None:
+    """The body as it is without compression, which `refusal` says that it cannot be had of."""
+    process = gateway.prompt_process
+    if refusal is not None:
+        done(refusal, None)
+    elif process is not None and _goes_apart(gateway, request) and process.ready:
         _read_apart(process, gateway, request, permit, done)
-        return
-    if len(request.body) <= READ_INLINE_BYTES_MAX and not request.get(b"content-encoding"):
+    elif len(request.body) <= READ_INLINE_BYTES_MAX:
         done(_checked(gateway, _read(gateway, request), permit), None)
-        return
-    _read_in_thread(gateway, request, permit, done, None)
+    else:
+        _read_in_thread(gateway, request, permit, done, None)
 
 
-def _read_in_thread(gateway: Gateway, request: Request, permit: Permit | None, done: Done, prompt: Prompt | None) -> None:
-    _in_thread(gateway, lambda: _read_or_fail(gateway, request), lambda ask: done(_checked(gateway, ask, permit), prompt))
+def _goes_apart(gateway: Gateway, request: Request) -> bool:
+    if len(request.body) <= APART_BYTES_MIN or request.path not in PROMPT_PATHS or not gateway.prompts.wanted:
+        return False
+    return request.forwarded is not None or not request.get(b"content-type").lower().startswith(b"multipart/")
 
 
 def _read_apart(process: PromptProcess, gateway: Gateway, request: Request, permit: Permit | None, done: Done) -> None:
@@ -70,19 +83,8 @@ def _read_apart(process: PromptProcess, gateway: Gateway, request: Request, perm
     process.submit(request.path, request.body, answered)
 
 
-def _process_for(gateway: Gateway, request: Request) -> PromptProcess | None:
-    """The process that takes long prompts, where this is one and it is there."""
-    process = gateway.prompt_process
-    if process is None or len(request.body) <= APART_BYTES_MIN or not process.ready:
-        return None
-    return process if request.path in PROMPT_PATHS and gateway.prompts.wanted else None
-
-
-def _is_json(request: Request) -> bool:
-    """As it stands: neither compressed nor a form."""
-    if request.forwarded is not None:
-        return True
-    return not request.get(b"content-encoding") and not request.get(b"content-type").lower().startswith(b"multipart/")
+def _read_in_thread(gateway: Gateway, request: Request, permit: Permit | None, done: Done, prompt: Prompt | None) -> None:
+    _in_thread(gateway, lambda: _read_or_fail(gateway, request), lambda ask: done(_checked(gateway, ask, permit), prompt))
 
 
 def _prepared_beside(gateway: Gateway, by: str, began: float) -> None:
@@ -96,6 +98,10 @@ def _in_thread(gateway: Gateway, work: Callable[[], T], done: Callable[[T], None
     future.add_done_callback(lambda found: found.cancelled() or loop.call_soon_threadsafe(done, found.result()))
 
 
+def _uncompress(gateway: Gateway, request: Request) -> ApiError | None:
+    return _or_fail(request, lambda: encoding.decode(request, gateway.settings.body_bytes_max))
+
+
 def _read(gateway: Gateway, request: Request) -> Ask | ApiError:
     if request.forwarded is not None:
         return read_json(request.body, request.path)
@@ -103,9 +109,13 @@ def _read(gateway: Gateway, request: Request) -> Ask | ApiError:
 
 
 def _read_or_fail(gateway: Gateway, request: Request) -> Ask | ApiError:
+    return _or_fail(request, lambda: _read(gateway, request))
+
+
+def _or_fail(request: Request, call: Callable[[], T]) -> T | ApiError:
     """Never raises: nobody would answer the request."""
     try:
-        return _read(gateway, request)
+        return call()
     except Exception:
         log.exception("a body could not be read", extra={"f": {"path": request.path, "bytes": len(request.body)}})
         return ApiError(500, "The request body could not be read.", "server_error", "body_unread")
@@ -143,21 +153,11 @@ def prepare(gateway: Gateway, request: Request, ask: Ask, done: Callable[[Prompt
         done(prompt)
         return
 
-    def finished(prompt: Prompt, by: str = "thread") -> None:
-        _prepared_beside(gateway, by, began)
+    def finished(prompt: Prompt) -> None:
+        _prepared_beside(gateway, "thread", began)
         done(prompt)
 
-    def answered(answer: Answer) -> None:
-        if answer.prompt is not None:
-            finished(answer.prompt, "process")
-        else:
-            _in_thread(gateway, lambda: prompts.prepare(path, ask, body, plan, fields), finished)
-
-    process = _process_for(gateway, request)
-    if process is not None:  # it came compressed, or
-        process.submit(path, body, answered)
-    else:
-        answered(NOT_DONE)
+    _in_thread(gateway, lambda: prompts.prepare(path, ask, body, plan, fields), finished)
 
 
 def reserve(gateway: Gateway, request: Request, ask: Ask, prompt: Prompt, permit: Permit) -> ApiError | None:

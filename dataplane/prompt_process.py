@@ -95,6 +95,11 @@ class PromptProcess:
         return bool(self._loaded) and self._transport is not None
 
     @property
+    def pending(self) -> int:
+        """Prompts that it has not answered yet."""
+        return len(self._at_work) + len(self._waiting)
+
+    @property
     def pid(self) -> int | None:
         """Of the process that runs; None: none does."""
         return self._process.pid if self._process is not None else None

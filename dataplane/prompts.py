@@ -157,6 +157,11 @@ class Prompts:
                 # A daemon: the end of the process does not wait for a hub that does not answer.
                 Thread(target=self._load_one, args=(spec, model.name, entry), name="load-tokenizer", daemon=True).start()
 
+    @property
+    def loading(self) -> bool:
+        """A thread is loading a tokenizer."""
+        return any(entry.loading for entry in self._by_spec.values())
+
     def seen(self, models: Iterable[Model]) -> Iterable[ModelSeen]:
         """The same models, each with the tokenizer that it gets here: for another process."""
         for model in models:
@@ -197,7 +202,7 @@ class Prompts:
                 except NotTokenizable as error:
                     self._say(f"{plan.model.name} {path} {error.reason}", str(error))
             return _text_prompt(text_of(path, fields), ask, plan)
-        except Exception:  # tokenizers and chat templates are foreign code, fed by strangers
+        except BaseException:  # foreign code, fed by strangers; what panics in Rust is no Exception
             log.exception("a prompt could not be read", extra={"f": {"model": ask.model, "path": path}})
             return UNREAD
 
