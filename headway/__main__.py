@@ -7,6 +7,7 @@ told to end.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import signal
 import sys
@@ -42,17 +43,29 @@ class _Parser(argparse.ArgumentParser):
 def _overview() -> str:
     lines = ["usage: headway COMMAND [options]", "", "commands:"]
     lines += [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join([*lines, "", "headway COMMAND --help says more."])
+    return "\n".join([*lines, "", "headway COMMAND --help says more; headway --version."])
+
+
+def _meant(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def dispatch(argv: list[str]) -> int:
     """Runs one command. UsageError: no such command, or arguments that do not fit."""
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
     name = argv[0]
+    if name == "--version":
+        from runtime.about import version  # which imports what no other command needs
+
+        print(f"headway {version()}")
+        return 0
     if name not in COMMANDS:
-        raise UsageError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+        raise UsageError(f"no command {name!r}{_meant(name)}; there are {', '.join(COMMANDS)}")
     module_name, text = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"headway {name}", description=text, allow_abbrev=False)

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from headway.as_json import add_json_argument, print_message
 from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
 from headway.errors import UsageError
 from proto import routing_pb2, routing_pb2_grpc
@@ -37,11 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "decision", nargs="?", default="", help="the x-headway-decision header of the response (default: the latest decision)"
     )
     parser.add_argument("--all", action="store_true", help="every feature")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     request = routing_pb2.ExplainRequest(decision_id=_decision_id(args.decision))
     explanation = call(args, lambda channel: routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S))
+    if args.json:
+        print_message(explanation)
+        return 0
     console = Console()
     if args.all:  # nothing is cut, however many workers there are
         console.width = max(console.width, ALL_NAME_WIDTH + ALL_WORKER_WIDTH * len(explanation.candidates))

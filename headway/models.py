@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from headway.as_json import add_json_argument, print_message
 from headway.model_tables import LEGEND, model_table, scores_of, zone_table
 from headway.trainer_client import CALL_TIMEOUT_S, EVALUATE_TIMEOUT_S, add_trainer_argument, call
 from proto import trainer_pb2, trainer_pb2_grpc
@@ -17,6 +18,7 @@ WIDTH = 140
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trainer_argument(parser)
+    add_json_argument(parser)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="all of them, and what became of the latest (default)")
     show = actions.add_parser("show", help="one model's figures by zone")
@@ -34,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="of the trainer's host; default: its outcome log, of which a part taught it",
     )
+    for action in actions.choices.values():
+        add_json_argument(action, argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,19 +50,28 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "promote":
         ask = trainer_pb2.PromoteRequest(model_id=args.model, force=args.force)
         model = call(args, lambda channel: trainer_pb2_grpc.TrainerStub(channel).Promote(ask, timeout=CALL_TIMEOUT_S))
-        print(f"{model.model_id} serves")
-        return 0
+        return _done(args, model, "serves")
     if args.action == "rollback":
         back = trainer_pb2.RollbackRequest()
         model = call(args, lambda channel: trainer_pb2_grpc.TrainerStub(channel).Rollback(back, timeout=CALL_TIMEOUT_S))
-        print(f"{model.model_id} serves again")
-        return 0
+        return _done(args, model, "serves again")
     return _list(args, console)
+
+
+def _done(args: argparse.Namespace, model: trainer_pb2.Model, what: str) -> int:
+    if args.json:
+        print_message(model)
+    else:
+        print(f"{model.model_id} {what}")
+    return 0
 
 
 def _list(args: argparse.Namespace, console: Console) -> int:
     request = trainer_pb2.ListModelsRequest()
     found = call(args, lambda channel: trainer_pb2_grpc.TrainerStub(channel).ListModels(request, timeout=CALL_TIMEOUT_S))
+    if args.json:
+        print_message(found)
+        return 0
     if not found.models:
         print(f"no model yet; {found.samples} samples at hand (headway train)")
         return 0
@@ -75,6 +88,9 @@ def _list(args: argparse.Namespace, console: Console) -> int:
 def _show(args: argparse.Namespace, console: Console) -> int:
     request = trainer_pb2.GetModelRequest(model_id=args.model)
     model = call(args, lambda channel: trainer_pb2_grpc.TrainerStub(channel).GetModel(request, timeout=CALL_TIMEOUT_S))
+    if args.json:
+        print_message(model)
+        return 0
     state = trainer_pb2.ModelState.Name(model.state).lower().replace("_", " ")
     trained = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(model.trained_at))
     print(
@@ -90,6 +106,9 @@ def _evaluate(args: argparse.Namespace, console: Console) -> int:
     dataset = str(Path(args.source).absolute()) if args.source else ""
     request = trainer_pb2.EvaluateRequest(model_id=args.model, dataset=dataset)
     said = call(args, lambda channel: trainer_pb2_grpc.TrainerStub(channel).Evaluate(request, timeout=EVALUATE_TIMEOUT_S))
+    if args.json:
+        print_message(said)
+        return 0
     console.print(zone_table([(args.model, scores_of(said))]), highlight=False)
     console.print(LEGEND, style="dim", highlight=False)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from headway.as_json import add_json_argument, print_message
 from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
 from proto import fleet_pb2, fleet_pb2_grpc
 
@@ -11,10 +12,14 @@ from proto import fleet_pb2, fleet_pb2_grpc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_control_argument(parser)
     parser.add_argument("name", nargs="?", default="", help="policy to switch to (default: only show)")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     policy = switch(args, args.name) if args.name else _get(args)
+    if args.json:
+        print_message(policy)
+        return 0
     print("\n".join(f"{'*' if name == policy.name else ' '} {name}" for name in policy.available))
     return 0
 

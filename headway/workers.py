@@ -7,22 +7,24 @@ import re
 import time
 from typing import Literal
 
-from google.protobuf.json_format import MessageToJson
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from headway.as_json import add_json_argument, print_message
 from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from headway.errors import UsageError
 from proto import fleet_pb2, fleet_pb2_grpc
 
+WATCH_S = 0.5
 _BREAKER_STYLE = {"CLOSED": "green", "HALF_OPEN": "yellow", "OPEN": "red"}
 _INDEX_STYLE = {"EXACT": "green", "CATCHING_UP": "yellow", "DEGRADED": "red", "SPECULATIVE": "cyan"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_control_argument(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON, with every field")
+    add_json_argument(parser)
     parser.add_argument("--watch", action="store_true", help="redraw twice a second until Ctrl-C")
 
 
@@ -30,15 +32,25 @@ def run(args: argparse.Namespace) -> int:
     reply = _ask(args)
     console = Console()
     if args.json:
-        print(MessageToJson(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+        print_message(reply)
     elif args.watch:
-        with Live(render(reply, console.width), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(0.5)
-                live.update(render(_ask(args), console.width), refresh=True)
+        _watch(args, reply, console)
     else:
         console.print(render(reply, console.width))
     return 0
+
+
+def _watch(args: argparse.Namespace, reply: fleet_pb2.WorkerList, console: Console) -> None:
+    """A control plane that is being replaced is waited for; meanwhile its last word stays, and says so."""
+    with Live(render(reply, console.width), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_S)
+            try:
+                reply = _ask(args)
+                shown = render(reply, console.width)
+            except UsageError as error:
+                shown = Group(render(reply, console.width), Text(str(error), style="bold red"))
+            live.update(shown, refresh=True)
 
 
 def _ask(args: argparse.Namespace) -> fleet_pb2.WorkerList:
