@@ -23,6 +23,7 @@ texts        token ids as text; stop strings
 reply        one answer on its way: tokens in, events or a body out
 wire         completions and chat, byte by byte
 wire_events  responses and messages, byte by byte
+ranks        engines behind one server, and who gets which request
 errors       every refusal, in vLLM's words
 kv_events    KV events on the wire, and the replay buffer
 metrics      the /metrics page; prometheus: its text format

@@ -18,6 +18,7 @@ from emulator.kv_events import BUFFER_STEPS, TOPIC, EventEncoder, ReplayBuffer
 from emulator.metrics import EngineMetrics
 from emulator.presets import PRESETS, Preset
 from emulator.publisher import HIGH_WATER_MARK, Publisher
+from emulator.ranks import Ranks
 from emulator.settings import Settings
 from emulator.texts import Texts
 from runtime import log as logs
@@ -37,15 +38,24 @@ class Emulator:
         config = engine_config(settings, preset)
         model = settings.model or preset.model
         loras = {name: path or name for name, _, path in (entry.partition("=") for entry in settings.lora)}
-        engine = Engine(config, preset.latency(settings.latency), texts.vocabulary, text_seed=settings.seed)
-        engine.slowdown = 1.0 / settings.speed
-        metrics = EngineMetrics(config, model=model, created_unix=clock.unix(), max_loras=len(loras))
         self._settings = settings
-        self._publisher = None if settings.kv_events_port == -1 else _publisher(settings, config, list(loras))
+        self._publishers: list[Publisher] = []
+        drivers = []
+        ranks = settings.data_parallel_size
+        for rank in range(ranks):
+            engine = Engine(config, preset.latency(settings.latency), texts.vocabulary, text_seed=settings.seed)
+            engine.slowdown = 1.0 / settings.speed
+            metrics = EngineMetrics(
+                config, model=model, created_unix=clock.unix(), max_loras=len(loras), rank=rank, ranks=ranks
+            )
+            publisher = None if settings.kv_events_port == -1 else _publisher(settings, config, list(loras), rank)
+            if publisher is not None:
+                self._publishers.append(publisher)
+            drivers.append(Driver(engine, metrics, publisher, clock))
         self.app = App(
             model=model,
             loras=loras,
-            driver=Driver(engine, metrics, self._publisher, clock),
+            ranks=Ranks(drivers),
             texts=texts,
             created=int(clock.unix()),
             max_queued_requests=settings.max_num_queued_reqs,
@@ -60,28 +70,31 @@ class Emulator:
 
     async def start(self, spawn: Callable[[Coroutine[Any, Any, None], str], object]) -> None:
         """Bind and serve. spawn: starts a task that lives until `stop`. OSError: a port is taken."""
-        if self._publisher is not None:
-            self._publisher.open()
-            self.app.kv_sources = {"0": kv_source(self._publisher)}
-            spawn(self._publisher.serve_replays(), "kv replays")
-        spawn(self.app.driver.run(), "engine")
+        for publisher in self._publishers:
+            publisher.open()
+            spawn(publisher.serve_replays(), "kv replays")
+        self.app.kv_sources = {str(rank): kv_source(publisher) for rank, publisher in enumerate(self._publishers)}
+        for driver in self.app.ranks.drivers:
+            spawn(driver.run(), "engine")
         await self._runner.setup()
         await web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=4_096).start()
 
     async def end_requests(self) -> None:
         """Let running requests end within the time that the settings give, then end them with `abort`."""
         self.app.is_draining = True
+        drivers = self.app.ranks.drivers
         if self._settings.shutdown_timeout > 0:
-            await self.app.driver.wait_idle(self._settings.shutdown_timeout)
-        self.app.driver.abort_all()
+            await asyncio.gather(*(driver.wait_idle(self._settings.shutdown_timeout) for driver in drivers))
+        for driver in drivers:
+            driver.abort_all()
         # A turn of the loop for the handlers to write the ends of their bodies.
         await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
         """Close every socket."""
         await self._runner.cleanup()
-        if self._publisher is not None:
-            self._publisher.close()
+        for publisher in self._publishers:
+            publisher.close()
 
 
 def engine_config(settings: Settings, preset: Preset) -> EngineConfig:
@@ -101,12 +114,12 @@ def engine_config(settings: Settings, preset: Preset) -> EngineConfig:
     )
 
 
-def _publisher(settings: Settings, config: EngineConfig, loras: list[str]) -> Publisher:
+def _publisher(settings: Settings, config: EngineConfig, loras: list[str], rank: int) -> Publisher:
     return Publisher(
-        EventEncoder(block_size=config.block_size, format=settings.kv_events_format, loras=loras),
+        EventEncoder(block_size=config.block_size, format=settings.kv_events_format, loras=loras, rank=rank),
         host=settings.host,
-        port=settings.kv_events_port,
-        replay_port=settings.kv_replay_port,
+        port=settings.kv_events_port and settings.kv_events_port + rank,
+        replay_port=settings.kv_replay_port and settings.kv_replay_port + rank,
         buffer=ReplayBuffer(),
     )
 

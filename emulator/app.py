@@ -1,4 +1,4 @@
-"""What the HTTP handlers share: the served models, the engine's driver, limits, and the state of the process's life."""
+"""What the HTTP handlers share: the served models, the engines' drivers, limits, and the state of the process's life."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from emulator import errors
 from emulator.driver import Driver
 from emulator.faults import Faults
+from emulator.ranks import Ranks
 from emulator.texts import Texts
 
 
@@ -18,7 +19,7 @@ class App:
     model: str
     loras: dict[str, str]
     """Adapter name to path."""
-    driver: Driver
+    ranks: Ranks
     texts: Texts
     created: int
     max_queued_requests: int = 0
@@ -32,6 +33,16 @@ class App:
     """The `slow` fault in force, as part of the engine's slowdown."""
     num_inside: int = 0
     """Requests inside this server, running or waiting (/load)."""
+
+    @property
+    def driver(self) -> Driver:
+        """Of the only engine, or the first."""
+        return self.ranks.drivers[0]
+
+    @property
+    def death(self) -> errors.ApiError | None:
+        """Why no request is taken any more: a server does not outlive the first of its engines."""
+        return next((driver.death for driver in self.ranks.drivers if driver.death is not None), None)
 
     @property
     def max_model_len(self) -> int:
@@ -49,9 +60,10 @@ class App:
         """ApiError 503: a queue limit is set and reached."""
         if self.faults.take("busy") is not None:
             raise self._reject("max_num_queued_reqs", errors.queue_full())
-        if self.max_queued_requests and self.driver.num_waiting >= self.max_queued_requests:
+        drivers = self.ranks.drivers
+        if self.max_queued_requests and sum(one.num_waiting for one in drivers) >= self.max_queued_requests:
             raise self._reject("max_num_queued_reqs", errors.queue_full())
-        if self.max_queued_tokens and self.driver.engine.queued_tokens >= self.max_queued_tokens:
+        if self.max_queued_tokens and sum(one.engine.queued_tokens for one in drivers) >= self.max_queued_tokens:
             raise self._reject("max_num_queued_tokens", errors.backlog_full())
 
     def _reject(self, limit: str, error: errors.ApiError) -> errors.ApiError:

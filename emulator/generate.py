@@ -17,8 +17,10 @@ from emulator import calls, errors, prompts
 from emulator.app import App
 from emulator.block_pool import Origin
 from emulator.calls import Call
+from emulator.driver import Driver
 from emulator.errors import ApiError
 from emulator.faults import Fault
+from emulator.ranks import HEADER_PATHS, RANK_HEADER
 from emulator.reply import Reply
 from emulator.sequence import FinishReason, Request
 from emulator.sequence import Sequence as EngineSequence
@@ -67,8 +69,8 @@ class Generate:
         body = calls.decode_body(raw)
         call = calls.parse(http.path, body, app.model)
         lora = app.lora_of(call.model)
-        if app.driver.death is not None:
-            raise app.driver.death
+        if (death := app.death) is not None:
+            raise death
         tokens = prompts.tokenize(call.path, body, app.texts)
         is_embedding = call.path == calls.EMBEDDINGS
         session = str(body.get("session_id") or http.headers.get("x-session-id", ""))
@@ -81,10 +83,20 @@ class Generate:
         app.check_queue()
         requests = self._requests(call, Origin(lora, call.cache_salt, session), tokens, is_embedding=is_embedding)
         head = Head(_id(call.path, http), call.model, int(time.time()))
-        if is_embedding:
-            return await self._embed(call, head, tokens, requests)
-        app.driver.metrics.request(n=call.n, max_tokens=requests[0].max_tokens)
-        return await self._generate(http, call, head, tokens, requests)
+        named, refusal = None, None
+        try:
+            named = app.ranks.named(http.headers.get(RANK_HEADER)) if call.path in HEADER_PATHS else None
+        except ApiError as error:
+            refusal = error
+        rank = app.ranks.choose(named, time.monotonic())
+        driver = app.ranks.drivers[rank]
+        try:
+            if is_embedding:
+                return await self._embed(driver, call, head, tokens, requests)
+            driver.metrics.request(n=call.n, max_tokens=requests[0].max_tokens)
+            return await self._generate(http, driver, call, head, tokens, requests, refusal)
+        finally:
+            app.ranks.ended(rank)
 
     def _requests(self, call: Call, origin: Origin, tokens: Sequence[bytes], *, is_embedding: bool) -> list[Request]:
         requests = []
@@ -108,8 +120,16 @@ class Generate:
         return requests
 
     async def _generate(
-        self, http: web.Request, call: Call, head: Head, tokens: Sequence[bytes], requests: list[Request]
+        self,
+        http: web.Request,
+        driver: Driver,
+        call: Call,
+        head: Head,
+        tokens: Sequence[bytes],
+        requests: list[Request],
+        refusal: ApiError | None,
     ) -> web.StreamResponse:
+        """refusal: the engine's, which comes when a stream has begun already."""
         app = self._app
         done = asyncio.Event()
         response: web.StreamResponse | None = None
@@ -136,7 +156,10 @@ class Generate:
         if call.echo:
             for index in range(len(requests)):
                 reply.echo(index, self._prompt_text(call.body["prompt"], tokens, index // call.n))
-        await self._run(reply, requests, done)
+        if refusal is None:
+            await self._run(driver, reply, requests, done)
+        else:
+            reply.fail(refusal)
         if response is not None and writer is not None:
             if writer.is_silent:
                 # Open and silent until the client has had enough.
@@ -149,25 +172,26 @@ class Generate:
             raise reply.failure
         return web.Response(body=reply.body(), content_type="application/json", headers=_load_header(http, app))
 
-    async def _run(self, reply: Reply, requests: list[Request], done: asyncio.Event) -> None:
+    async def _run(self, driver: Driver, reply: Reply, requests: list[Request], done: asyncio.Event) -> None:
         """Until the answer is complete, or the client is gone (this coroutine is cancelled then)."""
-        app = self._app
-        if app.is_draining:
+        if self._app.is_draining:
             reply.abort()
             return
-        app.driver.submit(reply, requests)
+        driver.submit(reply, requests)
         try:
             await done.wait()
         finally:
-            app.driver.cancel([request.request_id for request in requests])
+            driver.cancel([request.request_id for request in requests])
 
-    async def _embed(self, call: Call, head: Head, tokens: Sequence[bytes], requests: list[Request]) -> web.StreamResponse:
+    async def _embed(
+        self, driver: Driver, call: Call, head: Head, tokens: Sequence[bytes], requests: list[Request]
+    ) -> web.StreamResponse:
         sink = _Prefilled(len(requests))
-        self._app.driver.submit(sink, requests)
+        driver.submit(sink, requests)
         try:
             await sink.done.wait()
         finally:
-            self._app.driver.cancel([request.request_id for request in requests])
+            driver.cancel([request.request_id for request in requests])
         if sink.failure is not None:
             raise sink.failure
         as_text = call.body.get("encoding_format") == "base64"
@@ -256,7 +280,8 @@ def _embedding(prompt: bytes, *, as_text: bool) -> list[float] | str:
 def _load_header(http: web.Request, app: App) -> dict[str, str]:
     """ORCA's load report, where the request asks for it (not on streams)."""
     format = http.headers.get("endpoint-load-metrics-format", "").upper()
-    waiting, usage = float(app.driver.metrics.waiting.value), float(app.driver.metrics.usage.value)
+    metrics = [driver.metrics for driver in app.ranks.drivers]
+    waiting, usage = float(sum(one.waiting.value for one in metrics)), float(max(one.usage.value for one in metrics))
     if format == "JSON":
         named = f'{{"num_requests_waiting": {waiting}, "kv_cache_usage_perc": {usage}}}'
         return {"endpoint-load-metrics": f'JSON {{"named_metrics": {named}}}'}

@@ -37,8 +37,18 @@ QUEUE_LIMITS = ("max_num_queued_reqs", "max_num_queued_tokens")
 class EngineMetrics:
     """One engine's page. model: the first served name; adapters count under it."""
 
-    def __init__(self, config: EngineConfig, *, model: str, created_unix: float, max_loras: int = 0) -> None:
-        labels = {"engine": "0", "model_name": model}
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        model: str,
+        created_unix: float,
+        max_loras: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """rank: of `ranks` data-parallel engines behind one server."""
+        labels = {"engine": str(rank), "model_name": model}
         page = Page(labels, created_unix)
         self.page = page
         self._config = config
@@ -121,11 +131,14 @@ class EngineMetrics:
             bounds,
         )
         self._lora_info = page.series("vllm:lora_requests_info", "Running stats on lora requests.")
-        page.info("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", cache_config_labels(config))
+        page.info(
+            "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", cache_config_labels(config, rank, ranks)
+        )
         self._last_step_s: dict[str, float] = {}
 
-    def render(self) -> str:
-        return self.page.render()
+    def render(self, *others: EngineMetrics) -> str:
+        """The page of a server. others: of its other engines."""
+        return self.page.render(*(other.page for other in others))
 
     def request(self, *, n: int, max_tokens: int) -> None:
         """One accepted request, as asked for."""
@@ -212,20 +225,21 @@ class EngineMetrics:
         self._lora_info.append((labels, Value(unix_s)))
 
 
-def cache_config_labels(config: EngineConfig) -> Mapping[str, str]:
-    """Labels of vllm:cache_config_info that can be known without a GPU."""
+def cache_config_labels(config: EngineConfig, rank: int = 0, ranks: int = 1) -> Mapping[str, str]:
+    """Labels of vllm:cache_config_info that can be known without a GPU. Each engine's says the blocks of all together, and the
+    tokens of one."""
     return {
         "block_size": str(config.block_size),
         "cache_dtype": "auto",
         "effective_attention_block_size": str(config.block_size),
         "enable_prefix_caching": str(config.caching),
-        "engine": "0",
+        "engine": str(rank),
         "gpu_memory_utilization": "0.92",
         "hash_block_size": "None",
         "kv_cache_max_concurrency": str(config.num_blocks * config.block_size / config.max_model_len),
         "kv_cache_size_tokens": str(config.num_blocks * config.block_size),
         "num_cpu_blocks": "None",
-        "num_gpu_blocks": str(config.num_blocks),
+        "num_gpu_blocks": str(config.num_blocks * ranks),
         "num_gpu_blocks_override": str(config.num_blocks),
         "prefix_caching_hash_algo": "sha256",
         "prefix_match_unit": "None",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 
+_ENGINE = "engine"
+
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
@@ -116,9 +118,14 @@ class Page:
         self._families.append((name, kind, help, rows))
         return children
 
-    def render(self) -> str:
-        """The whole page."""
-        return "\n".join(line for family in self._families for line in self._family(*family)) + "\n"
+    def render(self, *others: Page) -> str:
+        """The whole page. others: of the same families, for other engines: what bears an engine's label is there of each."""
+        lines: list[str] = []
+        for number, (name, kind, help, rows) in enumerate(self._families):
+            for other in others:
+                rows = rows + [row for row in other._families[number][3] if _ENGINE in row[0]]
+            lines += self._family(name, kind, help, rows)
+        return "\n".join(lines) + "\n"
 
     def _family(self, name: str, kind: str, help: str, rows: list[tuple[dict[str, str], Value | Histogram]]) -> Iterator[str]:
         shown = f"{name}_total" if kind == "counter" else name

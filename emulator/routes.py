@@ -64,7 +64,7 @@ class Routes:
 
     async def health(self, http: web.Request) -> web.Response:
         """Empty 200; 503 once the engine is dead. A hung engine is healthy here, too."""
-        return web.Response(status=200 if self._app.driver.death is None else 503)
+        return web.Response(status=200 if self._app.death is None else 503)
 
     async def version(self, http: web.Request) -> web.Response:
         return json_answer({"version": VERSION})
@@ -110,7 +110,8 @@ class Routes:
         return json_answer(self._app.kv_sources)
 
     async def metrics(self, http: web.Request) -> web.Response:
-        return web.Response(body=self._app.driver.metrics.render().encode(), headers={"content-type": CONTENT_TYPE})
+        first, *others = [driver.metrics for driver in self._app.ranks.drivers]
+        return web.Response(body=first.render(*others).encode(), headers={"content-type": CONTENT_TYPE})
 
     async def tokenize(self, http: web.Request) -> web.Response:
         body = calls.decode_body(await http.read())
@@ -135,40 +136,45 @@ class Routes:
 
     async def reset_prefix_cache(self, http: web.Request) -> web.Response:
         """The clear event leaves with the next step."""
-        return json_answer({"success": self._app.driver.engine.pool.reset()})
+        reset = [driver.engine.pool.reset() for driver in self._app.ranks.drivers]
+        return json_answer({"success": all(reset)})
 
     async def sleep(self, http: web.Request) -> web.Response:
         """Level 1 (weights offloaded) or 2 (discarded). The KV cache is gone either way."""
         level = http.query.get("level", "1")
         if level not in ("1", "2"):
             raise errors.invalid(f"level must be 1 or 2, got {level}.", "level", level)
-        self._app.driver.is_paused = True
-        self._app.driver.engine.pool.reset()
+        self._pause(True)
+        for driver in self._app.ranks.drivers:
+            driver.engine.pool.reset()
         self._set_sleep(int(level))
         return web.Response()
 
     async def wake_up(self, http: web.Request) -> web.Response:
-        self._app.driver.is_paused = False
         self._set_sleep(0)
-        self._app.driver.resume()
+        self._pause(False)
         return web.Response()
+
+    def _pause(self, paused: bool) -> None:
+        for driver in self._app.ranks.drivers:
+            driver.is_paused = paused
+            driver.resume()
 
     def _set_sleep(self, level: int) -> None:
         self._app.sleep_level = level
-        states = self._app.driver.metrics.sleep_state
-        for state, at in (("awake", 0), ("weights_offloaded", 1), ("discard_all", 2)):
-            states[state].value = float(level == at)
+        for driver in self._app.ranks.drivers:
+            for state, at in (("awake", 0), ("weights_offloaded", 1), ("discard_all", 2)):
+                driver.metrics.sleep_state[state].value = float(level == at)
 
     async def is_sleeping(self, http: web.Request) -> web.Response:
         return json_answer({"is_sleeping": self._app.sleep_level > 0})
 
     async def pause(self, http: web.Request) -> web.Response:
-        self._app.driver.is_paused = True
+        self._pause(True)
         return json_answer({"status": "paused"})
 
     async def resume(self, http: web.Request) -> web.Response:
-        self._app.driver.is_paused = self._app.sleep_level > 0
-        self._app.driver.resume()
+        self._pause(self._app.sleep_level > 0)
         return json_answer({"status": "resumed"})
 
     async def is_paused(self, http: web.Request) -> web.Response:
@@ -204,31 +210,39 @@ class Routes:
         return json_answer(self._app.faults.active())
 
     def _apply(self, fault: faults.Fault) -> None:
-        app, driver = self._app, self._app.driver
+        app, drivers = self._app, self._app.ranks.drivers
         app.faults.put(fault)
         if fault.kind == "clear":
-            driver.is_hung = app.is_draining = False
-            driver.engine.slowdown /= app.slow_factor
-            app.slow_factor = 1.0
-            driver.resume()
+            app.is_draining = False
+            self._slow(1.0)
+            self._unhang()
         elif fault.kind == "slow":
-            driver.engine.slowdown *= fault.factor / app.slow_factor
-            app.slow_factor = fault.factor
+            self._slow(fault.factor)
         elif fault.kind == "hang":
-            driver.is_hung = True
+            for driver in drivers:
+                driver.is_hung = True
             if fault.seconds is not None:
                 asyncio.get_running_loop().call_later(fault.seconds, self._unhang)
         elif fault.kind == "drain":
             app.is_draining = True
-        elif fault.kind == "drop_kv_events" and driver.publisher is not None:
-            driver.publisher.drop_batches += fault.count
+        elif fault.kind == "drop_kv_events":
+            for driver in drivers:
+                if driver.publisher is not None:
+                    driver.publisher.drop_batches += fault.count
         elif fault.kind == "die":
-            driver.die(errors.engine_dead())
+            for driver in drivers:
+                driver.die(errors.engine_dead())
             asyncio.get_running_loop().call_later(EXIT_AFTER_S if fault.seconds is None else fault.seconds, os._exit, 1)
 
+    def _slow(self, factor: float) -> None:
+        for driver in self._app.ranks.drivers:
+            driver.engine.slowdown *= factor / self._app.slow_factor
+        self._app.slow_factor = factor
+
     def _unhang(self) -> None:
-        self._app.driver.is_hung = False
-        self._app.driver.resume()
+        for driver in self._app.ranks.drivers:
+            driver.is_hung = False
+            driver.resume()
 
 
 def _required(body: Mapping[str, Any], name: str) -> str:

@@ -11,6 +11,8 @@ from emulator.presets import PRESETS
 from runtime import log
 from runtime.settings import check_port, check_positive, setting
 
+RANKS_MAX = 64
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,7 +28,8 @@ class Settings:
     speed: float = setting(1.0, "time factor: 10 is ten times as fast as the imitated engine")
     seed: int = setting(0, "changes every text; 0 for the default")
     hash_seed: int = setting(0, "seed of the engine's block hashes; 0: another one at every start")
-    num_blocks: int = setting(0, "KV blocks; 0: the preset's")
+    data_parallel_size: int = setting(1, "engines behind the port, each with a KV cache, a queue and an event port of its own")
+    num_blocks: int = setting(0, "KV blocks of an engine; 0: the preset's")
     max_num_seqs: int = setting(0, "sequences that run at once; 0: the preset's")
     max_num_batched_tokens: int = setting(0, "tokens of a step; 0: the preset's")
     max_model_len: int = setting(0, "context length in tokens; 0: the preset's")
@@ -44,10 +47,13 @@ class Settings:
 
     def check(self) -> None:
         """ValueError: a value out of range."""
+        if not 1 <= self.data_parallel_size <= RANKS_MAX:
+            raise ValueError(f"--data-parallel-size: {self.data_parallel_size} is not between 1 and {RANKS_MAX}")
+        last = self.data_parallel_size - 1
         check_port("port", self.port)
-        check_port("kv_replay_port", self.kv_replay_port)
+        check_port("kv_replay_port", self.kv_replay_port and self.kv_replay_port + last)
         if self.kv_events_port != -1:
-            check_port("kv_events_port", self.kv_events_port)
+            check_port("kv_events_port", self.kv_events_port and self.kv_events_port + last)
         check_positive(speed=self.speed, answer_tokens_mean=self.answer_tokens_mean)
         if not math.isfinite(self.speed):
             raise ValueError(f"--speed: {self.speed} must be finite")
