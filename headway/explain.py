@@ -27,9 +27,8 @@ _FEATURES = {
     "report_age_s": "age s",
 }
 _FORECAST = ("TTFT s", "p90 s", "corrected")
-ALL_NAME_WIDTH = 30
-ALL_WORKER_WIDTH = 16
-"""Columns that --all takes, where a terminal has fewer."""
+WIDTH_MAX = 10_000
+"""Columns."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +46,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_message(explanation)
         return 0
-    console = Console()
-    if args.all:  # nothing is cut, however many workers there are
-        console.width = max(console.width, ALL_NAME_WIDTH + ALL_WORKER_WIDTH * len(explanation.candidates))
-    console.print(render(explanation, every_feature=args.all))
+    show(render(explanation, every_feature=args.all), Console())
     return 0
+
+
+def show(what: Group, console: Console) -> None:
+    """Nothing is cut, however many workers there are and however narrow the terminal, which breaks lines by itself."""
+    console.width = max(console.width, console.measure(what, options=console.options.update(width=WIDTH_MAX)).maximum)
+    console.print(what)
 
 
 def _decision_id(text: str) -> int:

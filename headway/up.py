@@ -278,7 +278,7 @@ class Stack:
         url = f"http://{options.host}:{options.port}/v1/chat/completions"
         say(f"curl -sS -N -i {url} -H 'content-type: application/json' -d '{body}'")
         say()
-        command = Path(sys.argv[0]).name if shutil.which("headway") else os.path.relpath(sys.argv[0])
+        command = _command()
         say(f"Then: {command} explain    {command} workers    {command} policy prefix    {command} replay    {command} models")
         say("Ctrl-C ends everything.")
 
@@ -303,6 +303,14 @@ async def _ended(child: Child) -> None:
 def _last_lines(path: Path, name: str, count: int = 12) -> list[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line for line in lines if line.startswith(f"{name:<13}|")][-count:]
+
+
+def _command() -> str:
+    """How whoever typed this one types the others."""
+    typed = Path(sys.argv[0])
+    if typed.name == "__main__.py":
+        return "python -m headway"
+    return typed.name if shutil.which(typed.name) else os.path.relpath(typed)
 
 
 def _served_model(url: str) -> str:

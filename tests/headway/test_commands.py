@@ -15,7 +15,7 @@ from rich.console import Console
 from headway import runfile
 from headway.__main__ import dispatch
 from headway.errors import UsageError
-from headway.explain import render
+from headway.explain import render, show
 from proto import routing_pb2
 from tests.e2e.stack import command_line, descendants
 from tests.waiting import wait_until
@@ -79,14 +79,22 @@ def test_a_command_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) -> 
         process.kill()
 
 
-def test_every_feature_of_every_candidate_is_shown_whole() -> None:
+@pytest.mark.parametrize("width", [20, 80, 200])
+@pytest.mark.parametrize("every_feature", [False, True])
+def test_every_feature_of_every_candidate_is_shown_whole(width: int, every_feature: bool) -> None:
     told = routing_pb2.Explanation(decision_id=1, policy="lmetric")
     for number in range(8):
         view = told.candidates.add(worker=f"worker-{number}", chosen=number == 3)
         view.features.update({f"feature_{feature}": 1_000_000.0 + number for feature in range(30)})
-    console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(render(told, every_feature=True))
-    lines = console.export_text().splitlines()
-    (row,) = [line.split() for line in lines if line.split()[:1] == ["feature_29"]]
-    assert row[1:] == [f"{1_000_000 + number:,}" for number in (3, 0, 1, 2, 4, 5, 6, 7)]  # the chosen one first
-    assert "…" not in console.export_text()
+        view.features.update(dict.fromkeys(("uncached_tokens", "active", "running", "waiting"), 2000000.0 + number))
+    console = Console(width=width, file=io.StringIO(), record=True)
+    show(render(told, every_feature=every_feature), console)
+    text = console.export_text()
+    lines = [line.split() for line in text.splitlines()]
+    order = (3, 0, 1, 2, 4, 5, 6, 7)  # the chosen one first
+    if every_feature:
+        (row,) = [line for line in lines if line[:1] == ["feature_29"]]
+        assert row[1:] == [f"{1_000_000 + number:,}" for number in order]
+    rows = [line for line in lines if "0.000" in line]
+    assert [line[:2] for line in rows] == [["->", "worker-3"], *([f"worker-{n}", f"{2_000_000 + n:,}"] for n in order[1:])]
+    assert "…" not in text
