@@ -53,9 +53,8 @@ class Worker:
 
     def __init__(self, line: socket.socket, load: Callable[[str], Tokenizer]) -> None:
         self._line = line
-        self._load_tokenizer = load
         self._writing = Lock()
-        self._prompts = Prompts(self._load, {})
+        self._prompts = Prompts(load, {}, self._loaded)
         self._models: dict[str, ModelSeen] = {}
         self._only = ""
         self._threads = ThreadPoolExecutor(THREADS, "prepare")
@@ -84,12 +83,10 @@ class Worker:
         with self._writing:
             self._line.sendall(frame(message))
 
-    def _load(self, spec: str) -> Tokenizer:
-        tokenizer = self._load_tokenizer(spec)
+    def _loaded(self, spec: str) -> None:
         gc.collect()
         gc.freeze()
         self._say(Loaded(spec))
-        return tokenizer
 
     def _work(self, job: Job, body: bytes) -> None:
         began = time.perf_counter()
@@ -99,7 +96,6 @@ class Worker:
             log.exception("a body could not be read", extra={"f": {"path": job.path, "bytes": len(body)}})
             answer = Answer(job.id)
         try:
-            # Not `replace`, which would need a copy of the hashes' tuple no less.
             self._say(Answer(job.id, answer.ask, answer.refusal, answer.prompt, time.perf_counter() - began))
         except OSError:
             os._exit(0)

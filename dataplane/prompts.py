@@ -127,10 +127,14 @@ class Plan:
 
 
 class Prompts:
-    """Tokenizers by model. load: spec -> Tokenizer, slow, run in a thread of its own; overrides: model -> spec."""
+    """Tokenizers by model. load: spec -> Tokenizer, slow, run in a thread of its own; overrides: model -> spec;
+    loaded: called in that thread with each spec whose tokenizer is in use from then on."""
 
-    def __init__(self, load: Callable[[str], Tokenizer], overrides: Mapping[str, str]) -> None:
+    def __init__(
+        self, load: Callable[[str], Tokenizer], overrides: Mapping[str, str], loaded: Callable[[str], None] = lambda spec: None
+    ) -> None:
         self._load = load
+        self._loaded = loaded
         self._overrides = dict(overrides)
         self._by_spec: dict[str, _Loaded] = {}
         self._plans: dict[str, Plan] = {}
@@ -241,6 +245,7 @@ class Prompts:
         try:
             entry.tokenizer = self._load(spec)
             log.info("tokenizer ready", extra={"f": {"model": name, "spec": spec, "s": round(time.monotonic() - began, 2)}})
+            self._loaded(spec)
         except TokenizerUnavailable as error:
             entry.error = str(error)
             self._say(name, entry.error)
