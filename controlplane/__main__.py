@@ -7,7 +7,7 @@ import secrets
 
 import redis.asyncio
 
-from controlplane import profiles
+from controlplane import profiles, ranks
 from controlplane.admission import WaitingRoom
 from controlplane.alarms import AlarmLog
 from controlplane.breaker import BreakerBounds
@@ -49,7 +49,8 @@ async def serve(settings: Settings, life: Life) -> None:
     clock = SystemClock()
     unix_ms = int(clock.unix() * 1000)
     ledger = Ledger(grace_s_max=settings.grace_s_max)
-    snapshot = FleetSnapshot(ledger, BreakerBounds())
+    steering = ranks.together if settings.steer_ranks == ranks.OFF else ranks.steered
+    snapshot = FleetSnapshot(ledger, BreakerBounds(), steering)
     index = PrefixIndex()
     ingest = Ingest(settings.bus_url, snapshot, index, clock)
     bus_client = redis.asyncio.Redis.from_url(settings.bus_url, socket_timeout=5.0, socket_connect_timeout=2.0)

@@ -54,7 +54,7 @@ class AlarmLog:
         self._said: dict[str, str] = {}
 
     def look(self, now: float) -> None:
-        current = {endpoint.worker: self._alarm_of(endpoint, now) for endpoint in self._endpoints()}
+        current = {endpoint.name: self._alarm_of(endpoint, now) for endpoint in self._endpoints()}
         for worker, text in current.items():
             if _nature(text) != _nature(self._said.get(worker, "")):
                 self._say(worker, text)

@@ -76,6 +76,11 @@ class Endpoint:
         return self.ranks[0].slot if self.ranks else self.slot
 
     @property
+    def everywhere(self) -> tuple[Endpoint, ...]:
+        """Every rank of its engine, or itself alone."""
+        return self.ranks or (self,)
+
+    @property
     def place(self) -> str:
         """Where its requests are counted."""
         return place(self.record.url, self.rank)

@@ -18,6 +18,7 @@ from proto import fleet_pb2_grpc
 from runtime.clock import Clock
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_BADNESS = (IndexState.EXACT, IndexState.SPECULATIVE, IndexState.CATCHING_UP, IndexState.DEGRADED, IndexState.UNSPECIFIED)
 
 
 class IndexView(Protocol):
@@ -63,7 +64,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.WorkerList:  # noqa: N802
         now = self._clock.now()
         return pb.WorkerList(
-            workers=[self.status(endpoint, now) for endpoint in self._snapshot.endpoints()],
+            workers=[self.status(endpoint, now) for endpoint in self._snapshot.workers()],
             policy=self._director.policy,
             redis_connected=self._bus.connected,
             redis_age_s=max(0.0, now - self._bus.last_word_at),
@@ -92,43 +93,72 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no worker named")
         endpoint = self._snapshot.drain(worker, draining)
         if endpoint is None:
-            known = ", ".join(sorted(other.worker for other in self._snapshot.endpoints())) or "none"
+            known = ", ".join(sorted(other.worker for other in self._snapshot.workers())) or "none"
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker!r}; known are {known}")
             raise AssertionError("abort raises")
         return self.status(endpoint, self._clock.now())
 
     def status(self, endpoint: Endpoint, now: float) -> pb.WorkerStatus:
-        record, load = endpoint.record, endpoint.load
-        verdict = self._self_check.verdict(record.worker, record.epoch)
+        """endpoint: of several ranks the first."""
+        record, everywhere = endpoint.record, endpoint.everywhere
+        ratio, samples = self._match(everywhere)
         status = pb.WorkerStatus(
             worker=record.worker,
-            endpoint=endpoint.slot,
+            endpoint=endpoint.number,
             url=record.url,
             models=endpoint.models,
             alive=endpoint.alive and endpoint.state == EngineState.READY,
             draining=endpoint.draining,
             breaker=endpoint.breaker.view(now).value,  # type: ignore[arg-type]
-            index=self._index_state(endpoint).value,  # type: ignore[arg-type]
-            blocks=self._index.blocks(endpoint.slot),
-            active=load.active,
-            prefill_tokens=load.prefill_tokens,
-            running=endpoint.running,
-            waiting=endpoint.waiting,
-            kv_usage=endpoint.kv_usage,
+            index=max(map(self._index_state, everywhere), key=_BADNESS.index).value,  # type: ignore[arg-type]
+            blocks=sum([self._index.blocks(one.slot) for one in everywhere]),
+            active=sum([one.load.active for one in everywhere]),
+            prefill_tokens=sum([one.load.prefill_tokens for one in everywhere]),
+            running=sum([one.running for one in everywhere]),
+            waiting=sum([one.waiting for one in everywhere]),
+            kv_usage=max(one.kv_usage for one in everywhere),
             report_age_s=max(0.0, now - endpoint.reported_at),
             block_size=record.block_size,
             cache_blocks=record.cache_blocks,
-            match_samples=verdict.samples,
+            match_samples=samples,
             engine_version=record.engine_version,
-            requests=endpoint.requests,
-            failures=endpoint.failures,
-            alarm=self.alarm(endpoint, now),
+            requests=sum([one.requests for one in everywhere]),
+            failures=sum([one.failures for one in everywhere]),
+            alarm=next((text for one in everywhere if (text := self.alarm(one, now))), ""),
             accelerator=record.accelerator,
             incarnation=record.epoch,
+            ranks=[self._rank(one, now) for one in endpoint.ranks],
         )
-        if verdict.match_ratio is not None:
-            status.match_ratio = verdict.match_ratio
+        if ratio is not None:
+            status.match_ratio = ratio
         return status
+
+    def _rank(self, endpoint: Endpoint, now: float) -> pb.RankStatus:
+        ratio, samples = self._match((endpoint,))
+        status = pb.RankStatus(
+            rank=endpoint.rank,
+            index=self._index_state(endpoint).value,  # type: ignore[arg-type]
+            blocks=self._index.blocks(endpoint.slot),
+            active=endpoint.load.active,
+            prefill_tokens=endpoint.load.prefill_tokens,
+            running=endpoint.running,
+            waiting=endpoint.waiting,
+            kv_usage=endpoint.kv_usage,
+            match_samples=samples,
+            requests=endpoint.requests,
+            alarm=self.alarm(endpoint, now),
+        )
+        if ratio is not None:
+            status.match_ratio = ratio
+        return status
+
+    def _match(self, endpoints: tuple[Endpoint, ...]) -> tuple[float | None, int]:
+        """Share of the responses of all of them that were predicted to the token, and of how many; None: of none."""
+        verdicts = [self._self_check.verdict(one.name, one.record.epoch) for one in endpoints]
+        samples = sum([verdict.samples for verdict in verdicts])
+        if not samples:
+            return None, 0
+        return sum([(verdict.match_ratio or 0.0) * verdict.samples for verdict in verdicts]) / samples, samples
 
     def alarm(self, endpoint: Endpoint, now: float) -> str:
         """What an operator should read of this worker; empty where all is well."""
@@ -136,7 +166,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         return alarm(
             endpoint,
             index_state=self._index_state(endpoint),
-            mismatch=self._self_check.verdict(record.worker, record.epoch).alarm,
+            mismatch=self._self_check.verdict(endpoint.name, record.epoch).alarm,
             silent_s=self._snapshot.silent_s(endpoint, now),
             now=now,
         )

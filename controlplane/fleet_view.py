@@ -49,7 +49,7 @@ class FleetWatch:
         self.look(now)
         return pb.FleetView(
             version=self._version,
-            endpoints=[_endpoint(endpoint, now) for endpoint in self._snapshot.endpoints()],
+            endpoints=[_endpoint(endpoint, now) for endpoint in self._snapshot.workers()],
             models=[_model(name, served) for name, served in sorted(self._snapshot.models().items())],
             policy=self._director.policy,
             warm=self._director.warm,
@@ -65,7 +65,7 @@ def _endpoint(endpoint: Endpoint, now: float) -> pb.EndpointView:
         url=endpoint.url,
         models=endpoint.models,
         available=endpoint.serving and endpoint.breaker.view(now) != BreakerState.OPEN,
-        active=endpoint.load.active,
+        active=sum([one.load.active for one in endpoint.everywhere]),
         block_size=endpoint.record.block_size,
         stuck=_is_stuck(endpoint),
     )

@@ -147,8 +147,8 @@ class ControlPlaneCollector(Collector):
         ratio = GaugeMetricFamily(
             MATCH_RATIO, "share of recent responses whose cached_tokens equalled the prediction", labels=("worker", "model")
         )
-        for key, value in self._self_check.ratios().items():
-            ratio.add_metric(key, value)
+        for (name, model), value in self._self_check.ratios().items():
+            ratio.add_sample(MATCH_RATIO, {**_labels(name), "model": model}, value)
         yield ratio
 
     def _workers(self) -> Iterator[Metric]:
@@ -158,7 +158,7 @@ class ControlPlaneCollector(Collector):
         def gauge(name: str, text: str, values: Iterable[float]) -> Metric:
             family = GaugeMetricFamily(name, text, labels=("worker",))
             for endpoint, value in zip(endpoints, values, strict=True):
-                family.add_metric((endpoint.worker,), value)
+                family.add_sample(name, _labels(endpoint.name), value)
             return family
 
         def each(read: _Read) -> list[float]:
@@ -184,6 +184,12 @@ class ControlPlaneCollector(Collector):
         )
         yield gauge(WORKER_REPORT_AGE, "age of the engine's figures", each(lambda one: now - one.reported_at))
         yield gauge(WORKER_TTFT, "recent first tokens", each(lambda one: one.rates.ttft_ewma_s))
+
+
+def _labels(name: str) -> dict[str, str]:
+    """Of `Endpoint.name`: its worker, and its rank where that has several."""
+    worker, _, rank = name.partition("/")
+    return {"worker": worker, "rank": rank} if rank else {"worker": worker}
 
 
 class _Read(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controlplane import admission, filters, ledger, profiles, progress, rankers, settling, thinning
+from controlplane import admission, filters, ledger, profiles, progress, rankers, ranks, settling, thinning
 from runtime import log
 from runtime.settings import SettingsError, check_port, check_positive, setting
 from runtime.shared_settings import BusSettings, GrpcSettings
@@ -26,6 +26,11 @@ class Settings(BusSettings, GrpcSettings):
         "how long at most the next turn may wait for the engine's events on its answer; 0: never",
     )
     grace_s_max: float = setting(ledger.GRACE_S_MAX, "how long reservations of a broken stream wait for their data plane")
+    steer_ranks: str = setting(
+        ranks.AUTO,
+        "send requests to data-parallel ranks of engines that obey X-data-parallel-rank (auto), or let engines balance (off)",
+        choices=(ranks.AUTO, ranks.OFF),
+    )
     hung_after_s: float = setting(progress.HUNG_AFTER_S, "no progress for this long with requests there: the engine hangs")
     uncertain_ratio_max: float = setting(rankers.RATIO_MAX, "p90 over median above which a predicted TTFT does not decide")
     uncertain_spread_max: float = setting(

@@ -85,7 +85,7 @@ class FleetSnapshot:
             first = self._join(record, now)
         elif first.record != record:
             self._replace(first, record, now)
-        for endpoint in _all(first):
+        for endpoint in first.everywhere:
             endpoint.last_seen = now
             if not endpoint.alive:
                 endpoint.alive = True
@@ -127,7 +127,7 @@ class FleetSnapshot:
         """It de-registered, or its registration is gone."""
         first = self._by_worker.get(worker)
         if first is not None and first.alive:
-            for endpoint in _all(first):
+            for endpoint in first.everywhere:
                 endpoint.alive = False
             self._changed()
 
@@ -138,7 +138,7 @@ class FleetSnapshot:
     def slots_of(self, worker: str) -> tuple[int, ...]:
         """Of its ranks, in their order, where requests are steered to them; else its one; none where nobody knows it."""
         first = self._by_worker.get(worker)
-        return () if first is None else tuple([endpoint.slot for endpoint in _all(first)])
+        return () if first is None else tuple([endpoint.slot for endpoint in first.everywhere])
 
     # -------------------------------------------------------------------------------------------------- time passes
 
@@ -156,7 +156,7 @@ class FleetSnapshot:
             if endpoint.alive and silent_s > endpoint.record.ttl_ms / 1000:
                 endpoint.alive = False
                 self._changed()
-            if not endpoint.alive and silent_s > FORGET_AFTER_S and not any(one.load.active for one in _all(endpoint)):
+            if not endpoint.alive and silent_s > FORGET_AFTER_S and not any(one.load.active for one in endpoint.everywhere):
                 forgotten.append(endpoint)
                 self._forget(endpoint)
         return forgotten
@@ -171,7 +171,7 @@ class FleetSnapshot:
         """None: no such worker."""
         first = self._by_worker.get(worker)
         if first is not None and first.draining != draining:
-            for endpoint in _all(first):
+            for endpoint in first.everywhere:
                 endpoint.draining = draining
             self._changed()
         return first
@@ -244,7 +244,7 @@ class FleetSnapshot:
 
     def _replace(self, first: Endpoint, record: WorkerRecord, now: float) -> None:
         """Another run, or another address: what was learned of the one before is held against nobody."""
-        for endpoint in _all(first):
+        for endpoint in first.everywhere:
             if self.by_url.get(endpoint.place) is endpoint:
                 del self.by_url[endpoint.place]
             if record.url != endpoint.url:
@@ -261,7 +261,7 @@ class FleetSnapshot:
 
     def _become(self, first: Endpoint, record: WorkerRecord, now: float) -> None:
         """As many endpoints as the record asks for, all as it says."""
-        wanted, before = self._steering(record), _all(first)
+        wanted, before = self._steering(record), first.everywhere
         for endpoint in before[wanted:]:
             endpoint.alive, endpoint.models, endpoint.ranks = False, (), ()
             self._surplus[endpoint.slot] = endpoint
@@ -315,11 +315,6 @@ class FleetSnapshot:
         least = min((length for length in lengths if length > 0), default=UNBOUNDED)
         absent = tuple(endpoint for endpoint in known if not endpoint.serving)
         return Lane(serving, absent, masks, lengths, least, any(endpoint.ranks for endpoint in serving))
-
-
-def _all(first: Endpoint) -> tuple[Endpoint, ...]:
-    """Every rank of its engine; itself where requests are not steered to ranks."""
-    return first.ranks or (first,)
 
 
 def _share(report: EngineReport, ranks: int) -> RankFigures:
