@@ -21,7 +21,9 @@ def _path() -> Path:
     return directory() / "run.json"
 
 
-def write(**facts: Any) -> None:
+def write(*, pid: int, **facts: Any) -> None:
+    """pid: of the stack, while which lives the facts hold."""
+    facts |= {"pid": pid, "pid_started": _started(pid)}
     directory().mkdir(parents=True, exist_ok=True)
     temporary = _path().with_suffix(".new")
     temporary.write_text(json.dumps(facts, indent=2))
@@ -32,10 +34,24 @@ def read() -> dict[str, Any] | None:
     """None: no stack was started here, or its process is gone."""
     try:
         facts = json.loads(_path().read_text())
-        os.kill(int(facts["pid"]), 0)
-    except (OSError, ValueError, KeyError):
+        pid = int(facts["pid"])
+        if pid <= 0:  # a group, or everybody
+            return None
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    if facts.get("pid_started", 0) not in (0, _started(pid)):
+        return None  # another process has that number now, and `down` would end it
     return dict(facts)
+
+
+def _started(pid: int) -> int:
+    """When a process was started, in clock ticks since boot; 0 where the system does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def remove(pid: int) -> None:
