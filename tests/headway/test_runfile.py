@@ -39,7 +39,9 @@ def test_a_process_that_got_the_number_of_a_stack_is_left_alone(own_home: Path) 
         bystander.communicate(b"\n")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pid": "x"}', '{"pid": 99999999}', '{"pid": null}', '{"pid": -1}', '{"pid": 0}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"pid": "x"}', '{"pid": 99999999}', '{"pid": null}', '{"pid": -1}', '{"pid": 0}']
+)
 def test_a_file_that_makes_no_sense_is_no_stack(text: str, own_home: Path) -> None:
     runfile.directory().mkdir(parents=True, exist_ok=True)
     (runfile.directory() / "run.json").write_text(text)
