@@ -84,7 +84,7 @@ def _all_features(explanation: routing_pb2.Explanation) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="bold")
     table.add_column("feature", no_wrap=True)
     for candidate in candidates:
-        table.add_column(candidate.worker, justify="right", no_wrap=True, style="green" if candidate.chosen else "")
+        table.add_column(_name(candidate), justify="right", no_wrap=True, style="green" if candidate.chosen else "")
     for name in sorted({name for candidate in candidates for name in candidate.features}):
         cells = [_number(candidate.features[name]) if name in candidate.features else "-" for candidate in candidates]
         table.add_row(name, *cells)
@@ -108,8 +108,15 @@ def _table(explanation: routing_pb2.Explanation) -> Table:
         cells += _forecast(candidate) if predicted else []
         cells += [f"{candidate.scores[name]:.3f}" if name in candidate.scores else "-" for name in scorers]
         total = (candidate.rejected_by and f"out: {candidate.rejected_by}") or f"{candidate.total:.3f}"
-        table.add_row("->" if candidate.chosen else "", candidate.worker, *cells, total, style=style)
+        table.add_row("->" if candidate.chosen else "", _name(candidate), *cells, total, style=style)
     return table
+
+
+def _name(candidate: routing_pb2.CandidateView) -> str:
+    """Its worker, and its rank where requests are steered to one."""
+    if not candidate.HasField("data_parallel_rank"):
+        return candidate.worker
+    return f"{candidate.worker}/{candidate.data_parallel_rank}"
 
 
 def _order(candidate: routing_pb2.CandidateView) -> tuple[bool, bool, float, float]:

@@ -32,6 +32,8 @@ class StackOptions:
     speed: float = 1.0
     worker_speeds: tuple[float, ...] = ()  # of each emulated worker in turn, times `speed`; empty: all alike
     worker_blocks: tuple[int, ...] = ()  # KV blocks of each in turn, 0 the preset's; empty: all the preset's
+    ranks: int = 1  # data-parallel engines of each emulated worker
+    steer_ranks: str = "auto"  # off: an engine of several ranks balances by itself
     redis_url: str = ""  # empty: a server of our own
     engine_faults: bool = False  # the emulators take orders to misbehave: for tests
     engines: tuple[str, ...] = ()  # base URLs of running vLLM servers, instead of emulated workers
@@ -81,6 +83,7 @@ def stack(options: StackOptions, run_dir: Path) -> list[Process]:
                 *("--listen", f"{options.host}:{options.grpc_port},{control_socket}"),
                 *("--redis-url", redis_url),
                 *("--metrics-port", str(options.metrics_port)),
+                *("--steer-ranks", options.steer_ranks),
             ),
             f"grpc:{control_socket}",
             # The policy at start; the environment, so that a switch made later is not undone by a look at the command line.
@@ -140,6 +143,7 @@ def _emulator(options: StackOptions, number: int) -> list[str]:
         *("--preset", options.preset(number)),
         *("--speed", str(options.speed * _in_turn(options.worker_speeds, number, 1.0))),
         *("--num-blocks", str(_in_turn(options.worker_blocks, number, 0))),
+        *(("--data-parallel-size", str(options.ranks)) if options.ranks > 1 else ()),
         *(("--model", options.model) if options.model else ()),
         *(("--faults",) if options.engine_faults else ()),
     )

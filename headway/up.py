@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from controlplane.profiles import NAMES as POLICIES
+from controlplane.ranks import AUTO, OFF
 from headway import health, runfile
 from headway.arguments import positive
 from headway.embedded_redis import RedisUnavailable
@@ -69,6 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--worker-blocks", default="", metavar="N,N,...", help="KV blocks of each emulated worker, in turn; 0: the preset's"
     )
     parser.add_argument(
+        "--ranks", type=int, default=default.ranks, help="data-parallel engines behind each emulated worker (default: 1)"
+    )
+    parser.add_argument(
+        "--steer-ranks",
+        choices=(AUTO, OFF),
+        default=default.steer_ranks,
+        help="whether requests are sent to ranks, or engines balance over theirs (default: %(default)s)",
+    )
+    parser.add_argument(
         "--engine",
         action="append",
         default=[],
@@ -87,6 +97,8 @@ def options_of(args: argparse.Namespace) -> StackOptions:
     """UsageError: values that make no sense."""
     if not 1 <= args.workers <= 64:
         raise UsageError(f"--workers: {args.workers} is not between 1 and 64")
+    if not 1 <= args.ranks <= 16:
+        raise UsageError(f"--ranks: {args.ranks} is not between 1 and 16")
     if args.processes < 1:
         raise UsageError(f"--processes: {args.processes} must be at least 1")
     if args.policy not in POLICIES:

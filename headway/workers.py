@@ -61,12 +61,15 @@ def _ask(args: argparse.Namespace) -> fleet_pb2.WorkerList:
 
 
 def render(reply: fleet_pb2.WorkerList, width: int = 0) -> Group:
-    """A table with one line a worker, then what an operator should know of the control plane itself.
+    """A table with one line a worker, below it one for each rank that requests are steered to, then what an operator should know of the control plane itself.
 
     width: columns of the terminal; the least telling columns are left out where they do not fit. 0: all.
     """
     table = Table(box=None, padding=(0, 1), header_style="bold")
-    rows = [_row(status) for status in sorted(reply.workers, key=lambda status: _natural(status.worker))]
+    rows = []
+    for status in sorted(reply.workers, key=lambda status: _natural(status.worker)):
+        rows.append(_row(status))
+        rows += [_rank_row(rank) for rank in status.ranks]
     shown = _columns_that_fit(rows, width)
     for position in shown:
         name, justify, _ = _COLUMNS[position]
@@ -135,4 +138,27 @@ def _row(status: fleet_pb2.WorkerStatus) -> list[Text]:
         Text(f"{status.failures:,}"),
         Text(f"{status.report_age_s:.1f} s"),
         Text(status.url),
+    ]
+
+
+def _rank_row(status: fleet_pb2.RankStatus) -> list[Text]:
+    """What its worker's line does not say of all."""
+    index = fleet_pb2.IndexState.Name(status.index)
+    match = f"{status.match_ratio:.0%}" if status.HasField("match_ratio") else "-"
+    return [
+        Text(f"  rank {status.rank}", "dim"),
+        Text(""),
+        Text(""),
+        Text(str(status.active)),
+        Text(f"{status.prefill_tokens:,}"),
+        Text(str(status.running)),
+        Text(str(status.waiting)),
+        Text(f"{status.kv_usage:.0%}"),
+        Text(f"{status.blocks:,}"),
+        Text(index.lower(), _INDEX_STYLE.get(index, "")),
+        Text(match),
+        Text(f"{status.requests:,}"),
+        Text(""),
+        Text(""),
+        Text(""),
     ]
