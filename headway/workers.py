@@ -61,7 +61,8 @@ def _ask(args: argparse.Namespace) -> fleet_pb2.WorkerList:
 
 
 def render(reply: fleet_pb2.WorkerList, width: int = 0) -> Group:
-    """A table with one line a worker, below it one for each rank that requests are steered to, then what an operator should know of the control plane itself.
+    """A table with one line a worker and one for each rank that requests are steered to, then what an operator should know of
+    the control plane itself.
 
     width: columns of the terminal; the least telling columns are left out where they do not fit. 0: all.
     """
