@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
+import socket
 
 import redis.asyncio
 
@@ -15,6 +17,7 @@ from controlplane.explain import DecisionRing
 from controlplane.fleet_servicer import FleetServicer
 from controlplane.fleet_view import FleetWatch
 from controlplane.grpc_server import GrpcServer
+from controlplane.index_state import IndexState
 from controlplane.ingest import Ingest
 from controlplane.ledger import Ledger
 from controlplane.line import Lines
@@ -25,6 +28,8 @@ from controlplane.outcomes import OutcomeLog
 from controlplane.predictor import Forecaster
 from controlplane.prefix_index import PrefixIndex, tune_gc
 from controlplane.rankers import Layered, LeastPredicted
+from controlplane.replica_bus import ReplicaBus
+from controlplane.replicas import Replicas
 from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.settings import Settings
@@ -74,16 +79,41 @@ async def serve(settings: Settings, life: Life) -> None:
         rng=random.Random(settings.seed or secrets.randbits(64)),
         record=outcomes.put,
         unix_offset_s=clock.unix() - clock.now(),
-        first_decision_id=unix_ms << 20,  # above every number of an earlier run
+        first_decision_id=_first_decision_id(),
         hung_after_s=settings.hung_after_s,
         predicted=predicted,
         thinning=Thinning(settings.outcomes_per_s_max),
         settle_s=settings.settle_ms / 1000,
     )
-    watch = FleetWatch(snapshot, director, first_version=unix_ms)
+    watch = FleetWatch(
+        snapshot,
+        director,
+        first_version=unix_ms,
+        catching_up=lambda: any(index.state(one.slot) is IndexState.CATCHING_UP for one in snapshot.endpoints()),
+    )
     routing = RoutingServicer(director, ring, watch, clock)
+    replicas = Replicas(
+        f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+        director=director,
+        snapshot=snapshot,
+        ledger=ledger,
+        index=index,
+        self_check=self_check,
+        owners=routing.owners,
+    )
+    routing.on_arrived = replicas.arrived
+    replica_bus = ReplicaBus(settings.bus_url, replicas, clock)
     ingest.on_applied = routing.answer_settled
-    fleet = FleetServicer(snapshot=snapshot, director=director, index=index, bus=ingest, self_check=self_check, clock=clock)
+    fleet = FleetServicer(
+        snapshot=snapshot,
+        director=director,
+        index=index,
+        bus=ingest,
+        self_check=self_check,
+        clock=clock,
+        replicas=replicas,
+        data_planes=lambda: routing.streams,
+    )
     alarms = AlarmLog(snapshot.endpoints, fleet.alarm)
     upkeep = Upkeep(director=director, index=index, bus=ingest, routing=routing, watch=watch, alarms=alarms, clock=clock)
     collector = ControlPlaneCollector(
@@ -98,6 +128,7 @@ async def serve(settings: Settings, life: Life) -> None:
         routing=routing,
         lag=upkeep.lag,
         clock=clock,
+        replicas=replicas,
     )
     model_collector = ModelCollector(
         models, forecaster, {"predictive": predicted.tally, "hierarchical": layered.tally}, unix=clock.unix
@@ -122,16 +153,24 @@ async def serve(settings: Settings, life: Life) -> None:
     life.spawn(outcomes.run(), name="outcomes")
     life.spawn(upkeep.run(), name="upkeep")
     life.spawn(models.run(), name="models")
+    life.spawn(replica_bus.run(), name="replicas")
     tune_gc()
     life.ready(f"gRPC on {', '.join(server.addresses)}, policy {director.policy}")
 
     await life.ending.wait()
     await lines.close()
     await server.stop(grace_s=STOP_GRACE_S)
+    await replica_bus.leave()
     await outcomes.close()
     if http is not None:
         await http.cleanup()
     await bus_client.aclose()
+
+
+def _first_decision_id() -> int:
+    """Numbers of no other control plane, nor of an earlier run of this one: they go on from a random one of 61 bits, and fewer
+    than 2^40 will ever be given."""
+    return (1 << 61) + secrets.randbits(61)
 
 
 def main() -> None:

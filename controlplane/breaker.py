@@ -27,6 +27,9 @@ A first token resets no failure count. An engine that gives a token and then bre
 that it is not. It does close the breaker when it is the probe's, since a generation may take minutes and a fleet should not
 wait for its end; the failure that may follow opens it again, with a doubled hold-off.
 
+Of another control plane's breakers (see replicas) only openings are taken over, each once: `told_open`. Such a one is open
+as long as the other's hold-off, then a probe is let through here as there; it closes by that, or when the other's closes.
+
 The guard, that an endpoint with more than a hundred active requests gets no more until its backlog clears, is a filter
 (`filters.below_guard`): it depends on the ledger alone, and lifts by itself. What the breaker answers is whether the
 endpoint works, what the guard answers is whether it has room; a caller is told which of the two it met.
@@ -99,8 +102,10 @@ class Breaker:
         "_probe_until",
         "_state",
         "closed",
+        "openings",
         "reason",
         "suspected",
+        "told",
     )
 
     def __init__(self, bounds: BreakerBounds) -> None:
@@ -115,6 +120,10 @@ class Breaker:
         self._open_until = 0.0
         self._probe: int | None = None
         self._probe_until = 0.0
+        self.openings = 0
+        """By what was seen here, over all time."""
+        self.told = False
+        """It opened on another control plane's word, and has seen nothing itself since."""
         self.reason = ""
         """Why it opened last, for operators; empty while CLOSED."""
         self.suspected = False
@@ -182,6 +191,25 @@ class Breaker:
             self._open(now, reason)
             self.suspected = True
 
+    def told_open(self, now: float, left_s: float, times: int, reason: str, *, suspected: bool) -> None:
+        """Another control plane opened its own. left_s: of its hold-off; times: in a row. One that is not closed stays so."""
+        if self.closed:
+            self._state, self.closed = BreakerState.OPEN, False
+            self._open_until = now + min(max(0.0, left_s), self._bounds.open_s_max)
+            self._opened = max(self._opened, times)
+            self._probe = None
+            self._forget_counts()
+            self.reason, self.suspected, self.told = reason, suspected, True
+
+    def told_closed(self) -> None:
+        """That one has closed."""
+        if self.told:
+            self.reset()
+
+    def hold_off(self, now: float) -> tuple[float, int]:
+        """What is left of it in seconds, and how many there were in a row."""
+        return max(0.0, self._open_until - now), self._opened
+
     def reset(self) -> None:
         """Another run of the engine: what was held against the one before is forgotten."""
         self._opened = 0
@@ -230,6 +258,8 @@ class Breaker:
         self._state, self.closed = BreakerState.OPEN, False
         self._open_until = now + hold_off_s
         self._opened += 1
+        self.openings += 1
+        self.told = False
         self._probe = None
         self._forget_counts()
         self.reason = reason
@@ -237,6 +267,7 @@ class Breaker:
     def _close(self) -> None:
         self._state, self.closed = BreakerState.CLOSED, True
         self._probe = None
+        self.told = False
         self.suspected = False
         self._forget_counts()
         self.reason = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
@@ -11,6 +12,7 @@ from controlplane.alarms import alarm
 from controlplane.director import Director, UnknownPolicyError
 from controlplane.endpoint import Endpoint
 from controlplane.index_state import IndexState
+from controlplane.replicas import Replicas, Status
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
 from proto import fleet_pb2 as pb
@@ -53,7 +55,12 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         bus: BusView,
         self_check: SelfCheck,
         clock: Clock,
+        replicas: Replicas | None = None,
+        data_planes: Callable[[], int] = lambda: 0,
     ) -> None:
+        """replicas: other control planes, who hold to what operators say here; data_planes: that ask this one."""
+        self._replicas = replicas
+        self._data_planes = data_planes
         self._snapshot = snapshot
         self._director = director
         self._index = index
@@ -70,6 +77,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             redis_age_s=max(0.0, now - self._bus.last_word_at),
             warm=self._director.warm,
             index_blocks=len(self._index),
+            data_planes=self._data_planes(),
+            replicas=[] if self._replicas is None else [_replica(status) for status in self._replicas.statuses(now)],
         )
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.WorkerStatus:  # noqa: N802
@@ -86,6 +95,9 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             self._director.set_policy(request.name)
         except UnknownPolicyError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if self._replicas is not None:
+            self._replicas.orders.set_policy(request.name, self._unix_ms())
+            self._replicas.unsaid()
         return pb.Policy(name=self._director.policy, available=self._director.policies)
 
     async def _set_draining(self, worker: str, draining: bool, context: Context) -> pb.WorkerStatus:
@@ -96,7 +108,13 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             known = ", ".join(sorted(other.worker for other in self._snapshot.workers())) or "none"
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker!r}; known are {known}")
             raise AssertionError("abort raises")
+        if self._replicas is not None:
+            self._replicas.orders.set_draining(worker, draining, self._unix_ms())
+            self._replicas.unsaid()
         return self.status(endpoint, self._clock.now())
+
+    def _unix_ms(self) -> int:
+        return int(self._clock.unix() * 1000)
 
     def status(self, endpoint: Endpoint, now: float) -> pb.WorkerStatus:
         """endpoint: of several ranks the first."""
@@ -173,3 +191,9 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     def _index_state(self, endpoint: Endpoint) -> IndexState:
         return self._index.state(endpoint.slot) if endpoint.credit else IndexState.DEGRADED
+
+
+def _replica(status: Status) -> pb.ReplicaStatus:
+    return pb.ReplicaStatus(
+        name=status.name, data_planes=status.data_planes, active=status.active, age_s=max(0.0, status.age_s)
+    )

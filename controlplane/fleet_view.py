@@ -7,6 +7,7 @@ changed and wakes those who watch. Changes within one interval are one version.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from contract.keyspace import EngineState, ModelCard
 from controlplane.breaker import BreakerState
@@ -21,8 +22,17 @@ RESEND_S = 1.0
 
 
 class FleetWatch:
-    def __init__(self, snapshot: FleetSnapshot, director: Director, *, first_version: int) -> None:
-        """first_version: above every version of an earlier run, so that a restart does not look like old news."""
+    def __init__(
+        self,
+        snapshot: FleetSnapshot,
+        director: Director,
+        *,
+        first_version: int,
+        catching_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """first_version: above every version of an earlier run, so that a restart does not look like old news; catching_up:
+        whether some worker's blocks are being read."""
+        self._catching_up = catching_up
         self._snapshot = snapshot
         self._director = director
         self._version = first_version
@@ -55,6 +65,7 @@ class FleetWatch:
             warm=self._director.warm,
             without_chains=not self._director.needs_chains,
             token_ages=self._director.needs_chains,
+            catching_up=self._catching_up(),
         )
 
 

@@ -19,6 +19,7 @@ from controlplane.endpoint import Endpoint
 from controlplane.fleet_servicer import BusView, IndexView
 from controlplane.ledger import Ledger
 from controlplane.outcomes import OutcomeLog
+from controlplane.replicas import Replicas
 from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer
 from controlplane.snapshot import FleetSnapshot
@@ -44,6 +45,7 @@ WAITING = "headway_waiting_questions"
 HELD = "headway_held_questions"
 HELD_IN_VAIN = "headway_held_questions_in_vain"
 STREAMS = "headway_dataplane_streams"
+REPLICAS = "headway_replicas"
 WARM = "headway_warm"
 REDIS_CONNECTED = "headway_redis_connected"
 REDIS_AGE = "headway_redis_age_seconds"
@@ -57,6 +59,7 @@ WORKER_INDEX_STATE = "headway_worker_index_state"
 WORKER_INDEX_BLOCKS = "headway_worker_index_blocks"
 WORKER_CREDIT = "headway_worker_prefix_credit"
 WORKER_ACTIVE = "headway_worker_active_requests"
+WORKER_FOREIGN = "headway_worker_active_elsewhere"
 WORKER_PREFILL_TOKENS = "headway_worker_prefill_tokens"
 WORKER_REPORT_AGE = "headway_worker_report_age_seconds"
 WORKER_TTFT = "headway_worker_ttft_ewma_seconds"
@@ -77,7 +80,9 @@ class ControlPlaneCollector(Collector):
         routing: RoutingServicer,
         lag: LoopLag,
         clock: Clock,
+        replicas: Replicas | None = None,
     ) -> None:
+        self._replicas = replicas
         self._director = director
         self._snapshot = snapshot
         self._ledger = ledger
@@ -139,6 +144,8 @@ class ControlPlaneCollector(Collector):
         yield GaugeMetricFamily(RESERVATIONS, "requests the router counts anywhere", value=len(self._ledger))
         yield GaugeMetricFamily(WAITING, "questions that wait for room", value=len(self._waiting))
         yield GaugeMetricFamily(STREAMS, "data planes connected", value=self._routing.streams)
+        if self._replicas is not None:
+            yield GaugeMetricFamily(REPLICAS, "other control planes of this fleet that are heard", value=len(self._replicas))
         yield GaugeMetricFamily(WARM, "1 once the fleet's state has been read", value=float(self._director.warm))
         yield GaugeMetricFamily(REDIS_CONNECTED, "1 while Redis answers", value=float(self._bus.connected))
         yield GaugeMetricFamily(REDIS_AGE, "since the last word from Redis", value=max(0.0, now - self._bus.last_word_at))
@@ -179,6 +186,11 @@ class ControlPlaneCollector(Collector):
         yield gauge(WORKER_INDEX_BLOCKS, "its blocks in the prefix index", each(lambda one: self._index.blocks(one.slot)))
         yield gauge(WORKER_CREDIT, "0 while its predicted matches do not come true", each(lambda one: one.credit))
         yield gauge(WORKER_ACTIVE, "requests the router counts there", each(lambda one: one.load.active))
+        yield gauge(
+            WORKER_FOREIGN,
+            "requests that other control planes count there",
+            each(lambda one: 0 if one.load.foreign is None else one.load.foreign.active),
+        )
         yield gauge(
             WORKER_PREFILL_TOKENS, "uncached prompt tokens before their first token", each(lambda one: one.load.prefill_tokens)
         )

@@ -368,6 +368,10 @@ class PrefixIndex:
         if slot not in self._guessing and self.state(slot) is not IndexState.DEGRADED:
             self._guessing[slot] = entry.guesses
 
+    def guessed_since(self, at: float) -> dict[int, list[int]]:
+        """By slot, guesses made after this moment; looks at no others."""
+        return {slot: blocks for slot, guesses in self._guessing.items() if (blocks := guesses.since(at))}
+
     def answered(self, slot: int, last_block: int, prompt_blocks: int, filled_blocks: int, now: float) -> None:
         """A response ended. last_block: hash of its prompt's last full block; prompt_blocks, filled_blocks: how many blocks the
         prompt alone and the prompt with its answer fill. Unknown slots are ignored."""

@@ -69,6 +69,16 @@ class Rates:
         if itl_s > 0:
             self.decode_itl_s = _blend(self.decode_itl_s, itl_s)
 
+    def told(self) -> tuple[float, ...]:
+        """For another control plane's `adopt`."""
+        return tuple([getattr(self, name) for name in self.__slots__])
+
+    def adopt(self, told: tuple[float, ...]) -> None:
+        """What another one has learned, in place of what was. Of another build's figures nothing is taken."""
+        if len(told) == len(self.__slots__):
+            for name, value in zip(self.__slots__, told, strict=True):
+                setattr(self, name, value)
+
     def expected_tokens(self, max_tokens: int) -> float:
         """Of an answer of at most so many (0: no bound); 0 until anything is known."""
         return self.answer_share * max_tokens if max_tokens else self.answer_tokens

@@ -12,6 +12,7 @@ Promising too little misroutes nobody; it raises an alarm alone.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 WINDOW = 200
@@ -84,6 +85,7 @@ class SelfCheck:
         self._windows: dict[tuple[str, str], _Window] = {}
         self._epochs: dict[str, int] = {}
         self._doubted: dict[str, set[str]] = {}  # worker -> models whose promises do not come true
+        self._doubted_elsewhere: frozenset[str] = frozenset()
 
     def compare(self, worker: str, epoch: int, model: str, predicted: int, cached: int) -> bool:
         """One response, in tokens. Another epoch than before starts afresh. Returns whether the worker's credit stands."""
@@ -101,7 +103,21 @@ class SelfCheck:
             self._doubted.setdefault(worker, set()).add(model)
         elif self._doubted:
             self._doubted.get(worker, set()).discard(model)
+        if self._doubted_elsewhere and worker in self._doubted_elsewhere and window.promises < SAMPLES_MIN:
+            return False
         return not self._doubted.get(worker)
+
+    @property
+    def doubted(self) -> tuple[str, ...]:
+        """Workers whose credit is withheld by what was seen here."""
+        return tuple([worker for worker, models in self._doubted.items() if models])
+
+    def doubt_elsewhere(self, workers: Collection[str]) -> dict[str, bool]:
+        """Another control plane withholds the credit of these. What was seen here goes before it, once it is enough to judge.
+        Returns whether the credit of each worker stands for which that has changed."""
+        before, self._doubted_elsewhere = self._doubted_elsewhere, frozenset(workers)
+        changed = before.symmetric_difference(self._doubted_elsewhere)
+        return {worker: not self._doubted.get(worker) and worker not in self._doubted_elsewhere for worker in changed}
 
     def forget(self, worker: str) -> None:
         """Another run of its engine or agent, or gone for good."""

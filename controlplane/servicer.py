@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from hmac import compare_digest
 from typing import Any
@@ -99,11 +99,17 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         self._clock = clock
         self._streams: dict[str, _Stream] = {}
         self._sends: set[asyncio.Task[None]] = set()
+        self.on_arrived: Callable[[str], None] | None = None
+        """Told of each data plane that opened its stream, when what it claims is counted."""
 
     @property
     def streams(self) -> int:
         """Data planes connected."""
         return len(self._streams)
+
+    def owners(self) -> Collection[str]:
+        """Their names."""
+        return self._streams.keys()
 
     # --------------------------------------------------------------------------------------------------- the stream
 
@@ -118,6 +124,8 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         stream = _Stream(batch.hello, context)
         self._streams[stream.owner] = stream
         self._director.arrived(stream.owner, wire.claims(batch.hello.held), self._clock.now())
+        if self.on_arrived is not None:
+            self.on_arrived(stream.owner)
         try:
             await stream.greet()
             while batch is not grpc.aio.EOF and self._streams.get(stream.owner) is stream:
@@ -130,6 +138,8 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
                         await stream.send_packed(answers)
                 elif results := self._answer_plain(said, stream):
                     await stream.send_plain(results, self._director.policy)
+                if batch.moved:
+                    self._director.moved(stream.owner, self._clock.now())
                 batch = await context.read()
         finally:
             if stream.line is not None:

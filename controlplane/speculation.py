@@ -65,6 +65,11 @@ class Guesses:
         if excess > 0:
             self._forget_oldest(excess + int(self._capacity * EVICTED_SHARE))
 
+    def since(self, at: float) -> list[int]:
+        """Those made after this moment; of one prompt the first block first."""
+        newest = takewhile(lambda guess: guess[1] > at, reversed(self.made_at.items()))
+        return [block for block, _ in newest]
+
     def discard(self, blocks: array[int]) -> None:
         made_at = self.made_at
         if not made_at.keys().isdisjoint(blocks):  # a third of the loop's time, and nearly always the answer

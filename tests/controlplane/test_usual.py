@@ -11,6 +11,7 @@ from contract.routing import Answer, Asked
 from controlplane import packed, wire
 from controlplane.director import Director
 from controlplane.explain import Placed
+from controlplane.foreign import Foreign, Part
 from controlplane.index_state import IndexState
 from controlplane.profiles import NAMES, build
 from controlplane.question import Ended, Request
@@ -99,8 +100,9 @@ class Pair:
         """Something else that happens to a fleet."""
         rng = self.rng
         worker, blocks = f"w{rng.randrange(4)}", hashes(*rng.choice(self.prompts)[: rng.randint(1, 30)])
-        kind, flag = rng.randrange(8), rng.random() < 0.5
+        kind, flag = rng.randrange(9), rng.random() < 0.5
         policy, cancelled = rng.choice(NAMES), rng.randint(1, self.questions + 1)
+        elsewhere = rng.randint(1, 4)
         for plant in self.plants:
             slot = plant.snapshot.slot_of(worker)
             assert slot is not None
@@ -119,6 +121,11 @@ class Pair:
                 plant.index.expire(plant.now)
             elif kind == 6 and flag:
                 plant.director.set_policy(policy)
+            elif kind == 8:  # another control plane has requests there, or no more
+                load = plant.endpoint(worker).load
+                part = Part(elsewhere, 2, 700, 350.0 * 700, 900, plant.now - 0.1, plant.now, 300, 400)
+                load.foreign = Foreign((part,)) if flag else None
+                load.changes += 1
             elif kind == 7 and flag:
                 plant.join("w0", epoch=int(plant.now * 1000), max_num_seqs=8)
             for one in plant.snapshot.endpoints():
