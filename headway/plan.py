@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import socket
+import errno
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from headway import embedded_redis
+from headway.errors import UsageError
+from runtime import addresses
 
 Value = TypeVar("Value", int, float, str)
 
@@ -166,17 +168,17 @@ def _agent(number: int, url: str, redis_url: str, tokenizer: str, accelerator: s
     return Process(f"agent-{number}", command, f"worker:{name}", stage=stage)
 
 
-def taken_port(options: StackOptions) -> tuple[str, int] | None:
-    """The first flag whose port is not free, with the port."""
+def check_ports(options: StackOptions) -> None:
+    """UsageError: an address that the stack cannot have, and the flag that moves it."""
     seen: dict[int, str] = {}
     for flag, port in options.ports().items():
+        name = flag.split()[0]
         if port in seen:
-            return flag, port
+            raise UsageError(f"{name}: port {port} is that of {seen[port]}, too")
         seen[port] = flag
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((options.host, port))
-            except OSError:
-                return flag, port
-    return None
+        try:
+            addresses.probe(f"{options.host}:{port}")
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(f"port {port} is taken by another process; choose another with {name}") from error
+            raise UsageError(str(error.strerror or error)) from error

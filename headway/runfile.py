@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from headway.errors import UsageError
+
 CONTROL_DEFAULT = "127.0.0.1:50051"
 TRAINER_DEFAULT = "127.0.0.1:50052"
 URL_DEFAULT = "http://127.0.0.1:8000"
@@ -17,6 +19,17 @@ def directory() -> Path:
     return Path(os.environ.get("HEADWAY_HOME", ".headway"))
 
 
+def make_directory() -> Path:
+    """UsageError: it cannot be had."""
+    wanted = directory()
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"{wanted} cannot be made: {why} (HEADWAY_HOME names another directory)") from error
+    return wanted
+
+
 def _path() -> Path:
     return directory() / "run.json"
 
@@ -24,7 +37,7 @@ def _path() -> Path:
 def write(*, pid: int, **facts: Any) -> None:
     """pid: of the stack, while which lives the facts hold."""
     facts |= {"pid": pid, "pid_started": _started(pid)}
-    directory().mkdir(parents=True, exist_ok=True)
+    make_directory()
     temporary = _path().with_suffix(".new")
     temporary.write_text(json.dumps(facts, indent=2))
     temporary.replace(_path())

@@ -26,7 +26,7 @@ from headway import health, runfile
 from headway.arguments import positive
 from headway.embedded_redis import RedisUnavailable
 from headway.errors import UsageError
-from headway.plan import PRESETS, Process, StackOptions, stack, taken_port, trainer_target
+from headway.plan import PRESETS, Process, StackOptions, check_ports, stack, trainer_target
 from headway.supervisor import Child, describe_exit
 
 Number = TypeVar("Number", int, float)
@@ -146,21 +146,27 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"a stack is up here already, at {facts.get('url')}: `headway down` ends it, another HEADWAY_HOME lets both be"
         )
-    taken = taken_port(options)
-    if taken is not None:
-        flag, port = taken
-        raise UsageError(f"port {port} is taken by another process; choose another with {flag.split()[0]}")
+    check_ports(options)
+    home = runfile.make_directory()
     run_dir = Path(tempfile.mkdtemp(prefix="headway-"))  # short: a Unix socket's path has room for 107 bytes
-    log_path = Path(args.log or runfile.directory() / "up.log")
-    log_path.parent.mkdir(parents=True, exist_ok=True)
+    log_path = Path(args.log or home / "up.log")
     try:
-        processes = stack(options, run_dir)
-        with log_path.open("w", encoding="utf-8") as log:
+        with _opened(log_path) as log:
+            processes = stack(options, run_dir)
             return asyncio.run(Stack(options, processes, run_dir, log, log_path, verbose=args.verbose).run())
     except RedisUnavailable as error:
         raise UsageError(str(error)) from error
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _opened(path: Path) -> TextIO:
+    """For writing. UsageError: it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the log {path} cannot be written: {error.strerror or error}") from error
 
 
 @dataclass

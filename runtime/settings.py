@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import os
 import re
 import sys
@@ -130,7 +131,9 @@ def parse(cls: type[T], process: str, argv: Sequence[str], environ: Mapping[str,
 
     unknown = sorted(variable for variable in environ if variable.startswith(prefix) and variable not in known)
     if unknown:
-        raise SettingsError(f"unknown environment variable {unknown[0]}; {process} knows {', '.join(sorted(known))}")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        known_ones = f"did you mean {near[0]}?" if near else f"{process} knows {', '.join(sorted(known))}"
+        raise SettingsError(f"unknown environment variable {unknown[0]}; {known_ones}")
 
     settings = cls(**values)
     check = getattr(settings, "check", None)

@@ -45,6 +45,18 @@ def test_a_mistake_is_told_before_anything_starts(line: str, says: str) -> None:
         dispatch(line.split())
 
 
+def test_a_log_or_a_directory_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["up", "--workers", "1", "--engine", "http://127.0.0.1:1", *("--port", str(free_port))]
+    line += ["--grpc-port", "0", "--metrics-port", "0"]
+    with pytest.raises(UsageError, match=r"the log .* cannot be written: Is a directory"):
+        dispatch([*line, "--log", str(tmp_path)])
+    monkeypatch.setenv("HEADWAY_HOME", "/proc/none")
+    with pytest.raises(UsageError, match="/proc/none cannot be made"):
+        dispatch(line)
+
+
 def test_a_key_needs_a_tenant(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tenant"):
         dispatch(["keys", "new", "--tenant", " ", "--keys-file", str(tmp_path / "keys")])

@@ -10,7 +10,7 @@ import pytest
 
 from headway import up
 from headway.errors import UsageError
-from headway.plan import StackOptions, stack, taken_port
+from headway.plan import StackOptions, check_ports, stack
 
 RUN_DIR = Path("/tmp/x")
 
@@ -49,11 +49,18 @@ def test_a_taken_port_is_named_with_the_flag_that_moves_it() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert taken_port(StackOptions(port=port, workers=1)) == ("--port", port)
+        with pytest.raises(UsageError, match=f"^port {port} is taken by another process; choose another with --port$"):
+            check_ports(StackOptions(port=port, workers=1))
 
 
 def test_two_flags_with_one_port_are_a_mistake() -> None:
-    assert taken_port(StackOptions(port=18123, grpc_port=18123, workers=1)) == ("--grpc-port", 18123)
+    with pytest.raises(UsageError, match=r"^--grpc-port: port 18123 is that of --port, too$"):
+        check_ports(StackOptions(port=18123, grpc_port=18123, workers=1))
+
+
+def test_an_address_of_another_machine_is_not_called_a_taken_port() -> None:
+    with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1:18123"):
+        check_ports(StackOptions(host="192.0.2.1", port=18123, workers=1))
 
 
 def test_an_unequal_fleet_is_given_in_turn() -> None:

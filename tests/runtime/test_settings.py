@@ -82,7 +82,7 @@ def test_a_secret_comes_from_the_environment_only() -> None:
         (("--port", "1", "--port", "2"), {}, "given 2 times"),
         (("--policy", "best"), {}, "not one of lmetric, random"),
         ((), {"ROUTING_STRATEGY": "best"}, "not one of lmetric, random"),
-        ((), {"HEADWAY_EXAMPLE_PROT": "1"}, "unknown environment variable HEADWAY_EXAMPLE_PROT"),
+        ((), {"HEADWAY_EXAMPLE_PROT": "1"}, "variable HEADWAY_EXAMPLE_PROT; did you mean HEADWAY_EXAMPLE_PORT"),
         ((), {"HEADWAY_EXAMPLE_VERBOSE": "perhaps"}, "'perhaps' is not true or false"),
     ],
 )
