@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from contract.outcome import End
 from contract.routing import Answer, Refusal
-from dataplane import errors, headers, preparing
+from dataplane import errors, headers, preparing, ranks
 from dataplane.attempt import END_NAMES, Attempt
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway
@@ -142,7 +142,7 @@ class Exchange(Served):
             self._fall_back()
         else:
             self._gateway.metrics.by_control.count += 1
-            self._go(answer)
+            self._go(answer if answer.rank < 0 else self.steered(answer))
 
     def _shed(self, refusal: Refusal) -> None:
         fleet = self._gateway.fleet
@@ -384,6 +384,9 @@ class Exchange(Served):
 
     def is_waiting(self) -> bool:
         return self._state is _WAITING
+
+    def steered(self, answer: Answer) -> Answer:
+        return ranks.steered(answer, self._request.path)
 
     def is_tried(self, url: str) -> bool:
         return url in self._tried_urls()

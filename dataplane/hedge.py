@@ -55,6 +55,9 @@ class Racer(Protocol):
 
     def is_tried(self, url: str) -> bool: ...
 
+    def steered(self, answer: Answer) -> Answer:
+        """Without a rank that its engine would not look at."""
+
     def new_relay(self) -> Relay: ...
 
     def write_request(self, connection: UpstreamConnection, target: Answer) -> bool:
@@ -183,7 +186,7 @@ class Rival:
             self._hedges.control.release(answer)
             self._over("refused")
         else:
-            self._go(answer)
+            self._go(answer if answer.rank < 0 else self._racer.steered(answer))
 
     # --- CONNECTING, RUNNING ---
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from contract.outcome import End
 from contract.routing import Ended
+from dataplane.ranks import BALANCED
 
 if TYPE_CHECKING:
     from dataplane.attempt import Attempt
@@ -44,7 +45,7 @@ def outcome(attempt: Attempt, end: End, now: float, request_id: str, model: str,
         e2e_s=now - sent_at,
         output_tokens=output_tokens,
         prompt_tokens=-1 if ending.prompt_tokens is None else ending.prompt_tokens,
-        cached_tokens=-1 if ending.cached_tokens is None else ending.cached_tokens,
+        cached_tokens=-1 if ending.cached_tokens is None or target.rank == BALANCED else ending.cached_tokens,
         streamed=streamed,
         itl_s=itl_s,
         request_id=request_id,
