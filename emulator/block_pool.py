@@ -38,8 +38,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-NULL_BLOCK = 0
-
 
 class Origin(NamedTuple):
     """Whose blocks they are, as far as events tell; "" for none."""

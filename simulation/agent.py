@@ -30,7 +30,6 @@ from worker_agent.block_set import BlockSet
 
 DELTA_DELAY_S = 0.015
 REPORT_INTERVAL_S = 0.1
-LOSE_ALL = 1 << 30
 
 _StoredEvent, _RemovedEvent, _ClearedEvent = kv_events.STORED[1], kv_events.REMOVED[1], kv_events.CLEARED[1]
 

@@ -73,9 +73,10 @@ class SampleLog:
         """Of the outcome stream: everything up to it is on disk or in `pending`."""
         self._pending: list[Outcome] = []
         self._seen: dict[tuple[int, int], None] = {}
+        self._left_out: set[str] = set()  # files that the log has named
         self.duplicates = 0
         for file in files:
-            table = _read(file)
+            table = self._read(file)
             if table is not None:
                 self._remember(table)
         self.on_disk = self._count()
@@ -117,7 +118,7 @@ class SampleLog:
 
     def dataset(self, limit: int) -> Dataset:
         """All samples, or `limit` of them drawn so that rare states stay. DatasetError: none."""
-        tables = [table for file in self._files("kept") + self._files("seg") if (table := _read(file)) is not None]
+        tables = [table for file in self._files("kept") + self._files("seg") if (table := self._read(file)) is not None]
         tables.append(dataset.from_outcomes(self._pending))
         whole = dataset.of_table(_once(pa.concat_tables(tables)), "the outcome log")
         return whole if len(whole) <= limit else whole.take(reservoir.thin(whole.rows, limit, self._rng))
@@ -147,7 +148,7 @@ class SampleLog:
 
     def _absorb(self, older: list[Path]) -> None:
         old = self._files("kept")
-        tables = [table for file in old + older if (table := _read(file)) is not None]
+        tables = [table for file in old + older if (table := self._read(file)) is not None]
         pool = _once(pa.concat_tables(tables)) if tables else dataset.from_outcomes([])
         rows = np.column_stack([pool.column(name).to_numpy() for name in FEATURES])
         left = pool.take(pa.array(reservoir.thin(rows, self._kept_max, self._rng)))
@@ -157,14 +158,14 @@ class SampleLog:
 
     def _join(self, group: list[Path]) -> None:
         """Into one, under the name of the newest of them."""
-        tables = [table for file in group if (table := _read(file)) is not None]
+        tables = [table for file in group if (table := self._read(file)) is not None]
         self._write("seg", _position(group[-1]), _once(pa.concat_tables(tables)) if tables else dataset.from_outcomes([]))
         for file in group[:-1]:
             self._disk.remove(file)
 
     def _count(self) -> int:
         """A crash while segments became one leaves samples in two files until the next time: they count once."""
-        tables = [table for file in self._files("kept") + self._files("seg") if (table := _read(file)) is not None]
+        tables = [table for file in self._files("kept") + self._files("seg") if (table := self._read(file)) is not None]
         return len(_once(pa.concat_tables(tables))) if tables else 0
 
     def _drop_absorbed(self) -> None:
@@ -187,6 +188,21 @@ class SampleLog:
         """Oldest first."""
         return sorted(file for file in self.directory.glob(f"{kind}-*.parquet") if _NAME.fullmatch(file.name))
 
+    def _read(self, file: Path) -> pa.Table | None:
+        """None, with one word in the log: of another build's features, or not readable."""
+        try:
+            table = pq.read_table(file)
+            if table.schema.names != dataset.SCHEMA.names:
+                raise DatasetError("its columns are another build's")
+            dataset.check(table, str(file))
+            return table.cast(dataset.SCHEMA)
+        except (pa.ArrowException, OSError, DatasetError) as error:
+            if file.name not in self._left_out:
+                self._left_out.add(file.name)
+                why = str(error).splitlines()[0]
+                log.warning("samples left out", extra={"f": {"file": file.name, "error": why}})
+            return None
+
     def _remember(self, table: pa.Table) -> None:
         pairs = zip(table.column("decision_id").to_pylist(), table.column("attempt").to_pylist(), strict=True)
         for key in pairs:
@@ -207,19 +223,6 @@ def _position(file: Path) -> str:
     found = _NAME.fullmatch(file.name)
     assert found is not None, f"{file.name} is no name of ours"
     return f"{int(found[2])}-{int(found[3])}"
-
-
-def _read(file: Path) -> pa.Table | None:
-    """None, with a word in the log: of another build's features, or not readable."""
-    try:
-        table = pq.read_table(file)
-        if table.schema.names != dataset.SCHEMA.names:
-            raise DatasetError("its columns are another build's")
-        dataset.check(table, str(file))
-        return table.cast(dataset.SCHEMA)
-    except (pa.ArrowException, OSError, DatasetError) as error:
-        log.warning("samples left out", extra={"f": {"file": file.name, "error": str(error).splitlines()[0]}})
-        return None
 
 
 def _rows(file: Path) -> int:

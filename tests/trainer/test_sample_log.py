@@ -132,7 +132,7 @@ def test_a_crash_while_the_reservoir_takes_in_segments_brings_nothing_twice(tmp_
     assert crashes > 15
 
 
-def test_another_builds_samples_are_left_out_not_fatal(tmp_path: Path) -> None:
+def test_another_builds_samples_are_left_out_not_fatal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = opened(tmp_path)
     log.take(outcomes(5, 1), "1-0")
     log.flush()
@@ -142,6 +142,10 @@ def test_another_builds_samples_are_left_out_not_fatal(tmp_path: Path) -> None:
     again = opened(tmp_path)
     assert ids(again) == [1, 2, 3, 4, 5]
     assert again.position == "3-0"
+    assert again.dataset(1_000).table.num_rows == len(again)
+    assert [record.message for record in caplog.records] == 2 * [
+        "samples left out"
+    ]  # once a file, however often it is looked at
 
 
 def test_a_limit_draws_and_keeps_rare_states(tmp_path: Path) -> None:
