@@ -260,7 +260,6 @@ class Stack:
             log=str(self._log_path),
             redis_url=options.redis_url or f"unix://{self._run_dir / 'redis.sock'}",
             speed=1.0 if options.engines else options.speed,
-            pids={child.process.name: child.pid for child in self._children},
             sockets=str(self._run_dir),
             trainer=trainer_target(self._run_dir) if options.trainer_dir else "",
         )
