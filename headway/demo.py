@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.policy not in POLICIES:
         raise UsageError(f"--policy: no policy {args.policy!r}; there are {', '.join(POLICIES)}")
     console = Console()
-    with _stack(console, args.policy) as facts, grpc.insecure_channel(facts["control"]) as channel:
+    with _stack(console, args.policy) as facts, grpc.insecure_channel(facts["control"].split(",")[0]) as channel:
         fleet = fleet_pb2_grpc.FleetStub(channel)
         try:
             before = fleet.GetPolicy(fleet_pb2.GetPolicyRequest(), timeout=CALL_TIMEOUT_S).name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call_all
 from proto import fleet_pb2, fleet_pb2_grpc
 
 
@@ -21,6 +21,11 @@ def run(args: argparse.Namespace) -> int:
         stub = fleet_pb2_grpc.FleetStub(channel)  # type: ignore[call-overload]
         return (stub.Undrain if args.undo else stub.Drain)(request, timeout=CALL_TIMEOUT_S)  # type: ignore[no-any-return]
 
-    status = call(args, ask)
+    status = _busiest([status for _, status in call_all(args, ask)])
     print(f"{status.worker}: {'draining' if status.draining else 'in service'}, {status.active} requests active")
     return 0
+
+
+def _busiest(statuses: list[fleet_pb2.WorkerStatus]) -> fleet_pb2.WorkerStatus:
+    """Of several control planes, that of the one that decides: those of the others count nothing in flight."""
+    return max(statuses, key=lambda status: status.active)

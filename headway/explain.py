@@ -6,12 +6,13 @@ import argparse
 import re
 import time
 
+import grpc
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from headway.as_json import add_json_argument, print_message
-from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call_all
 from headway.errors import UsageError
 from proto import routing_pb2, routing_pb2_grpc
 
@@ -42,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     request = routing_pb2.ExplainRequest(decision_id=_decision_id(args.decision))
-    explanation = call(args, lambda channel: routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S))
+
+    def ask(channel: grpc.Channel) -> routing_pb2.Explanation:
+        return routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S)
+
+    found = call_all(args, ask, unknown=(grpc.StatusCode.NOT_FOUND,))  # whoever decided it knows; of the latest, the latest
+    explanation = max((answer for _, answer in found), key=lambda answer: answer.decided_at)
     if args.json:
         print_message(explanation)
         return 0

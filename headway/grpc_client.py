@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,8 +34,13 @@ class Service:
     flag: str
     target: Callable[[str], str]
 
+    several: bool = False
+    """Whether its address may be a list with commas: of those that stand by for each other."""
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         text = f"gRPC address of the {self.title} (default: that of the stack started here)"
+        if self.several:
+            text = text.replace("(", "; several with commas (", 1)
         parser.add_argument(f"--{self.flag}", default="", help=text)
         for name, text in _OPTIONS:
             variable = self._variable(name)
@@ -44,18 +49,53 @@ class Service:
             )
 
     def call(self, args: argparse.Namespace, ask: Callable[[grpc.Channel], T]) -> T:
-        """`ask` with a channel to the service. UsageError: unreachable, or it refused."""
+        """`ask` with a channel to the service: of several, the first that answers. UsageError: unreachable, or it refused."""
+        targets = self.targets(args)
+        for target in targets[:-1]:
+            try:
+                return self._call_one(args, target, ask)
+            except grpc.RpcError as error:
+                if not _is_away(error):
+                    raise UsageError(self._explained(error, target)) from error
+        try:
+            return self._call_one(args, targets[-1], ask)
+        except grpc.RpcError as error:
+            raise UsageError(self._explained(error, ", ".join(targets) if _is_away(error) else targets[-1])) from error
+
+    def call_all(
+        self, args: argparse.Namespace, ask: Callable[[grpc.Channel], T], *, unknown: Collection[grpc.StatusCode] = ()
+    ) -> list[tuple[str, T]]:
+        """`ask` of all that answer, each with its address. unknown: what only some of them know, these say otherwise.
+        UsageError: none answers or knows, or one refused."""
+        answers: list[tuple[str, T]] = []
+        why: UsageError | None = None
+        for target in self.targets(args):
+            try:
+                answers.append((target, self._call_one(args, target, ask)))
+            except grpc.RpcError as error:
+                refusal = UsageError(self._explained(error, target))
+                if not _is_away(error) and _code(error) not in unknown:
+                    raise refusal from error
+                why = refusal if why is None or not _is_away(error) else why
+        if not answers:
+            assert why is not None
+            raise why
+        return answers
+
+    def targets(self, args: argparse.Namespace) -> list[str]:
+        """Never none."""
+        target = self.target(vars(args)[self.flag])
+        return target.split(",") if self.several else [target]
+
+    def _call_one(self, args: argparse.Namespace, target: str, ask: Callable[[grpc.Channel], T]) -> T:
+        """grpc.RpcError; UsageError: certificates that cannot be used."""
         given = vars(args)
-        target = self.target(given[self.flag])
         try:
             credentials = channel_credentials(target, *(given[f"{self.flag}_{name}"] for name, _ in _OPTIONS))
         except tls.TlsError as error:
             raise UsageError(str(error)) from error
         with grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target) as channel:
-            try:
-                return ask(channel)
-            except grpc.RpcError as error:
-                raise UsageError(self._explained(error, target)) from error
+            return ask(channel)
 
     def open_channel(self, target: str) -> grpc.aio.Channel:
         """For probes: the environment says whether it is TLS. TlsError."""
@@ -67,9 +107,19 @@ class Service:
 
     def _explained(self, error: Any, target: str) -> str:
         """error: as raised by a synchronous stub, which is a grpc.Call as well."""
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if _is_away(error):
             return f"no {self.title} answers at {target} (is the stack up? --{self.flag} names another)"
         return error.details() or str(error.code().name)
+
+
+def _code(error: Any) -> grpc.StatusCode:
+    """Of what a synchronous stub raises."""
+    code: grpc.StatusCode = error.code()
+    return code
+
+
+def _is_away(error: Any) -> bool:
+    return _code(error) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def channel_credentials(target: str, ca: str, cert: str, key: str) -> grpc.ChannelCredentials | None:

@@ -27,8 +27,9 @@ class StackOptions:
     policy: str = "lmetric"
     host: str = "127.0.0.1"
     port: int = 8000
-    grpc_port: int = 50051
-    metrics_port: int = 9101
+    grpc_port: int = 50051  # of the first control plane
+    metrics_port: int = 9101  # likewise
+    controls: int = 1  # control planes: the first decides, the others stand by
     worker_port: int = 9001  # the first; the others follow
     processes: int = 1
     speed: float = 1.0
@@ -46,9 +47,28 @@ class StackOptions:
         """Of emulated worker `number`, from 1."""
         return _in_turn(self.presets, number, "")
 
+    @property
+    def grpc_ports(self) -> list[int]:
+        """Of each control plane: those after the first a hundred apart."""
+        return [self.grpc_port + 100 * number for number in range(self.controls)]
+
+    @property
+    def metrics_ports(self) -> list[int]:
+        return [self.metrics_port + 100 * number if self.metrics_port else 0 for number in range(self.controls)]
+
+    @property
+    def control(self) -> str:
+        """Their addresses for commands."""
+        return ",".join([f"{self.host}:{port}" for port in self.grpc_ports])
+
     def ports(self) -> dict[str, int]:
         """Every TCP port the stack listens on, by the flag that moves it."""
         named = {"--port": self.port, "--grpc-port": self.grpc_port, "--metrics-port": self.metrics_port}
+        for number in range(2, self.controls + 1):
+            named |= {
+                f"--grpc-port (control plane {number})": self.grpc_ports[number - 1],
+                f"--metrics-port (control plane {number})": self.metrics_ports[number - 1],
+            }
         if not self.engines:
             named |= {f"--worker-port (worker {i + 1})": self.worker_port + i for i in range(self.workers)}
         return {flag: port for flag, port in named.items() if port}
@@ -73,26 +93,27 @@ def python(module: str, *arguments: str) -> list[str]:
 def stack(options: StackOptions, run_dir: Path) -> list[Process]:
     """The processes of one stack. run_dir: short path for sockets."""
     redis_url = options.redis_url or f"unix://{run_dir / 'redis.sock'}"
-    control_socket = f"unix:{run_dir / 'control.sock'}"
+    control_sockets = [f"unix:{run_dir / name}.sock" for name in control_names(options)]
     processes = []
     if not options.redis_url:
         processes.append(Process("redis", embedded_redis.command(run_dir), f"redis:{redis_url}", stage=0))
-    processes.append(
-        Process(
-            "controlplane",
-            python(
-                "controlplane",
-                *("--listen", f"{options.host}:{options.grpc_port},{control_socket}"),
-                *("--redis-url", redis_url),
-                *("--metrics-port", str(options.metrics_port)),
-                *("--steer-ranks", options.steer_ranks),
-            ),
-            f"grpc:{control_socket}",
-            # The policy at start; the environment, so that a switch made later is not undone by a look at the command line.
-            environment={"ROUTING_STRATEGY": options.policy},
-            stage=1,
+    for number, socket in enumerate(control_sockets):
+        processes.append(
+            Process(
+                "controlplane" if not number else f"controlplane-{number + 1}",
+                python(
+                    "controlplane",
+                    *("--listen", f"{options.host}:{options.grpc_ports[number]},{socket}"),
+                    *("--redis-url", redis_url),
+                    *("--metrics-port", str(options.metrics_ports[number])),
+                    *("--steer-ranks", options.steer_ranks),
+                ),
+                f"grpc:{socket}",
+                # The policy at start; the environment, so that a switch made later is not undone by a look at the command line.
+                environment={"ROUTING_STRATEGY": options.policy},
+                stage=1,
+            )
         )
-    )
     for number, url in enumerate(options.engines, start=1):
         processes.append(_agent(number, url, redis_url, options.tokenizer, "", stage=2))
     if not options.engines:
@@ -107,7 +128,7 @@ def stack(options: StackOptions, run_dir: Path) -> list[Process]:
                 "dataplane",
                 *("--host", options.host),
                 *("--port", str(options.port)),
-                *("--control", control_socket),
+                *("--control", ",".join(control_sockets)),
                 *("--processes", str(options.processes)),
             ),
             f"http:http://{options.host}:{options.port}/ready",
@@ -131,6 +152,11 @@ def stack(options: StackOptions, run_dir: Path) -> list[Process]:
             )
         )
     return processes
+
+
+def control_names(options: StackOptions) -> list[str]:
+    """Of the control planes' sockets."""
+    return ["control", *[f"control-{number}" for number in range(2, options.controls + 1)]]
 
 
 def trainer_target(run_dir: Path) -> str:

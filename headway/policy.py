@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+import grpc
+
 from headway.as_json import add_json_argument, print_message
-from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call, call_all
 from proto import fleet_pb2, fleet_pb2_grpc
 
 
@@ -25,9 +27,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def switch(args: argparse.Namespace, name: str) -> fleet_pb2.Policy:
-    """UsageError: no such policy; the message lists them."""
+    """At all control planes that answer; others are told by these. UsageError: no such policy; the message lists them."""
     request = fleet_pb2.SetPolicyRequest(name=name)
-    return call(args, lambda channel: fleet_pb2_grpc.FleetStub(channel).SetPolicy(request, timeout=CALL_TIMEOUT_S))
+
+    def ask(channel: grpc.Channel) -> fleet_pb2.Policy:
+        return fleet_pb2_grpc.FleetStub(channel).SetPolicy(request, timeout=CALL_TIMEOUT_S)
+
+    return call_all(args, ask)[0][1]
 
 
 def _get(args: argparse.Namespace) -> fleet_pb2.Policy:

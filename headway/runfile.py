@@ -81,7 +81,7 @@ def trainer_target(given: str) -> str:
 
 
 def control_target(given: str) -> str:
-    """What was given, else HEADWAY_CONTROL, else the stack started here, else the default address."""
+    """What was given, else HEADWAY_CONTROL, else the stack started here, else the default address; several with commas."""
     facts = read()
     return given or os.environ.get("HEADWAY_CONTROL", "") or (str(facts["control"]) if facts else CONTROL_DEFAULT)
 

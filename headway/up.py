@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics-port", type=int, default=default.metrics_port, help="control plane's /metrics (default: %(default)s)"
     )
     parser.add_argument(
+        "--controls",
+        type=int,
+        default=1,
+        help="control planes: the first decides, the others stand by, their ports a hundred up each (default: 1)",
+    )
+    parser.add_argument(
         "--worker-port", type=int, default=default.worker_port, help="first engine; the others follow (default: %(default)s)"
     )
     parser.add_argument("--processes", type=int, default=1, help="data-plane processes on one port (default: 1)")
@@ -99,6 +105,8 @@ def options_of(args: argparse.Namespace) -> StackOptions:
         raise UsageError(f"--workers: {args.workers} is not between 1 and 64")
     if not 1 <= args.ranks <= 16:
         raise UsageError(f"--ranks: {args.ranks} is not between 1 and 16")
+    if not 1 <= args.controls <= 8:
+        raise UsageError(f"--controls: {args.controls} is not between 1 and 8")
     if args.processes < 1:
         raise UsageError(f"--processes: {args.processes} must be at least 1")
     if args.policy not in POLICIES:
@@ -255,7 +263,7 @@ class Stack:
         runfile.write(
             pid=os.getpid(),
             url=f"http://{options.host}:{options.port}",
-            control=f"{options.host}:{options.grpc_port}",
+            control=options.control,
             model=model,
             log=str(self._log_path),
             redis_url=options.redis_url or f"unix://{self._run_dir / 'redis.sock'}",
@@ -284,7 +292,8 @@ class Stack:
         say(f"Headway is up: {fleet}, policy {options.policy}.")
         say()
         say(f"  OpenAI API   http://{options.host}:{options.port}/v1")
-        say(f"  gRPC         {options.host}:{options.grpc_port}   (reflection is on)")
+        standby = f"; {', '.join(options.control.split(',')[1:])} stands by" if options.controls > 1 else ""
+        say(f"  gRPC         {options.host}:{options.grpc_port}   (reflection is on{standby})")
         say(
             f"  metrics      http://{options.host}:{options.port}/metrics   http://{options.host}:{options.metrics_port}/metrics"
         )

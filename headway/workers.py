@@ -7,13 +7,14 @@ import re
 import time
 from typing import Literal
 
+import grpc
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from headway.as_json import add_json_argument, print_message
-from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call
+from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call_all, targets
 from headway.errors import UsageError
 from proto import fleet_pb2, fleet_pb2_grpc
 
@@ -29,42 +30,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    reply = _ask(args)
+    reply, others = _ask(args)
     console = Console()
     if args.json:
         print_message(reply)
     elif args.watch:
-        _watch(args, reply, console)
+        _watch(args, reply, others, console)
     else:
-        console.print(render(reply, console.width))
+        console.print(render(reply, console.width, others))
     return 0
 
 
-def _watch(args: argparse.Namespace, reply: fleet_pb2.WorkerList, console: Console) -> None:
+def _watch(args: argparse.Namespace, reply: fleet_pb2.WorkerList, others: str, console: Console) -> None:
     """A control plane that is being replaced is waited for; meanwhile its last word stays, and says so."""
-    with Live(render(reply, console.width), console=console, auto_refresh=False) as live:
+    with Live(render(reply, console.width, others), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(WATCH_S)
             try:
-                reply = _ask(args)
-                shown = render(reply, console.width)
+                reply, others = _ask(args)
+                shown = render(reply, console.width, others)
             except UsageError as error:
-                shown = Group(render(reply, console.width), Text(str(error), style="bold red"))
+                shown = Group(render(reply, console.width, others), Text(str(error), style="bold red"))
             live.update(shown, refresh=True)
 
 
-def _ask(args: argparse.Namespace) -> fleet_pb2.WorkerList:
-    return call(
-        args,
-        lambda channel: fleet_pb2_grpc.FleetStub(channel).ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=CALL_TIMEOUT_S),
-    )
+def _ask(args: argparse.Namespace) -> tuple[fleet_pb2.WorkerList, str]:
+    """Of several control planes, the fleet as that one sees it which data planes ask; and a line about all of them."""
+
+    def ask(channel: grpc.Channel) -> fleet_pb2.WorkerList:
+        return fleet_pb2_grpc.FleetStub(channel).ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=CALL_TIMEOUT_S)
+
+    replies = call_all(args, ask)
+    _, serving = max(replies, key=lambda answer: answer[1].data_planes)
+    return serving, _control_planes(targets(args), dict(replies))
 
 
-def render(reply: fleet_pb2.WorkerList, width: int = 0) -> Group:
+def _control_planes(named: list[str], replies: dict[str, fleet_pb2.WorkerList]) -> str:
+    """Who decides, who stands by and who is away; "" where there is one alone."""
+    if len(named) > 1:
+        told = [f"{target} {_role(replies[target]) if target in replies else 'does not answer'}" for target in named]
+        return "control planes: " + ", ".join(told)
+    told = [f"{one.name} {_role(one)}" for one in replies[named[0]].replicas]
+    return "other control planes: " + ", ".join(told) if told else ""
+
+
+def _role(one: fleet_pb2.WorkerList | fleet_pb2.ReplicaStatus) -> str:
+    count = one.data_planes
+    return f"decides for {count} data-plane process{'' if count == 1 else 'es'}" if count else "stands by"
+
+
+def render(reply: fleet_pb2.WorkerList, width: int = 0, others: str = "") -> Group:
     """A table with one line a worker and one for each rank that requests are steered to, then what an operator should know of
     the control plane itself.
 
-    width: columns of the terminal; the least telling columns are left out where they do not fit. 0: all.
+    width: columns of the terminal; the least telling columns are left out where they do not fit. 0: all. others: a line about
+    control planes.
     """
     table = Table(box=None, padding=(0, 1), header_style="bold")
     rows = []
@@ -81,7 +101,7 @@ def render(reply: fleet_pb2.WorkerList, width: int = 0) -> Group:
     state = "" if reply.warm else "   still reading the fleet's state"
     foot = Text(f"policy {reply.policy}   {reply.index_blocks:,} distinct blocks   Redis {redis}{state}", style="dim")
     alarms = [Text(f"{status.worker}: {status.alarm}", style="yellow") for status in reply.workers if status.alarm]
-    return Group(table, foot, *alarms)
+    return Group(table, foot, *[Text(line, style="dim") for line in (others,) if line], *alarms)
 
 
 # name, alignment, rank: those with a high rank are left out first on a narrow terminal

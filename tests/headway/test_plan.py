@@ -88,3 +88,13 @@ def test_speeds_that_are_none_are_refused(text: str) -> None:
     up.add_arguments(parser)
     with pytest.raises(UsageError, match="--worker-speeds"):
         up.options_of(parser.parse_args([f"--worker-speeds={text}"]))
+
+
+def test_control_planes_after_the_first_stand_by_for_the_data_plane_and_for_commands() -> None:
+    options = StackOptions(workers=1, controls=2)
+    assert names(options)[1:3] == ["controlplane", "controlplane-2"]
+    dataplane = next(process for process in stack(options, RUN_DIR) if process.name == "dataplane")
+    at = dataplane.command.index("--control")
+    assert dataplane.command[at + 1] == "unix:/tmp/x/control.sock,unix:/tmp/x/control-2.sock"
+    assert options.control == "127.0.0.1:50051,127.0.0.1:50151"
+    assert {50051, 50151, 9101, 9201} <= set(options.ports().values())
