@@ -156,8 +156,41 @@ async def test_a_data_parallel_rank_is_passed_to_the_engine(
 
     control.decide = decide
     proxy = await start_proxy(control=control)
-    await ask(proxy.port, request(chat(), headers={"X-Data-Parallel-Rank": "9"}))
+    answer = await ask(proxy.port, request(chat(), headers={"X-Data-Parallel-Rank": "9"}))
     assert backend.requests[0].headers["x-data-parallel-rank"] == "3"
+    assert answer.headers["x-headway-rank"] == "3"
+    await control.until(lambda control: len(control.outcomes) == 1)
+    assert control.outcomes[0].HasField("cached_tokens")
+
+
+async def test_where_engines_read_no_rank_none_is_named_and_no_prediction_is_judged(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    control.serve("m", backend.url)
+
+    def decide(question: pb.Question) -> pb.Decision | None:
+        decision = control.round_robin(question)
+        assert decision is not None
+        decision.data_parallel_rank = 1
+        return decision
+
+    control.decide = decide
+    proxy = await start_proxy(control=control)
+    answer = await ask(proxy.port, request({"model": "m", "input": "a"}, path="/v1/responses"))
+    assert "x-data-parallel-rank" not in backend.requests[0].headers
+    assert "x-headway-rank" not in answer.headers
+    await control.until(lambda control: len(control.outcomes) == 1)
+    assert not control.outcomes[0].HasField("cached_tokens")
+
+
+async def test_a_rank_that_a_caller_names_is_passed_on_where_none_was_decided(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    control.serve("m", backend.url)
+    proxy = await start_proxy(control=control)
+    answer = await ask(proxy.port, request(chat(), headers={"X-Data-Parallel-Rank": "1"}))
+    assert backend.requests[0].headers["x-data-parallel-rank"] == "1"
+    assert "x-headway-rank" not in answer.headers
 
 
 async def test_questions_of_one_tick_travel_in_few_messages(

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_struct
 
+from contract.keyspace import RankFigures
 from tests.worker_agent.conftest import page
 from worker_agent.engine_metrics import CacheConfig, NotMetrics, parse, restart_reason
 
@@ -34,6 +36,25 @@ def test_data_parallel_ranks_are_summed_but_for_usage_and_capacity() -> None:
     assert metrics.generation_tokens == 20
     assert metrics.kv_usage == pytest.approx(0.06941431670281994)
     assert metrics.cache.blocks == 924
+
+
+def test_each_rank_has_figures_of_its_own_too() -> None:
+    figures = RankFigures(8, 2, pytest.approx(0.06941431670281994), 9, 800)
+    assert parse(page("dp2_load")).by_rank == (figures, replace_struct(figures, generation_tokens=11))
+    assert parse(page("load_waiting_lora")).by_rank == ()
+
+
+@pytest.mark.parametrize("labels", [("2", "3"), ("1", "1"), ("a", "b"), ("0", "2")])
+def test_ranks_that_the_header_may_count_differently_have_none(labels: tuple[str, str]) -> None:
+    lines = [f'vllm:num_requests_running{{engine="{label}",model_name="m"}} 1.0' for label in labels]
+    metrics = parse("\n".join(lines).encode())
+    assert (metrics.running, metrics.by_rank) == (2, ())
+
+
+@given(st.permutations(range(5)))
+def test_figures_are_by_rank_whatever_the_order_of_the_page(order: list[int]) -> None:
+    lines = [f'vllm:num_requests_running{{engine="{rank}",model_name="m"}} {rank}.0' for rank in order]
+    assert [figures.running for figures in parse("\n".join(lines).encode()).by_rank] == [0, 1, 2, 3, 4]
 
 
 def test_the_block_size_is_the_engines_and_not_assumed() -> None:
