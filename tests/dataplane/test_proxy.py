@@ -163,15 +163,17 @@ async def test_a_data_parallel_rank_is_passed_to_the_engine(
     assert control.outcomes[0].HasField("cached_tokens")
 
 
+@pytest.mark.parametrize("decided", [True, False])
 async def test_where_engines_read_no_rank_none_is_named_and_no_prediction_is_judged(
-    start_proxy: StartProxy, backend: Backend, control: Control
+    start_proxy: StartProxy, backend: Backend, control: Control, decided: bool
 ) -> None:
     control.serve("m", backend.url)
 
     def decide(question: pb.Question) -> pb.Decision | None:
         decision = control.round_robin(question)
         assert decision is not None
-        decision.data_parallel_rank = 1
+        if decided:
+            decision.data_parallel_rank = 1
         return decision
 
     control.decide = decide
@@ -180,7 +182,7 @@ async def test_where_engines_read_no_rank_none_is_named_and_no_prediction_is_jud
     assert "x-data-parallel-rank" not in backend.requests[0].headers
     assert "x-headway-rank" not in answer.headers
     await control.until(lambda control: len(control.outcomes) == 1)
-    assert not control.outcomes[0].HasField("cached_tokens")
+    assert control.outcomes[0].HasField("cached_tokens") is not decided
 
 
 async def test_a_rank_that_a_caller_names_is_passed_on_where_none_was_decided(
