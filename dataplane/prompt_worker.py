@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 THREADS = 2
 """Prompts prepared at once: encoders let another thread run."""
-NICENESS = 5
-"""What the event loop has to do is short and somebody's first token; this may wait for it."""
 GC_OBJECTS = 50_000
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -39,7 +37,6 @@ def main(load: Callable[[str], Tokenizer] = tokens.load) -> None:
     log_settings.configure("dataplane/prompts", level=level, format=form)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
     gc.set_threshold(GC_OBJECTS, 20, 100)
     try:
         Worker(socket.socket(fileno=0), load).run()

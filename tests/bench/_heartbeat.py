@@ -7,6 +7,8 @@ whatever arrives at a socket would have waited. Three figures of the longest wai
     awake    without that: the kernel counts it, /proc/self/task/*/schedstat
     held     of this, no more than the loop and the threads of the work computed since the beat before: what they can have
              done to it themselves
+
+Of each stretch is also said how much other processes of the machine computed meanwhile, where the kernel tells.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 BEAT_S = 0.0005
+_USAGE = (("/sys/fs/cgroup/cpuacct/cpuacct.usage", 1e-9), ("/sys/fs/cgroup/cpu.stat", 1e-6))
+"""Where kernels say what all processes have computed, and in which unit."""
 
 _SENDER = """
 import os, sys, time
@@ -35,19 +39,40 @@ while True:
 
 @dataclass(slots=True)
 class Waits:
-    """The longest waits of a stretch, in seconds; beats: how many there were."""
+    """The longest waits of a stretch, in seconds; beats: how many there were; others: how many cores other processes took."""
 
     wall_s: float = 0.0
     awake_s: float = 0.0
     held_s: float = 0.0
     beats: int = 0
+    others: float = 0.0
+
+
+def cpu_clock(pid: int) -> int:
+    """The clock of a process's CPU time, see clock_getcpuclockid(3)."""
+    return ~pid << 3 | 2
+
+
+def machine_cpu_s() -> float:
+    """CPU seconds of all processes; without an account of them, what the ticks of /proc/stat say."""
+    for path, unit in _USAGE:
+        try:
+            with open(path) as file:
+                return int(file.readline().split()[-1]) * unit
+        except OSError:
+            continue
+    with open("/proc/stat") as file:
+        user, nice, system = map(int, file.readline().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 class Heartbeat:
-    """Beats while its `with` block lasts, on the running loop. workers: CPU clocks of the threads that do the work."""
+    """Beats while its `with` block lasts, on the running loop. workers: CPU clocks of the threads that do the work, elsewhere:
+    of the processes that do."""
 
-    def __init__(self, workers: Iterable[int]) -> None:
+    def __init__(self, workers: Iterable[int], elsewhere: Iterable[int] = ()) -> None:
         self._workers = workers
+        self._elsewhere = elsewhere
         self.waits = Waits()
 
     def __enter__(self) -> Heartbeat:
@@ -57,6 +82,7 @@ class Heartbeat:
         os.set_blocking(self._pipe, False)
         self._schedule = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
         self._before = self._now()
+        self._others_before = self._others()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pipe, self._beat)
         return self
@@ -70,7 +96,15 @@ class Heartbeat:
     def stretch(self) -> Waits:
         """The waits since the last call."""
         waits, self.waits = self.waits, Waits()
+        now = self._others()
+        (at, others_s), (before, others_before_s), self._others_before = now, self._others_before, now
+        waits.others = (others_s - others_before_s) / (at - before)
         return waits
+
+    def _others(self) -> tuple[float, float]:
+        """(now, CPU seconds of all processes but these)."""
+        ours_s = time.process_time() + sum(map(time.clock_gettime, (cpu_clock(self._process.pid), *self._elsewhere)))
+        return time.monotonic(), machine_cpu_s() - ours_s
 
     def _now(self) -> tuple[float, float]:
         """(CPU seconds of the loop's thread and the workers, seconds that the loop's thread waited for a processor)."""
