@@ -17,6 +17,7 @@ from dataplane.access import Access
 from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
 from dataplane.credentials import UpstreamKeys
+from dataplane.engines import Engines
 from dataplane.fallback import Fleet, static_view
 from dataplane.gateway import Gateway
 from dataplane.handover import Offer, take
@@ -54,7 +55,8 @@ class App:
         self._fleet_known = asyncio.Event()
         self._executor = ThreadPoolExecutor(TOKENIZE_THREADS, "tokenize")
         metrics = Metrics()
-        fleet = Fleet()
+        engines = Engines()
+        fleet = Fleet(engines)
         token_times = TokenTimes(clock.now)
         self.prompts = Prompts(tokens.load, dict(pairs(settings.tokenizer, "--tokenizer")))
         self.control = ControlClient(
@@ -80,6 +82,7 @@ class App:
                 clock=clock,
                 idle_s=settings.upstream_idle_s,
                 connect_timeout_s=settings.connect_timeout_s,
+                engines=engines,
                 tokens=token_times,
                 ca=settings.upstream_ca,
             ),
@@ -91,7 +94,7 @@ class App:
             ids=Ids(),
             exchanges=set(),
             extra_headers=_cors(settings.cors_origin),
-            extra_lines=b"".join([b"\r\n" + line for line in _cors(settings.cors_origin)]),
+            last_lines=b"".join([b"\r\n" + line for line in _cors(settings.cors_origin)]) + b"\r\n\r\n",
             access=_access(settings, clock.now(), limits),
             credentials=_upstream_keys(settings),
         )

@@ -24,6 +24,7 @@ from dataplane.upstream import WRITE_BUFFER_BYTES_MAX, no_delay
 if TYPE_CHECKING:
     from dataplane.exchange import Exchange
     from dataplane.server import Server
+    from dataplane.usual import UsualExchange
 
 PENDING_BYTES_MAX = 256 * 1024
 LINGER_S = 2.0
@@ -62,6 +63,7 @@ class ClientConnection(asyncio.Protocol):
         "_streamable",
         "_was_keep_alive",
         "exchange",
+        "served_by",
         "stalled_since",
         "transport",
         "write",
@@ -72,6 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self.transport: asyncio.Transport | None = None
         self.exchange: Exchange | None = None
+        self.served_by: UsualExchange | None = None  # the last request: it serves the next one, too
         self.stalled_since = 0.0
         self._request = Request()
         self._body: list[bytes] = []
@@ -107,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         known = self._next
         sized = known.sized.get(len(data))
-        if sized is not None and data.startswith(sized[0]):
+        if sized is not None and sized[0] <= data < sized[3]:
             self._next = NO_HEAD
             self._server.handle_known(self, known.request(data[sized[1] :], sized[2]))
             return
@@ -129,7 +132,7 @@ class ClientConnection(asyncio.Protocol):
             found = self._server.heads.find(data)
             if found is not None:
                 self._known = found
-                _, start, forwarded = found.sized[len(data)]
+                _, start, forwarded, _ = found.sized[len(data)]
                 self._server.handle_known(self, found.request(data[start:], forwarded))
                 return
             parser = self._parser
@@ -144,6 +147,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._next = NO_HEAD
+        self.served_by = None
         self.transport = None
         self._server.connections.discard(self)
         self._stream = None

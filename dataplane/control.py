@@ -22,11 +22,12 @@ import msgspec
 from contract.frames import VERSION as LINE_VERSION
 from contract.routing import VERSION as PACKED_VERSION
 from contract.routing import Answer, Asked, Ended, Said, pack, unpack_answers
-from dataplane import line, messages
+from dataplane import line, messages, rows
 from dataplane.fallback import Fleet
 from dataplane.line import Line
 from dataplane.metrics import Metrics
 from dataplane.planes import SILENT_S, Plane, Planes
+from dataplane.rows import AskedRow, Chains, EndedRow, RequestRow
 from dataplane.token_times import TokenTimes
 from dataplane.watching import Credentials, Watching
 from proto import routing_pb2 as pb
@@ -55,7 +56,7 @@ REPORT_DELAY_S = 0.005
 Take = Callable[[Answer | None], None]
 
 _Call = grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch]
-_Waiting = tuple[Take, float, Asked]
+_Waiting = tuple[Take, float, Asked | AskedRow]
 
 
 class ControlClient:
@@ -91,16 +92,18 @@ class ControlClient:
         self._queue_timeout_s = queue_timeout_s
         self.connected = False
         """Decisions come from a control plane, or will in a moment: it is being changed."""
+        self.taken_at = 0.0
+        """When the answers came that are being handed out."""
         self._ids = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}  # asked when, in that order
         self._queued: dict[int, _Waiting] = {}  # waiting for room since when, in that order
         self._timer: asyncio.TimerHandle | None = None
         self._missed_in_a_row = 0
         self._probe_at = 0.0
-        self._questions: list[Asked] = []
+        self._questions: list[Asked | AskedRow] = []
         self._first_bytes: list[tuple[int, float]] = []
         self._cancels: list[int] = []
-        self._outcomes: deque[Ended] = deque()
+        self._outcomes: deque[Ended | EndedRow] = deque()
         self._outcomes_max = outcomes_max
         self._due = asyncio.Event()  # a message is to leave, by the writer
         self._leaving = False  # one leaves with this turn of the loop, without it
@@ -127,16 +130,30 @@ class ControlClient:
             take(None)
             return 0
         question_id = asked.question_id = next(self._ids)
-        self._waiting[question_id] = (take, now, asked)
+        self._gather(question_id, (take, now, asked))
+        return question_id
+
+    def ask_usual(self, wanted: RequestRow, chains: Chains, take: Take, now: float) -> int:
+        """The same of a usual question, where `connected`."""
+        if self._missed_in_a_row and self._silent(now):
+            take(None)
+            return 0
+        question_id = next(self._ids)
+        asked = (question_id, wanted, chains)
+        self._gather(question_id, (take, now, asked))
+        return question_id
+
+    def _gather(self, question_id: int, waiting: _Waiting) -> None:
+        self._waiting[question_id] = waiting
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
         questions = self._questions
-        questions.append(asked)
+        questions.append(waiting[2])
         if not self._unanswered or len(questions) >= GATHERED_MAX:
-            self._send_soon()
+            if not self._leaving:
+                self._send_soon()
         elif self._hold_timer is None:
             self._hold_timer = self._loop.call_later(HOLD_S_MAX, self._on_hold)
-        return question_id
 
     def cancel(self, question_id: int) -> None:
         """The asker has gone: no answer is wanted, and what was reserved for it is released."""
@@ -152,7 +169,7 @@ class ControlClient:
             self._first_bytes.append((decision_id, ttft_s))
             self._report_soon()
 
-    def report(self, ended: Ended) -> None:
+    def report(self, ended: Ended | EndedRow) -> None:
         """Sent now or, up to the bound, when the control plane is back; the oldest go first."""
         if len(self._outcomes) >= self._outcomes_max:
             self._outcomes.popleft()
@@ -290,9 +307,9 @@ class ControlClient:
 
     async def _say_farewell(self, call: _Call) -> None:
         """All that is known by now, and that nobody waits here for what was asked: it is asked again elsewhere."""
-        unsent = {asked.question_id for asked in self._questions}
+        unsent = {rows.asked(asked).question_id for asked in self._questions}
         self._cancels += [question_id for question_id in (*self._waiting, *self._queued) if question_id not in unsent]
-        said = Said([], self._first_bytes, list(self._outcomes), self._cancels)
+        said = Said([], self._first_bytes, list(self._outcomes), self._cancels)  # type: ignore[arg-type]
         self._first_bytes, self._cancels = [], []
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
@@ -308,7 +325,7 @@ class ControlClient:
         self._queued.clear()
         self._questions, self._first_bytes, self._cancels = [], [], []
         for question_id, (take, asked_at, question) in asked:
-            if question.request.exclude:  # endpoints by the former one's numbers
+            if rows.asked(question).request.exclude:  # endpoints by the former one's numbers
                 _tell_none(take)
             else:
                 self._waiting[question_id] = (take, asked_at, question)
@@ -359,7 +376,7 @@ class ControlClient:
         """What ended while the control plane was away: claimed, so that its outcome finds a reservation to release."""
         return [
             pb.Held(decision_id=ended.decision_id, url=ended.url, input_tokens=ended.input_tokens, first_byte_seen=True)
-            for ended in self._outcomes
+            for ended in map(rows.ended, self._outcomes)
             if ended.decision_id
         ]
 
@@ -392,7 +409,7 @@ class ControlClient:
         if self._line is not None:
             await self._line.send(pack(said))
         else:
-            await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(said))
+            await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(rows.said(said)))
 
     def _send_soon(self) -> None:
         """With what else this turn of the loop brings. A line that has room takes it without the writer, whose wake-up costs as
@@ -415,7 +432,7 @@ class ControlClient:
         """All that is to be said, once."""
         self._unanswered += len(self._questions)
         ages = self._tokens.told(self._fleet.numbers) if self._questions and self._packs else []
-        said = Said(self._questions, self._first_bytes, list(self._outcomes), self._cancels, ages)
+        said = Said(self._questions, self._first_bytes, list(self._outcomes), self._cancels, ages)  # type: ignore[arg-type]
         self._questions, self._first_bytes, self._cancels = [], [], []
         self._outcomes.clear()
         return said
@@ -437,7 +454,7 @@ class ControlClient:
     # --- answers ---
 
     def _take(self, answers: list[Answer]) -> None:
-        now = self._clock.now()
+        now = self.taken_at = self._clock.now()
         self._missed_in_a_row = 0
         # Answers of questions that waited for room were counted with their notice: never below zero.
         self._unanswered = max(0, self._unanswered - len(answers))
@@ -495,7 +512,7 @@ class ControlClient:
     def _withdraw(self, question_id: int) -> None:
         """A question that has not left is taken back: in one message with its cancel it would be decided behind it."""
         for index, question in enumerate(self._questions):
-            if question.question_id == question_id:
+            if rows.asked(question).question_id == question_id:
                 del self._questions[index]
                 return
         self._send_cancel(question_id)

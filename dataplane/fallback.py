@@ -6,9 +6,9 @@ unavailable ones are the last resort: a wrong guess costs one retry, a refusal c
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable
 
+from dataplane.engines import Engines
 from proto import routing_pb2 as pb
 
 FAILED_SKIP_S = 2.0
@@ -16,14 +16,14 @@ FAILED_SKIP_S = 2.0
 
 
 class Fleet:
-    """What this process knows of the fleet without asking."""
+    """What this process knows of the fleet without asking. engines: whose requests under way it counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, engines: Engines | None = None) -> None:
+        self.engines = Engines() if engines is None else engines
         self.view: pb.FleetView | None = None
         self.models: dict[str, pb.ModelView] = {}
         self.warm = False  # the control plane that is connected now knows its fleet
         self.stuck: frozenset[str] = frozenset()  # URLs where nothing moves, as the last view says
-        self.active: defaultdict[str, int] = defaultdict(int)
         self.numbers: dict[str, int] = {}  # of endpoints, by URL
         self.wants_token_ages = False
         self._by_model: dict[str, list[pb.EndpointView]] = {}
@@ -66,16 +66,18 @@ class Fleet:
         """An endpoint is available that was not tried."""
         return any(endpoint.available and endpoint.url not in tried for endpoint in self._by_model.get(model, ()))
 
+    @property
+    def active(self) -> dict[str, int]:
+        """Requests under way by URL, where there are any."""
+        return {url: engine.active for url, engine in self.engines.items() if engine.active}
+
     def began(self, url: str) -> None:
-        self.active[url] += 1
+        self.engines[url].active += 1
 
     def ended(self, url: str) -> None:
-        left = self.active[url] - 1
-        assert left >= 0, f"{url}: {left} requests active"
-        if left:
-            self.active[url] = left
-        else:
-            del self.active[url]
+        engine = self.engines[url]
+        engine.active -= 1
+        assert engine.active >= 0, f"{url}: {engine.active} requests active"
 
     def failed(self, url: str, now: float) -> None:
         """This endpoint broke a request."""

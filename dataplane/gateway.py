@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from dataplane.access import Access
@@ -12,6 +12,7 @@ from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
 from dataplane.credentials import UpstreamKeys
 from dataplane.fallback import Fleet
+from dataplane.headers import DecisionLine
 from dataplane.metrics import Metrics
 from dataplane.prompt_process import PromptProcess
 from dataplane.prompts import Prompts
@@ -23,6 +24,7 @@ from runtime.clock import Clock
 
 if TYPE_CHECKING:
     from dataplane.hedge import Hedges
+    from dataplane.usual import UsualExchange
 
 
 class Client(Protocol):
@@ -30,6 +32,7 @@ class Client(Protocol):
 
     stalled_since: float  # 0: it reads
     write: Callable[[bytes], None]
+    served_by: UsualExchange | None
 
     def finished(self, *, close: bool) -> None:
         """The response is complete."""
@@ -65,7 +68,8 @@ class Gateway:
     ids: Ids
     exchanges: set[Holding]
     extra_headers: tuple[bytes, ...] = ()
-    extra_lines: bytes = b""  # the same, each behind its CRLF
+    last_lines: bytes = b"\r\n\r\n"  # the same, each behind its CRLF, and the end of a head
+    decision_line: DecisionLine = field(default_factory=DecisionLine)
     draining: bool = False
     hedges: Hedges | None = None
     access: Access | None = None  # None: whoever reaches the port may call

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from dataplane.http1 import HOP_BY_HOP, Request, plain_head
+from dataplane.http1 import HOP_BY_HOP, Request, behind, plain_head
 from dataplane.openai import Kind, classify
 
 HEADS_MAX = 4096
@@ -37,16 +37,16 @@ _OUT_OF_THE_ORDINARY = (HOP_BY_HOP - {b"connection"}) | {
 class KnownHead:
     """A head that was seen before, but for its Content-Length.
 
-    sized: by the size of the whole request the head, its length, and what goes to an engine around the Host's value then. A
-    head and the size of what follows it allow one Content-Length only, so a read of that size that begins with that head is a
-    whole request.
+    sized: by the size of the whole request the head, its length, what goes to an engine around the Host's value then, and what
+    is `behind` the head. A head and the size of what follows it allow one Content-Length only, so a read of that size that
+    begins with that head is a whole request.
     """
 
     __slots__ = ("_request", "sized")
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self.sized: dict[int, tuple[bytes, int, tuple[bytes, bytes]]] = {}
+        self.sized: dict[int, tuple[bytes, int, tuple[bytes, bytes], bytes]] = {}
 
     def request(self, body: bytes, forwarded: tuple[bytes, bytes]) -> Request:
         """With that body. forwarded: of `sized`."""
@@ -57,8 +57,8 @@ class KnownHead:
 
     def add(self, head: bytes, length: bytes, size: int) -> None:
         """length: the digits in the head; size: of head and body."""
-        before, behind = plain_head(self._request)
-        self.sized[size] = head, len(head), (before, behind + b"\r\ncontent-length: %d" % int(length))
+        before, after = plain_head(self._request)
+        self.sized[size] = head, len(head), (before, after + b"\r\ncontent-length: %d" % int(length)), behind(head)
 
 
 NO_HEAD = KnownHead(Request())

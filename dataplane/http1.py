@@ -295,14 +295,20 @@ EVENT_END = b"\n\n\r\n"
 """Of a chunk that ends as an event of a stream does."""
 
 
+def behind(opening: bytes) -> bytes:
+    """opening: ends with LF. What comes behind all that begins with it: bytes between the two begin with it, which two
+    comparisons tell in half the time of `startswith`."""
+    return opening[:-1] + b"\v"
+
+
 def _openings() -> list[tuple[bytes, bytes]]:
-    """By the length of a chunk, framing included: its size line, and what comes behind all that begins with it. Bytes between
-    the two begin with that line, at a fifth of the cost of `startswith`. Where no chunk is as long, nothing lies between."""
+    """By the length of a chunk, framing included: its size line, and what is `behind` it. Where no chunk is as long, nothing
+    lies between."""
     found = [(b"", b"")] * USUAL_BYTES_MAX
     for size in range(1, USUAL_BYTES_MAX):
         line = b"%x\r\n" % size
         if len(line) + size + 2 < USUAL_BYTES_MAX:
-            found[len(line) + size + 2] = line, line[:-1] + b"\v"
+            found[len(line) + size + 2] = line, behind(line)
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -100,7 +100,26 @@ class Ask(msgspec.Struct, frozen=True):
     streams: bool = False
     max_tokens: int = 0
     cache_salt: str = ""
-    readable: bool = True  # a JSON body; others are routed without a chain
+    readable: ClassVar[bool] = True
+
+
+class FormAsk(Ask, frozen=True):
+    """Of a body that is no JSON: it is routed without a chain."""
+
+    readable: ClassVar[bool] = False
+
+
+_Limit = Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
+
+
+class _Usual(Ask, frozen=True, gc=False, rename={"streams": "stream"}):
+    """A body whose fields are what they should be."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=MODEL_BYTES_MAX)]
+    streams: bool = False  # named again: only a class's own fields are renamed
+    max_tokens: _Limit = 0
+    max_completion_tokens: _Limit = 0
+    max_output_tokens: _Limit = 0
 
 
 class _Body(msgspec.Struct, gc=False):
@@ -113,6 +132,7 @@ class _Body(msgspec.Struct, gc=False):
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_decode_usual = msgspec.json.Decoder(_Usual).decode
 _decode_all = msgspec.json.Decoder().decode
 
 
@@ -122,7 +142,7 @@ def read_ask(request: Request, body_bytes_max: int) -> Ask | ApiError:
     if request.get(b"content-encoding") and (refusal := encoding.decode(request, body_bytes_max)) is not None:
         return refusal
     if content_type.startswith(b"multipart/"):
-        return Ask(multipart_model(request.body), readable=False)
+        return FormAsk(multipart_model(request.body))
     return read_json(request.body, request.path)
 
 
@@ -145,6 +165,21 @@ def read_json(body: bytes, path: str) -> Ask | ApiError:
         return _not_json(body, error)
     limit = fields.max_completion_tokens or fields.max_tokens or fields.max_output_tokens
     return _ask(path, fields.model, fields.stream, limit, fields.cache_salt)
+
+
+def read_usual_json(body: bytes) -> Ask | None:
+    """What `read_json` makes of a body with a model, whose fields are of the right types, in half the time; None: it may be
+    another, or none."""
+    if not body.isascii() and _not_utf8(body) is not None:
+        return None
+    try:
+        ask = _decode_usual(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if ask.max_completion_tokens or ask.max_output_tokens:
+        limit = ask.max_completion_tokens or ask.max_tokens or ask.max_output_tokens
+        return Ask(ask.model, ask.streams, limit, ask.cache_salt)
+    return ask
 
 
 def read_whole_json(body: bytes, path: str) -> tuple[Ask, dict[str, Any]] | None:

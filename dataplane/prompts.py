@@ -89,10 +89,10 @@ LOADING = Prompt("loading")
 
 def skipped(body_bytes: int) -> Prompt:
     """Of a policy that looks at no prompt: an estimate of its tokens."""
-    return _SKIPPED.get(body_bytes) or Prompt("skipped", body_bytes // blocks.TEXT_CHARS_PER_TOKEN)
+    return SKIPPED.get(body_bytes) or Prompt("skipped", body_bytes // blocks.TEXT_CHARS_PER_TOKEN)
 
 
-_SKIPPED = {size: Prompt("skipped", size // blocks.TEXT_CHARS_PER_TOKEN) for size in range(4096)}
+SKIPPED = {size: Prompt("skipped", size // blocks.TEXT_CHARS_PER_TOKEN) for size in range(4096)}
 """Of small bodies, made once."""
 
 

@@ -126,8 +126,13 @@ class Server:
         concurrency = self._concurrency
         if self.short_ways and concurrency.in_flight < concurrency.requests_max:
             concurrency.in_flight += 1
-            exchange = connection.exchange = UsualExchange(self.gateway, connection, request)
-            exchange.start()
+            exchange = connection.served_by
+            if exchange is None:
+                exchange = UsualExchange(self.gateway, connection)
+            else:
+                connection.served_by = None
+            connection.exchange = exchange
+            exchange.begin(request)
         else:
             self.handle(connection, request)
 

@@ -20,7 +20,7 @@ class Ids:
     A random number for each would cost four times as much.
     """
 
-    __slots__ = ("_at", "_lines", "_names", "_ready")
+    __slots__ = ("_at", "_lines", "_names", "ready")
 
     def __init__(self) -> None:
         process = f"{random.getrandbits(64) | 1:016x}"
@@ -29,24 +29,26 @@ class Ids:
         self._names = "\0".join([process + span for span in spans])
         lines = [lines_of((process + span).encode(), begun_with(process + span, span)) for span in spans]
         self._lines = b"\0".join(lines)
-        self._ready: list[tuple[str, bytes]] = []
+        self.ready: list[tuple[str, bytes]] = []
+        """What `begin` gives next, last first."""
 
     def next(self) -> str:
         return self.begin()[0]
 
     def begin(self) -> tuple[str, bytes]:
         """A name, and the header lines of it and of the trace that begins under it, as `lines_of` writes them."""
-        ready = self._ready
+        ready = self.ready
         if not ready:
-            self._fill()
+            self.fill()
         return ready.pop()
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Make more of them."""
         self._at = (self._at + _STEP) & _MASK or _STEP  # a span of zeros is none
         digits = f"{self._at:014x}"
         names = self._names.replace(_PLACE, digits).split("\0")
         lines = self._lines.replace(_PLACE.encode(), digits.encode()).split(b"\0")
-        self._ready += zip(names, lines, strict=True)
+        self.ready += zip(names, lines, strict=True)
 
 
 def begun(name: str) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
+from dataplane.engines import Engines
 from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, whole_events
 from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
@@ -28,14 +29,14 @@ WHOLE_HEAD_BYTES_MAX = 2048
 _PORTS = {"http": 80, "https": 443}
 
 
-class WholeHeads(dict[int, tuple[bytes, int, bytes]]):
-    """Of answers that came whole in one read, by their size: the head, how long it is, and as it is passed on.
+class WholeHeads(dict[int, tuple[bytes, int, bytes, bytes]]):
+    """Of answers that came whole in one read, by their size: the head, how long it is, as it is passed on, what is `behind` it.
 
     Engines of one kind send the same head again and again, but for its Content-Length and its date: an answer of a size seen
     before that begins with the head seen then is as long as its head says.
     """
 
-    def add(self, size: int, head: tuple[bytes, int, bytes]) -> None:
+    def add(self, size: int, head: tuple[bytes, int, bytes, bytes]) -> None:
         if len(self) >= WHOLE_HEADS_MAX:
             self.clear()
         if head[1] <= WHOLE_HEAD_BYTES_MAX:
@@ -66,11 +67,25 @@ class UpstreamConnection(asyncio.Protocol):
     passing: set while a read that is events of a stream, each in a chunk of its own, need not be shown to the owner.
     """
 
-    __slots__ = ("_pool", "heads", "host", "idle_since", "owner", "passing", "reused", "tokens", "transport", "url")
+    __slots__ = (
+        "_pool",
+        "engine",
+        "heads",
+        "host",
+        "idle_since",
+        "owner",
+        "passing",
+        "reused",
+        "tokens",
+        "transport",
+        "url",
+        "write",
+    )
 
     def __init__(self, pool: UpstreamPool, url: str) -> None:
         self._pool = pool
         self.url = url
+        self.engine = pool.engines[url]
         self.host = pool.host(url)
         self.heads = pool.heads
         self.tokens = pool.tokens
@@ -82,6 +97,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop registers no subclass
+        self.write: Callable[[bytes], None] = self.transport.write
         no_delay(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -147,22 +163,30 @@ class UpstreamPool:
     """Idle connections by base URL, newest first."""
 
     def __init__(
-        self, *, clock: Clock, idle_s: float, connect_timeout_s: float, tokens: TokenTimes | None = None, ca: str = ""
+        self,
+        *,
+        clock: Clock,
+        idle_s: float,
+        connect_timeout_s: float,
+        engines: Engines | None = None,
+        tokens: TokenTimes | None = None,
+        ca: str = "",
     ) -> None:
-        """tokens: who is told of the reads of streams; ca: authority of engines with https URLs; "": the system's. TlsError."""
+        """engines: where idle connections are kept; tokens: who is told of the reads of streams; ca: authority of engines with
+        https URLs; "": the system's. TlsError."""
+        self.engines = Engines() if engines is None else engines
         self.tokens = tokens or TokenTimes(clock.now)
+        self.idle_s = idle_s
         self._clock = clock
-        self._idle_s = idle_s
         self._connect_timeout_s = connect_timeout_s
         self._tls = client_context(ca) if ca else None
-        self._idle: dict[str, list[UpstreamConnection]] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, tuple[str, int, bytes]] = {}
         self.heads = WholeHeads()
 
     @property
     def idle(self) -> int:
-        return sum(map(len, self._idle.values()))
+        return sum(len(engine.idle) for engine in self.engines.values())
 
     def host(self, url: str) -> bytes:
         """The Host header of a base URL."""
@@ -170,12 +194,12 @@ class UpstreamPool:
 
     def take(self, url: str, now: float) -> UpstreamConnection | None:
         """An idle connection that is still young; older ones are closed."""
-        idle = self._idle.get(url)
+        idle = self.engines[url].idle
         if not idle:
             return None
         connection = idle.pop()
         transport = connection.transport
-        if transport is not None and now - connection.idle_since <= self._idle_s and not transport.is_closing():
+        if transport is not None and now - connection.idle_since <= self.idle_s and not transport.is_closing():
             connection.reused = True
             return connection
         idle.append(connection)
@@ -185,10 +209,8 @@ class UpstreamPool:
     def give(self, connection: UpstreamConnection, now: float) -> None:
         """Back, its response read to the end."""
         connection.owner = connection.passing = None
-        idle = self._idle.get(connection.url)
-        if idle is None:
-            idle = self._idle[connection.url] = []
-        transport = connection.transport
+        engine = connection.engine = self.engines[connection.url]  # it may have been forgotten while this one was made
+        idle, transport = engine.idle, connection.transport
         if transport is None or len(idle) >= IDLE_PER_ENDPOINT_MAX or transport.is_closing():
             connection.abort()
             return
@@ -203,27 +225,26 @@ class UpstreamPool:
 
     def sweep(self) -> None:
         """Close what has been idle for too long."""
-        oldest = self._clock.now() - self._idle_s
-        for url, idle in list(self._idle.items()):
+        oldest = self._clock.now() - self.idle_s
+        for engine in self.engines.values():
+            idle = engine.idle
             if idle and idle[0].idle_since < oldest:
                 self._close([connection for connection in idle if connection.idle_since < oldest])
-                self._idle[url] = [connection for connection in idle if connection.idle_since >= oldest]
-            if not self._idle[url]:
-                del self._idle[url]
+                engine.idle = [connection for connection in idle if connection.idle_since >= oldest]
+        self.engines.sweep()
 
     def forget(self, connection: UpstreamConnection) -> None:
         """It closed."""
-        idle = self._idle.get(connection.url)
-        if idle and connection in idle:
+        idle = connection.engine.idle
+        if connection in idle:
             idle.remove(connection)
 
     def close(self) -> None:
         """Everything idle, and connects under way."""
         for task in self._connecting:
             task.cancel()
-        for idle in self._idle.values():
-            self._close(idle)
-        self._idle.clear()
+        for engine in self.engines.values():
+            self._close(engine.idle)
 
     async def _connect(self, url: str, done: Callable[[UpstreamConnection | Exception], None]) -> None:
         try:

@@ -11,95 +11,141 @@ It is chosen by the server, for processes without keys, credentials and hedging,
 from __future__ import annotations
 
 from contract.outcome import End
-from contract.routing import Answer, Asked, Ended
-from contract.routing import Request as Wanted
+from contract.routing import Answer
 from dataplane import preparing
 from dataplane.admission import RETRY_TOKENS_MAX
 from dataplane.attempt import Attempt
-from dataplane.errors import ApiError
 from dataplane.exchange import Exchange, State
-from dataplane.headers import place
-from dataplane.http1 import FramingError, parse_response_head
-from dataplane.openai import PROMPT_PATHS, Ask, read_json, read_whole_json
+from dataplane.gateway import Client, Gateway
+from dataplane.headers import LAST_BITS, LAST_DIGITS, matched
+from dataplane.http1 import FramingError, Request, behind, parse_response_head
+from dataplane.openai import PROMPT_PATHS, Ask, read_usual_json, read_whole_json
 from dataplane.preparing import QUICK_BYTES_MAX
-from dataplane.prompts import PREDICTING, Prompt, skipped
+from dataplane.prompts import PREDICTING, SKIPPED, UNREAD, Prompt, skipped
+from dataplane.served import NOT_READ
 from dataplane.sse import read_usual
+from dataplane.upstream import IDLE_PER_ENDPOINT_MAX
 
 _PREPARING, _ASKING, _, _WAITING, _RELAYING, _DONE = State
 _COMPLETE = int(End.COMPLETE)
+_LAST_MASK = (1 << LAST_BITS) - 1
+_NOTHING = Request()
 
 
 class UsualExchange(Exchange):
-    """An exchange that takes the short way as long as there is one."""
+    """An exchange that takes the short way as long as there is one.
+
+    One that took it to the end serves its connection's next request, too: `begin` finds everything as `__init__` left it.
+    """
 
     __slots__ = ()
 
-    def start(self) -> None:
-        gateway, request = self._gateway, self._request
-        body, path = request.body, request.path
-        ask: Ask | ApiError | None
-        wanted = gateway.prompts.wanted
-        if wanted and len(body) <= QUICK_BYTES_MAX:
+    def __init__(self, gateway: Gateway, client: Client) -> None:
+        self._gateway = gateway
+        self._client = client
+        self._request = _NOTHING
+        self._permit = None
+        self._now = gateway.clock.now
+        self._ask = NOT_READ
+        self._prompt = UNREAD
+        self._targets = ()
+        self._closes = False
+        self._relay = None
+        self._state = _DONE
+        self._question_id = 0
+        self._attempt = None
+        self._rival = None
+        self._failure = None
+        self._spare = None
+
+    def begin(self, request: Request) -> None:
+        """Serve it. Its head is known."""
+        gateway = self._gateway
+        self._request = request
+        self._started_at = self._now()
+        names = gateway.ids.ready
+        if not names:
+            gateway.ids.fill()
+        self._request_name, self._ids = names.pop()
+        self._state = _PREPARING
+        body, path, wanted = request.body, request.path, gateway.prompts.wanted
+        ask: Ask | None
+        fields = None
+        if not wanted:
+            ask = read_usual_json(body)
+        elif len(body) <= QUICK_BYTES_MAX:
             ask, fields = read_whole_json(body, path) or (None, None)
         else:
-            ask, fields = read_json(body, path), None
-        if ask is None or isinstance(ask, ApiError) or not ask.model:
-            super().start()
+            ask = None
+        if ask is None or not ask.model:
+            self.start()
             return
         gateway.exchanges.add(self)
         budget = gateway.budget
         if budget.tokens < RETRY_TOKENS_MAX:
             budget.earn()
         self._ask = ask
-        if wanted or path not in PROMPT_PATHS or ask.model not in gateway.fleet.models:
+        model = gateway.fleet.models.get(ask.model)
+        if model is None or path not in PROMPT_PATHS:
             preparing.prepare(gateway, request, ask, self._prepared, fields)
+        elif wanted:
+            prompts = gateway.prompts
+            prompt = prompts.prepare(path, ask, body, prompts.plan(ask.model, model), fields)
+            now = self._now()
+            gateway.metrics.prompt.observe(now - self._started_at)
+            self._ask_about(prompt, now)
         else:
-            self._prepared(skipped(len(body)))
+            self._ask_about(SKIPPED.get(len(body)) or skipped(len(body)), self._started_at)
 
     def _prepared(self, prompt: Prompt) -> None:
+        if self._state is _PREPARING:
+            self._ask_about(prompt, self._now())
+
+    def _ask_about(self, prompt: Prompt, now: float) -> None:
         gateway = self._gateway
         control = gateway.control
-        if self._state is not _PREPARING or not control.connected:
+        if not control.connected:
             super()._prepared(prompt)
             return
         gateway.metrics.prompts[prompt.kind].count += 1
         self._prompt = prompt
         self._state = _ASKING
-        ask = self._ask
-        wanted = Wanted(
-            model=ask.model,
-            input_tokens=prompt.input_tokens,
-            exact_tokens=prompt.kind == "tokens",
-            max_tokens=ask.max_tokens,
-            request_id=self._request_name,
-            streams=ask.streams,
-        )
-        # Reading a prompt takes time; where none was read it is still the time of the beginning.
-        now = self._now() if gateway.prompts.wanted else self._started_at
-        self._question_id = control.ask(Asked(0, wanted, prompt.chains), self._decided, now)
+        ask, kind = self._ask, prompt.kind
+        self._question_id = control.ask_usual(
+            (
+                ask.model, prompt.input_tokens, kind == "tokens", ask.max_tokens, "", 0, 0.0, (), "", self._request_name, 0,
+                ask.streams,
+            ),
+            prompt.chains,
+            self._decided,
+            now,
+        )  # fmt: skip
 
     def _decided(self, answer: Answer | None) -> None:
-        request = self._request
         if answer is None or answer.refusal is not None or answer.rank >= 0 or self._state is not _ASKING or self._targets:
             super()._decided(answer)
             return
-        gateway, url = self._gateway, answer.url
-        now = self._now()
-        connection = gateway.pool.take(url, now)
-        if connection is None:
+        gateway = self._gateway
+        pool, now = gateway.pool, gateway.control.taken_at
+        engine = pool.engines[answer.url]
+        idle = engine.idle
+        if not idle or now - idle[-1].idle_since > pool.idle_s:
             super()._decided(answer)
             return
+        # It may be closing in this very turn: then it breaks before a response byte, which is repaired.
+        connection = idle.pop()
+        connection.reused = True
+        engine.active += 1
         self._question_id = 0
         gateway.metrics.by_control.count += 1
         self._targets = (answer,)
-        gateway.fleet.active[url] += 1
         self._attempt = Attempt(answer, now, now, connection)
         self._state = _WAITING
         connection.owner = self
+        request = self._request
         assert request.forwarded is not None
-        assert connection.transport is not None
-        before, behind = request.forwarded
-        connection.transport.write(b"".join((before, connection.host, behind, self._ids, b"\r\n\r\n", request.body)))
+        before, after = request.forwarded
+        connection.write(b"".join((before, connection.host, after, self._ids, b"\r\n\r\n", request.body)))
 
     def upstream_data(self, data: bytes) -> None:
         if self._relay is None:
@@ -128,62 +174,72 @@ class UsualExchange(Exchange):
         if client.stalled_since or gateway.draining or not control.connected:
             return False
         known = connection.heads.get(len(data))
-        if known is not None and data.startswith(known[0]):
-            _, start, passed_on = known
+        if known is not None and known[0] <= data < known[3]:
+            _, start, passed_on, _ = known
         else:
             found = whole_head(data)
             if found is None:
                 return False
             connection.heads.add(len(data), found)
-            _, start, passed_on = found
+            _, start, passed_on, _ = found
         body = data[start:]
         tokens = read_usual(body)
         if tokens is None:
             return False
-        target = attempt.target
-        decision_id, url = target.decision_id, target.url
-        if self._prompt.kind in PREDICTING:
-            about = b"\r\nx-headway-decision: %016x\r\nx-headway-matched-tokens: %d" % (decision_id, target.matched_tokens)
-        else:
-            about = b"\r\nx-headway-decision: %016x" % decision_id
-        where = place(target.worker, target.policy, 1)
-        client.write(b"".join((passed_on, self._ids, where, about, gateway.extra_lines, b"\r\n\r\n", body)))
+        target, engine, line = attempt.target, connection.engine, gateway.decision_line
+        decision_id = target.decision_id
+        above = decision_id >> LAST_BITS
+        if above != line.above:
+            line.move(above)
+        client.write(
+            b"".join(
+                (
+                    passed_on,
+                    self._ids,
+                    engine.lines(target.worker, target.policy),
+                    line.begins,
+                    LAST_DIGITS[decision_id & _LAST_MASK],
+                    matched(target.matched_tokens) if self._prompt.kind in PREDICTING else b"",
+                    gateway.last_lines,
+                    body,
+                )
+            )
+        )
         now = self._now()
         metrics = gateway.metrics
         metrics.good[self._request.path].count += 1
         metrics.complete.count += 1
         metrics.e2e.observe(now - self._started_at)
-        if client.stalled_since:
+        connection.owner = None
+        idle = engine.idle
+        if client.stalled_since or len(idle) >= IDLE_PER_ENDPOINT_MAX:
             connection.resume()  # it was told to wait amid the write, and is another request's from here on
-        gateway.pool.give(connection, now)
-        active = gateway.fleet.active
-        if active[url] > 1:
-            active[url] -= 1
+            gateway.pool.give(connection, now)
         else:
-            gateway.fleet.ended(url)
+            connection.idle_since = now
+            idle.append(connection)
+        engine.active -= 1
         prompt_tokens, output_tokens, cached_tokens = tokens
         control.report(
-            Ended(
-                decision_id=decision_id,
-                end=_COMPLETE,
-                http_status=200,
-                e2e_s=now - attempt.sent_at,
-                output_tokens=output_tokens,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=cached_tokens,
-                request_id=self._request_name,
+            (
+                decision_id, _COMPLETE, 200, -1.0, now - attempt.sent_at, output_tokens, prompt_tokens, cached_tokens,
+                False, -1.0, self._request_name,
             )
-        )
+        )  # fmt: skip
         self._attempt = None
+        self._targets = ()
+        self._request = _NOTHING
         self._state = _DONE
         gateway.exchanges.discard(self)
         gateway.concurrency.in_flight -= 1
+        client.served_by = self
         client.answered(now)
         return True
 
 
-def whole_head(data: bytes) -> tuple[bytes, int, bytes] | None:
-    """Of a usual answer that came in one read: its head, how long that is, and as it is passed on. None: it is none."""
+def whole_head(data: bytes) -> tuple[bytes, int, bytes, bytes] | None:
+    """Of a usual answer that came in one read: its head, how long that is, as it is passed on, what is `behind` it. None: it is
+    none."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -193,4 +249,4 @@ def whole_head(data: bytes) -> tuple[bytes, int, bytes] | None:
         return None
     if not head.is_plain or len(data) != end + 4 + head.length or not head.keep_alive or head.has_request_id:
         return None
-    return data[: end + 4], end + 4, head.passed_on
+    return data[: end + 4], end + 4, head.passed_on, behind(data[: end + 4])

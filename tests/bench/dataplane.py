@@ -22,6 +22,7 @@ from typing import Any, cast
 import uvloop
 
 from contract.routing import Answer, pack, unpack_answers
+from dataplane import rows
 from dataplane.app import App
 from dataplane.connection import ClientConnection
 from dataplane.fallback import static_view
@@ -109,7 +110,7 @@ class _Bench:
             self._count("request read and asked about", client.data_received, self._requests[self._asked % BODIES])
         said = control._gathered()
         self._count("questions and outcomes packed", pack, said)
-        packed = pack([_answer(asked.question_id) for asked in said.questions])
+        packed = pack([_answer(rows.asked(asked).question_id) for asked in said.questions])
         answers = self._count("decisions unpacked", unpack_answers, packed)
         self._count("decisions taken, requests sent", control._take, answers)
         for engine in [_engine(client) for client in self._clients]:

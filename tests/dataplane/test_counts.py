@@ -61,7 +61,7 @@ def test_names_differ_and_their_lines_say_them() -> None:
 def test_remembered_heads_of_answers_are_bounded_in_number_and_size() -> None:
     heads = WholeHeads()
     for size in range(WHOLE_HEADS_MAX + 10):
-        heads.add(size, (b"head", 4, b"head"))
-    heads.add(-1, (b"", WHOLE_HEAD_BYTES_MAX + 1, b""))
+        heads.add(size, (b"head", 4, b"head", b"hebe"))
+    heads.add(-1, (b"", WHOLE_HEAD_BYTES_MAX + 1, b"", b""))
     assert 0 < len(heads) <= WHOLE_HEADS_MAX
     assert -1 not in heads

@@ -16,7 +16,7 @@ from dataplane.errors import ApiError, from_refusal
 from dataplane.fallback import FAILED_SKIP_S, Fleet, static_view
 from dataplane.http1 import Request
 from dataplane.metrics import Metrics
-from dataplane.openai import Ask, Kind, classify, read_ask, read_json, read_whole_json
+from dataplane.openai import Ask, FormAsk, Kind, classify, read_ask, read_json, read_usual_json, read_whole_json
 from dataplane.relay import Relay
 from dataplane.report import outcome
 from dataplane.settings import Settings
@@ -103,7 +103,7 @@ def test_the_model_of_a_multipart_body_is_found_at_either_end() -> None:
     filler = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"\0" * 200_000 + b"\r\n"
     for body in (part + filler, filler + part + b"--b--\r\n"):
         request = posted(b"content-type", b"multipart/form-data; boundary=b", body)
-        assert read_ask(request, 1000) == Ask("whisper", readable=False)
+        assert read_ask(request, 1000) == FormAsk("whisper")
 
 
 def test_compressed_bodies_are_refused_in_words() -> None:
@@ -296,3 +296,24 @@ def test_a_body_that_is_read_whole_says_the_same(body: bytes, path: str) -> None
     asked = read_json(body, path)
     assert (whole is None) == isinstance(asked, ApiError)
     assert whole is None or whole == (asked, json.loads(body))
+    usual = read_usual_json(body)
+    if usual is not None:
+        assert isinstance(asked, Ask)
+        assert (usual.model, usual.streams, usual.max_tokens, usual.cache_salt) == (
+            asked.model,
+            asked.streams,
+            asked.max_tokens,
+            asked.cache_salt,
+        )
+
+
+@pytest.mark.parametrize(
+    "limit", [{}, {"max_tokens": 5}, {"max_tokens": 5, "max_completion_tokens": 6}, {"max_output_tokens": 7}]
+)
+def test_a_usual_body_is_read_in_one_go(limit: dict[str, int]) -> None:
+    body = json.dumps({"model": "m", "stream": True, "cache_salt": "s", "messages": [], **limit}).encode()
+    usual = read_usual_json(body)
+    assert usual is not None
+    assert usual.readable
+    assert (usual.model, usual.streams, usual.cache_salt) == ("m", True, "s")
+    assert usual.max_tokens == (limit.get("max_completion_tokens") or next(iter(limit.values()), 0))

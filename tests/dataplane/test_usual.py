@@ -19,6 +19,7 @@ from dataplane import connection, preparing, sse
 from dataplane.control import Take
 from dataplane.prompts import UNREAD, Prompt
 from dataplane.relay import Relay
+from dataplane.rows import Chains, RequestRow
 from dataplane.usual import UsualExchange, whole_head
 from tests.dataplane.client import Client, Response, Truncated, chat, request
 from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
@@ -244,21 +245,26 @@ async def test_a_question_is_asked_when_its_prompt_is_read_not_when_its_request_
     control.serve("m", backend.url)
     proxy = await start_proxy(control=control)
     clock, loop, late_s = proxy.app.gateway.clock, asyncio.get_running_loop(), []
-    ask = proxy.app.control.ask
+    ask, ask_usual = proxy.app.control.ask, proxy.app.control.ask_usual
 
     def asked(question: Asked, take: Take, now: float) -> int:
         late_s.append(clock.now() - now)
         return ask(question, take, now)
+
+    def asked_usual(wanted: RequestRow, chains: Chains, take: Take, now: float) -> int:
+        late_s.append(clock.now() - now)
+        return ask_usual(wanted, chains, take, now)
 
     def prepare(gateway: Any, request: Any, ask: Any, done: Callable[[Prompt], None], fields: Any = None) -> None:
         loop.call_later(0.2, done, UNREAD)
 
     # The real one is asked, and watched; reading a prompt takes as long as it never would here.
     monkeypatch.setattr(proxy.app.control, "ask", asked)
+    monkeypatch.setattr(proxy.app.control, "ask_usual", asked_usual)
     monkeypatch.setattr(preparing, "prepare", prepare)
     client = await Client.connect(proxy.port)
     for _ in range(3):
-        await client.send(request(chat()))
+        await client.send(request(chat("x" * preparing.QUICK_BYTES_MAX)))
         assert (await client.read()).status == 200
     client.close()
     assert len(late_s) == 3

@@ -1,0 +1,42 @@
+"""What this process knows of each base URL that it sends requests to: one look-up a request finds all of it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dataplane.headers import place
+
+if TYPE_CHECKING:
+    from dataplane.upstream import UpstreamConnection
+
+
+class Engine:
+    """One base URL. idle: connections that wait for a request, newest last; active: requests under way there."""
+
+    __slots__ = ("_lines", "_policy", "_worker", "active", "idle")
+
+    def __init__(self) -> None:
+        self.idle: list[UpstreamConnection] = []
+        self.active = 0
+        self._worker = self._policy = ""
+        self._lines = place("", "", 1)
+
+    def lines(self, worker: str, policy: str) -> bytes:
+        """Header lines of a first attempt, as `headers.place` writes them: the same ones follow each other."""
+        if worker != self._worker or policy != self._policy:
+            self._lines = place(worker, policy, 1)
+            self._worker, self._policy = worker, policy
+        return self._lines
+
+
+class Engines(dict[str, Engine]):
+    """By base URL; one that is not there yet is made."""
+
+    def __missing__(self, url: str) -> Engine:
+        engine = self[url] = Engine()
+        return engine
+
+    def sweep(self) -> None:
+        """Forget where nothing is left: engines come and go."""
+        for url in [url for url, engine in self.items() if not engine.idle and not engine.active]:
+            del self[url]
