@@ -6,7 +6,8 @@
 
 engine_metrics   the Prometheus page to one row of figures (pure)
 engine_info      the discovery answers to who the engine is and where its events are (pure)
-engine_client    the HTTP shell of the two above: one keep-alive connection, named time limits
+engine_client    the HTTP shell of the two above: named time limits
+kept_connection  its way to what is asked ten times a second: one connection, few calls
 kv_events        one event payload to typed events, both wire generations (pure)
 sequence         one rank's numbering: gaps, replay, a new incarnation (pure)
 block_set        engine hash to block hash, ranks and tiers (pure)

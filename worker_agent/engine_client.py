@@ -1,12 +1,18 @@
-"""The HTTP shell: asks one engine over kept-alive connections, and says in three words what went wrong."""
+"""The HTTP shell: asks one engine over kept-alive connections, and says in three words what went wrong.
+
+What is asked again and again, /metrics and /health, goes a short way; what is asked when an engine is found, and an answer that
+sends elsewhere, aiohttp's.
+"""
 
 from __future__ import annotations
 
 from types import TracebackType
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from runtime.tls import client_context
+from worker_agent.kept_connection import KeptConnection, NoConnection
 
 SCRAPE_TIMEOUT_S = 15.0
 """A saturated API server answers /metrics in seconds (4.3 s seen): only well beyond that is it silent."""
@@ -43,12 +49,25 @@ class EngineClient:
 
     def __init__(self, url: str, *, api_key: str = "", ca: str = "") -> None:
         self.url = url
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        parts = urlsplit(url)
+        context = client_context(ca) if parts.scheme == "https" else None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=4, keepalive_timeout=IDLE_CONNECTION_S_MAX, ssl=client_context(ca) if ca else True
+                limit=4, keepalive_timeout=IDLE_CONNECTION_S_MAX, ssl=context if context is not None and ca else True
             ),
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers=headers,
         )
+        self._kept: KeptConnection | None = None
+        if parts.username is None:
+            self._kept = KeptConnection(
+                url,
+                headers=headers,
+                context=context,
+                connect_s=CONNECT_TIMEOUT_S,
+                idle_s_max=IDLE_CONNECTION_S_MAX,
+                body_max=BODY_BYTES_MAX,
+            )
 
     async def __aenter__(self) -> EngineClient:
         return self
@@ -56,11 +75,13 @@ class EngineClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._kept is not None:
+            self._kept.close()
         await self._session.close()
 
     async def metrics(self) -> bytes:
         """The Prometheus page. EngineError."""
-        return await self._get("/metrics", SCRAPE_TIMEOUT_S)
+        return await self._get_quickly("/metrics", SCRAPE_TIMEOUT_S)
 
     async def models(self) -> bytes:
         """`/v1/models`. EngineError."""
@@ -77,7 +98,7 @@ class EngineClient:
     async def healthy(self) -> bool:
         """Whether /health says 200. Refused, Silent."""
         try:
-            await self._get("/health", HEALTH_TIMEOUT_S)
+            await self._get_quickly("/health", HEALTH_TIMEOUT_S)
         except BadStatus as answer:
             return answer.status < 500
         return True
@@ -87,6 +108,23 @@ class EngineClient:
             return await self._get(path, DISCOVERY_TIMEOUT_S)
         except BadStatus:
             return b""
+
+    async def _get_quickly(self, path: str, timeout_s: float) -> bytes:
+        if self._kept is None:
+            return await self._get(path, timeout_s)
+        try:
+            status, body = await self._kept.get(path, timeout_s)
+        except TimeoutError as error:
+            raise Silent(f"{path}: no answer in {timeout_s:g} s") from error
+        except NoConnection as error:  # even a saturated server's kernel accepts connections
+            raise Refused(f"{path}: {error}") from error
+        except OSError as error:
+            raise Refused(f"{path}: {error or type(error).__name__}") from error
+        if status == 200:
+            return body
+        if 300 <= status < 400:
+            return await self._get(path, timeout_s)
+        raise BadStatus(path, status)
 
     async def _get(self, path: str, timeout_s: float) -> bytes:
         try:
