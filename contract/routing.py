@@ -9,6 +9,8 @@ end and have defaults, so that either side may be the newer one; any other chang
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 VERSION = 1
@@ -92,12 +94,15 @@ class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     refusal: Refusal | None = None
 
 
+Placement = tuple[int, int, int, str, str, int, str]
+"""The same as far as a placed question needs it: question_id, decision_id, endpoint, url, worker, matched_tokens, policy."""
+
 _encoder = msgspec.msgpack.Encoder()
 _said = msgspec.msgpack.Decoder(Said)
 _answers = msgspec.msgpack.Decoder(list[Answer])
 
 
-def pack(value: Said | list[Answer]) -> bytes:
+def pack(value: Said | Sequence[Answer | Placement]) -> bytes:
     """The content of a `packed` field."""
     return _encoder.encode(value)
 

@@ -176,12 +176,12 @@ class Breaker:
             return False
         return self._state is _OPEN
 
-    def good(self, second: int) -> None:
-        """As `ended` of a complete response, where it is closed. second: the whole part of now."""
+    def good(self, second: int, count: int = 1) -> None:
+        """As `ended` of so many complete responses, where it is closed. second: the whole part of now."""
         latest = self._latest
         if latest[0] != second:
             latest = self._bucket(second)
-        latest[1] += 1
+        latest[1] += count
         if self._consecutive or self._opened:
             self._consecutive = self._opened = 0
 

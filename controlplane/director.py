@@ -198,7 +198,7 @@ class Director:
             self._predicted.forecaster.foresee(())
         return answers
 
-    def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[routing.Answer]:
+    def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[routing.Answer | routing.Placement]:
         """As `ask_all`, from packed questions to packed answers."""
         questions = [(one.question_id, packed.readable(one)) for one in asked]
         results = self.ask_all(questions, now, owner=owner)

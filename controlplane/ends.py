@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from contract.features import prefill_work
+from contract.keyspace import WorkerRecord
 from contract.outcome import END_NAMES, End, Outcome
 from controlplane.breaker import FAILURES
 from controlplane.endpoint import Endpoint
 from controlplane.ledger import Ledger, Reservation
 from controlplane.outcome_record import fallback_outcome, request_outcome
 from controlplane.predictor import Sample
-from controlplane.question import Decision, Ended
+from controlplane.question import Decided, Ended
 from controlplane.rankers import Ranker
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
@@ -63,7 +64,7 @@ class Ends:
         self._index = index
         self._self_check = self_check
         self._rankers = rankers
-        self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+        self._samples: deque[tuple[Decided, float, WorkerRecord]] = deque(maxlen=SAMPLES_MAX)
         self.tally = tally
         self.thinning = thinning
         self._record = record
@@ -80,19 +81,19 @@ class Ends:
         endpoint.breaker.first_byte(now, decision_id)
         endpoint.standing = None  # what was learned of its rates below shows from the next decision on
         if reservation.decision is not None:
-            row = reservation.decision.candidate
+            decision = reservation.decision
             endpoint.rates.first_byte(
                 ttft_s,
                 work=prefill_work(reservation.uncached_tokens, reservation.pairs),
                 service_s=reservation.service_s,
-                tokens_ahead=row.uncached_tokens + row.prefill_tokens,
-                queued_for_a_seat=0 < row.seats <= row.active,
+                tokens_ahead=decision.tokens_ahead,
+                queued_for_a_seat=decision.seat_awaited,
             )
-            tokens = endpoint.rates.expected_tokens(row.max_tokens)
+            tokens = endpoint.rates.expected_tokens(decision.request.max_tokens)
             if tokens and endpoint.clock.step_s:
                 self._ledger.seated(reservation, endpoint.clock.at(now) + tokens)
             if self._rankers:
-                self._samples.append(Sample(row, ttft_s, endpoint.record))
+                self._samples.append((decision, ttft_s, endpoint.record))
 
     def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
         """As `ended` for each, in their order."""
@@ -132,14 +133,14 @@ class Ends:
             endpoint.failures += 1
         self._count_end(endpoint.record.worker, ended.end)
 
-    def _learn(self, endpoint: Endpoint, decision: Decision | None, ended: Ended) -> None:
+    def _learn(self, endpoint: Endpoint, decision: Decided | None, ended: Ended) -> None:
         """From its times, and from what the engine found in its cache."""
         complete = ended.end == _COMPLETE
         endpoint.standing = None
         if ended.itl_s > 0:
             endpoint.rates.gap(ended.itl_s)
         if complete and ended.ttft_s > 0:
-            bound = 0 if decision is None else decision.candidate.max_tokens
+            bound = 0 if decision is None else decision.request.max_tokens
             endpoint.rates.held(ended.e2e_s - ended.ttft_s, tokens=ended.output_tokens, max_tokens=bound)
         if decision is None or not complete or ended.cached_tokens < 0 or not decision.checkable:
             return
@@ -149,7 +150,7 @@ class Ends:
             endpoint.name, endpoint.record.epoch, decision.request.model, decision.expected_tokens, ended.cached_tokens
         )
 
-    def _note_answer(self, endpoint: Endpoint, decision: Decision, ended: Ended, now: float) -> None:
+    def _note_answer(self, endpoint: Endpoint, decision: Decided, ended: Ended, now: float) -> None:
         """What the engine now holds of the answer, before it says so: all but the last token, which it never computed."""
         if ended.end != _COMPLETE:
             return
@@ -194,7 +195,15 @@ class Ends:
         """The rankers, in batches, off the decisions' path: one call of the model for all first tokens since the last tick."""
         if not self._samples:
             return
-        samples = [sample for sample in self._samples if sample.current]
+        most = SAMPLES_IDLE_MAX if in_use is None else SAMPLES_MAX
+        samples: list[Sample] = []
+        for decision, ttft_s, record in reversed(self._samples):  # rows are made of those alone that are looked at
+            sample = Sample(decision.candidate, ttft_s, record)
+            if sample.current:
+                samples.append(sample)
+                if len(samples) == most:
+                    break
+        samples.reverse()
         self._samples.clear()
         for ranker in self._rankers:
             ranker.learn(samples if ranker is in_use else samples[-SAMPLES_IDLE_MAX:])

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Callable
+from math import inf
 from operator import attrgetter
+from typing import ClassVar
 
 import msgspec
+from msgspec.structs import replace
 
 from controlplane.endpoint import Candidate, Endpoint, Standing
+from controlplane.ledger import Reservation
 from controlplane.profiles import Profile
-from controlplane.question import Decision, Ended, Request, Shed
+from controlplane.question import Decided, Ended, Request, Shed, in_words
 from controlplane.rankers import Ranking
+from controlplane.row import Row
 
 DECISIONS_MAX = 8_192
 ROWS_MAX = 131_072
@@ -34,7 +40,7 @@ class Trace(msgspec.Struct, gc=False):
     request: Request
     rows: tuple[Candidate, ...]
     absent: Absent
-    result: Decision | Shed
+    result: Decided | Shed
     ranking: Ranking | None = None
 
     @property
@@ -47,22 +53,137 @@ class Trace(msgspec.Struct, gc=False):
         return None if isinstance(self.result, Shed) else self.result.ended
 
 
-class Placed(Decision, gc=False, kw_only=True):
-    """A usual decision with what it was made of: standings of all candidates, and the tokens that matched by slot."""
+class Moment:
+    """What usual decisions of one message and one model have in common: the endpoints as they were before the first of them."""
 
-    profile: Profile
-    rows: tuple[Standing, ...]
-    token_ats: tuple[float, ...]
-    matched: dict[int, int]
-    absent: Absent
+    __slots__ = ("absent", "block_size", "decided_at", "now", "profile", "standings", "token_ats")
+
+    def __init__(
+        self,
+        now: float,
+        decided_at: float,
+        profile: Profile,
+        standings: tuple[Standing, ...],
+        token_ats: tuple[float, ...],
+        block_size: int,
+        absent: Absent,
+    ) -> None:
+        """decided_at: `now` as Unix time; token_ats: see Candidate; block_size: of all of them."""
+        self.now, self.decided_at, self.profile = now, decided_at, profile
+        self.standings, self.token_ats, self.block_size, self.absent = standings, token_ats, block_size, absent
+
+
+class Placed(Reservation, gc=False, eq=False):
+    """A usual decision, and its reservation. Of what a `Decision` says it holds no more than does not follow from its `moment`
+    and from the decisions of that moment `before` it: who asks gets rows made of these, the same that a `Decision` has."""
+
+    request: Request
+    matches: dict[int, int]  # slot -> blocks, as the index found them
+    last_block: int
+    tokens_ahead: int
+    row: Row
+    moment: Moment
+    before: Placed | None
+    ended: Ended | None = None
+
+    claimed_tokens: ClassVar[int] = 0
+    predicted_ttft_s: ClassVar[float] = 0.0
+    predicted_p90_s: ClassVar[float] = 0.0
+    model_id: ClassVar[str] = ""
+
+    @property  # type: ignore[misc]  # the field of the ledger's own stays empty: it is one itself
+    def decision(self) -> Decided:  # type: ignore[override]
+        return self
+
+    @property
+    def at(self) -> int:
+        """Its endpoint's place among those of the moment."""
+        return self.row.at
+
+    @property
+    def decided_at(self) -> float:
+        return self.moment.decided_at
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        return self.moment.standings
+
+    @property
+    def policy(self) -> str:
+        return self.moment.profile.name
+
+    @property
+    def candidates(self) -> int:
+        return len(self.moment.standings)
+
+    @property
+    def checkable(self) -> bool:
+        return self.request.exact_tokens
+
+    @property
+    def expected_tokens(self) -> int:
+        return self.input_tokens - self.uncached_tokens
+
+    @property
+    def seat_awaited(self) -> bool:
+        """A moment ends where the last seat is taken."""
+        there = self.moment.standings[self.at]
+        return 0 < there.seats <= there.active
+
+    @property
+    def candidate(self) -> Candidate:
+        there = self.moment.standings[self.at]
+        for one in self._those_before():
+            if one.at == self.at:
+                there = _with(there, one)
+        return self._row(there, self.at)
+
+    @property
+    def reason(self) -> str:
+        return in_words(self.candidate)
 
     def trace(self) -> Trace:
-        row, tokens = self.candidate, self.request.input_tokens
-        rows = []
-        for standing, token_at in zip(self.rows, self.token_ats, strict=True):
-            there = self.matched.get(standing.slot, 0)
-            rows.append(Candidate(standing, tokens, there, tokens - there, row.max_tokens, row.now, True, token_at))
-        return Trace(self.decision_id, self.decided_at, self.profile, self.request, tuple(rows), self.absent, self)
+        standings = list(self.moment.standings)
+        for one in self._those_before():
+            standings[one.at] = _with(standings[one.at], one)
+        rows = tuple(self._row(there, at) for at, there in enumerate(standings))
+        moment = self.moment
+        return Trace(self.decision_id, moment.decided_at, moment.profile, self.request, rows, moment.absent, self)
+
+    def _those_before(self) -> list[Placed]:
+        """Of its moment, in their order."""
+        those, one = [], self.before
+        while one is not None:
+            those.append(one)
+            one = one.before
+        those.reverse()
+        return those
+
+    def _row(self, there: Standing, at: int) -> Candidate:
+        moment, tokens = self.moment, self.input_tokens
+        whole = max(0, tokens - 1) // moment.block_size
+        matched = min(self.matches.get(there.slot, 0), whole) * moment.block_size
+        token_at = moment.token_ats[at]
+        return Candidate(there, tokens, matched, tokens - matched, self.request.max_tokens, moment.now, True, token_at)
+
+
+def _with(there: Standing, placed: Placed) -> Standing:
+    """With one more, where there is a seat for it."""
+    first, active = there.queued_since == inf, there.active + 1
+    return replace(
+        there,
+        active=active,
+        no_first_byte=there.no_first_byte + 1,
+        prefill_tokens=there.prefill_tokens + placed.uncached_tokens,
+        prefill_pairs=there.prefill_pairs + placed.pairs,
+        queued_since=placed.reserved_at if first else there.queued_since,
+        moved_at=placed.reserved_at if there.moved_at == inf else there.moved_at,
+        head_tokens=placed.uncached_tokens if first else there.head_tokens,
+        head_input_tokens=placed.input_tokens if first else there.head_input_tokens,
+        context_tokens=there.context_tokens + placed.input_tokens,
+        batch=max(active, there.running + there.waiting),
+        packed=b"",
+    )
 
 
 class DecisionRing:
@@ -78,17 +199,22 @@ class DecisionRing:
 
     def add(self, entry: Trace | Placed) -> None:
         """Of a number above all before it."""
-        if self._rows >= 0 or len(entry.rows) > self._rows_few:
-            self._make_room(len(entry.rows))
+        rows = _rows(entry)
+        if self._rows >= 0 or rows > self._rows_few:
+            self._make_room(rows)
         self._entries.append(entry)
+
+    def adder(self, rows: int) -> Callable[[Trace | Placed], None]:
+        """`add` of entries that have so many rows each, until one is added otherwise."""
+        return self.add if self._rows >= 0 or rows > self._rows_few else self._entries.append
 
     def _make_room(self, rows: int) -> None:
         entries = self._entries
         if self._rows < 0:
-            self._rows = sum(len(entry.rows) for entry in entries)
+            self._rows = sum(_rows(entry) for entry in entries)
         self._rows += rows
         while entries and (len(entries) == entries.maxlen or self._rows > self._rows_max):
-            self._rows -= len(entries.popleft().rows)
+            self._rows -= _rows(entries.popleft())
 
     def get(self, decision_id: int) -> Trace | None:
         """decision_id 0: the latest. None: never made, or forgotten since."""
@@ -98,3 +224,7 @@ class DecisionRing:
             return None
         entry = entries[at]
         return entry.trace() if isinstance(entry, Placed) else entry
+
+
+def _rows(entry: Trace | Placed) -> int:
+    return entry.candidates if isinstance(entry, Placed) else len(entry.rows)

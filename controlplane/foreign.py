@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from controlplane.ledger import Load, Reservation, attention_pairs
+from controlplane.ledger import Load, Reservation, Reserved, attention_pairs
 from controlplane.queue_plan import PLAYED_MAX
 
 
@@ -80,7 +80,7 @@ def _alike(part: Part) -> list[Reservation]:
 
 
 def _waiting(uncached: int, tokens: int, pairs: float) -> Reservation:
-    return Reservation(0, "", "", 0, uncached, tokens, 0.0, None, _NOWHERE, pairs)
+    return Reserved(0, "", "", 0, uncached, tokens, 0.0, None, _NOWHERE, pairs)
 
 
 _NOWHERE = Load()

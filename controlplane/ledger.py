@@ -12,7 +12,7 @@ serves under that URL.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,13 +20,15 @@ import msgspec
 
 if TYPE_CHECKING:
     from controlplane.foreign import Foreign
-    from controlplane.question import Decision
+    from controlplane.question import Decided
     from controlplane.queue_plan import Plan
 
 GRACE_S_MAX = 10.0
 """How long the reservations of a broken stream wait for their process to come back."""
 UNARY_S_MAX = 600.0
 """A reservation made through the unary call and never reported expires after this."""
+STAMP = 1 << 40
+"""Between two stamps: more than changes that are counted one by one."""
 RESERVATION_S_MAX = 4 * 3600.0
 """Any reservation: above every total timeout, so that a forgotten one cannot weigh for good."""
 
@@ -53,6 +55,8 @@ class Load:
 
 
 class Reservation(msgspec.Struct, gc=False, eq=False):
+    """What is in flight, as the ledger counts it."""
+
     decision_id: int
     url: str  # where it is counted: `Endpoint.place`
     owner: str
@@ -60,12 +64,20 @@ class Reservation(msgspec.Struct, gc=False, eq=False):
     uncached_tokens: int
     input_tokens: int
     reserved_at: float
-    decision: Decision | None  # None where it was rebuilt from a claim
+    decision: Decided | None  # None where it was rebuilt from a claim
     load: Load  # of its endpoint, which stays while anything is active there
     pairs: float  # attention pairs of its prefill
+    first_byte_seen: bool
+    ends_at: float  # the decode step its answer is expected to end at; 0: not known
+    service_s: float  # of the time to its first byte, what did not pass behind others' first bytes
+
+
+class Reserved(Reservation, gc=False, eq=False):
+    """One made by the ledger. (A usual decision is one itself: explain.Placed.)"""
+
     first_byte_seen: bool = False
-    ends_at: float = 0.0  # the decode step its answer is expected to end at; 0: not known
-    service_s: float = 0.0  # of the time to its first byte, what did not pass behind others' first bytes
+    ends_at: float = 0.0
+    service_s: float = 0.0
 
 
 def attention_pairs(uncached_tokens: int, input_tokens: int) -> float:
@@ -98,6 +110,7 @@ class Ledger:
         self.reservations: dict[int, Reservation] = {}
         """By decision, oldest first; changed here alone."""
         self._owners: dict[str, _Owner] = {}
+        self._stamped = 0
 
     def __len__(self) -> int:
         return len(self.reservations)
@@ -127,6 +140,22 @@ class Ledger:
         held = [] if state is None else [one.decision_id for one in state.held.values()]
         return [reservation for decision_id in held if (reservation := self.release(decision_id, now)) is not None]
 
+    def held(self, owner: str) -> dict[int, Reservation]:
+        """What this process holds, by question."""
+        return self._owner(owner).held
+
+    def hold(self, reservation: Reservation) -> None:
+        """It is its owner's, in place of the one that its question was given before, if any."""
+        held, question_id = self._owner(reservation.owner).held, reservation.question_id
+        if question_id in held:
+            _lose_question(held, question_id)
+        held[question_id] = reservation
+
+    def stamp(self) -> int:
+        """For `changes` of a load, where many changes count as one: no other value of any, before or after."""
+        self._stamped += STAMP
+        return self._stamped
+
     def forget(self, url: str) -> None:
         """Drops the load of an endpoint that is no longer known, unless something is still active there."""
         load = self._loads.get(url)
@@ -143,10 +172,10 @@ class Ledger:
         now: float,
         owner: str = "",
         question_id: int = 0,
-        decision: Decision | None = None,
+        decision: Decided | None = None,
     ) -> Reservation:
         assert decision_id not in self.reservations, f"decision {decision_id} reserved twice"
-        reservation = Reservation(
+        reservation = Reserved(
             decision_id,
             url,
             owner,
@@ -181,11 +210,7 @@ class Ledger:
         load.prefill_pairs += reservation.pairs
         load.context_tokens += reservation.input_tokens
         if reservation.owner:
-            owner = self._owners.get(reservation.owner) or self._owner(reservation.owner)
-            held, question_id = owner.held, reservation.question_id
-            if question_id in held:
-                _lose_question(held, question_id)
-            held[question_id] = reservation
+            self.hold(reservation)
 
     def first_byte(self, decision_id: int, now: float) -> Reservation | None:
         """Refunds the prefill tokens. None: no such reservation, or it was seen before."""
@@ -232,6 +257,30 @@ class Ledger:
         owner = self._owners.get(reservation.owner)
         if owner is not None:
             owner.held.pop(reservation.question_id, None)
+
+    def drop_all(self, ended: Sequence[Reservation], now: float) -> None:
+        """As `drop` for each, at a fraction of its price."""
+        reservations, stamp = self.reservations, self.stamp()
+        name = ""
+        held: dict[int, Reservation] = {}
+        for one in ended:
+            decision_id, load = one.decision_id, one.load
+            del reservations[decision_id]
+            if not one.first_byte_seen:
+                load.no_first_byte -= 1
+                load.prefill_tokens -= one.uncached_tokens
+                load.prefill_pairs -= one.pairs
+                del load.queue[decision_id]
+            load.active -= 1
+            load.context_tokens -= one.input_tokens
+            load.moved_at, load.changes, load.plan = now, stamp, None
+            if one.ends_at:
+                del load.ends[bisect_left(load.ends, one.ends_at)]
+            if one.owner is not name:
+                name = one.owner
+                held = self._owners[name].held if name in self._owners else {}
+            held.pop(one.question_id, None)
+            assert load.active >= 0, f"{one.url}: {load.active} active after a release"
 
     def cancel(self, owner: str, question_id: int, now: float) -> Reservation | None:
         """Releases whatever this question of this process was given. None: nothing."""

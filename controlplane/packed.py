@@ -18,6 +18,10 @@ CHAINS: dict[int, Callable[[bytes], Chain]] = {
 }
 """Bytes of a short chain -> what reads it."""
 
+CHAIN_BYTES = 8 * TUPLE_BLOCKS_MAX
+READERS = [CHAINS.get(length) for length in range(CHAIN_BYTES + 1)]
+"""The same by length; None: no chain is so long."""
+
 
 def question(asked: Asked) -> Question:
     """As the director wants it. ValueError: hashes that are not a multiple of 8 bytes."""

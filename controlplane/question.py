@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from array import array
 from enum import IntEnum
+from typing import Protocol
 
 import msgspec
 
 from contract.routing import Ended, Request
 from controlplane.endpoint import Candidate
 
-__all__ = ["Decision", "Ended", "Question", "Request", "Shed", "ShedReason"]
+__all__ = ["Decided", "Decision", "Ended", "Question", "Request", "Shed", "ShedReason"]
 
 
 class ShedReason(IntEnum):
@@ -56,15 +57,66 @@ class Decision(msgspec.Struct, gc=False):
     ended: Ended | None = None  # how its request ended
 
     @property
+    def tokens_ahead(self) -> int:
+        """Uncached ones queued there before it, and its own."""
+        return self.candidate.uncached_tokens + self.candidate.prefill_tokens
+
+    @property
+    def seat_awaited(self) -> bool:
+        """Whether all seats there were taken."""
+        return 0 < self.candidate.seats <= self.candidate.active
+
+    @property
     def reason(self) -> str:
         """What decided it, in a few words; made when somebody asks."""
-        row = self.candidate
-        there = f"{row.matched_tokens} of {row.input_tokens} tokens cached, {row.batch} requests there"
+        there = in_words(self.candidate)
         if self.fell_back:
             return f"not by prediction ({self.fell_back}): {there}"
         if self.predicted_ttft_s:
             return f"first token in {self.predicted_ttft_s:.3g} s, p90 {self.predicted_p90_s:.3g} s: {there}"
         return there
+
+
+def in_words(row: Candidate) -> str:
+    """What was there."""
+    return f"{row.matched_tokens} of {row.input_tokens} tokens cached, {row.batch} requests there"
+
+
+class Decided(Protocol):
+    """What is asked of a decision later: of a `Decision`, or of a usual one (explain.Placed)."""
+
+    ended: Ended | None
+
+    @property
+    def decision_id(self) -> int: ...
+    @property
+    def request(self) -> Request: ...
+    @property
+    def candidate(self) -> Candidate: ...
+    @property
+    def expected_tokens(self) -> int: ...
+    @property
+    def checkable(self) -> bool: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def candidates(self) -> int: ...
+    @property
+    def claimed_tokens(self) -> int: ...
+    @property
+    def last_block(self) -> int: ...
+    @property
+    def predicted_ttft_s(self) -> float: ...
+    @property
+    def predicted_p90_s(self) -> float: ...
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def tokens_ahead(self) -> int: ...
+    @property
+    def seat_awaited(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
 
 
 class Shed(msgspec.Struct, frozen=True, gc=False):

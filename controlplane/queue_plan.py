@@ -133,5 +133,5 @@ class Plan:
         self._played += 1
         self._steps += 1.0
         decision = reservation.decision
-        tokens = self._expected(0 if decision is None else decision.candidate.max_tokens)
+        tokens = self._expected(0 if decision is None else decision.request.max_tokens)
         heappush(self._ends, self._steps + (tokens or self._answer_tokens))

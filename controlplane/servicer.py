@@ -20,7 +20,7 @@ import grpc
 
 from contract.frames import VERSION as LINE_VERSION
 from contract.routing import VERSION as PACKED_VERSION
-from contract.routing import Said, pack, unpack_said
+from contract.routing import Answer, Said, pack, unpack_said
 from controlplane import packed, wire
 from controlplane.director import Director
 from controlplane.explain import DecisionRing
@@ -172,7 +172,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         answers = self._director.answer_all(said.questions, now, owner=stream.owner)
         self._cancel_asked(said, stream, now)
         if not stream.queue_notices:
-            answers = [answer for answer in answers if not answer.queued]
+            answers = [answer for answer in answers if not (isinstance(answer, Answer) and answer.queued)]
         return pack(answers) if answers else b""
 
     def _answer_plain(self, said: Said, stream: _Stream) -> list[Result]:

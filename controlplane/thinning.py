@@ -24,6 +24,18 @@ class Thinning:
         self._at = 0.0
         self.left_out = 0
 
+    def takes_of(self, count: int, now: float) -> int:
+        """Of so many of one moment, how many are written: the first of them."""
+        if not self._per_s:
+            return count
+        if now > self._at:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+            self._at = now
+        taken = min(count, int(self._tokens))
+        self._tokens -= taken
+        self.left_out += count - taken
+        return taken
+
     def takes(self, now: float) -> bool:
         """Whether one more is written now."""
         if not self._per_s:

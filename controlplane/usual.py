@@ -4,8 +4,9 @@ request without bounds of its own; an answer that came whole.
 Whatever is not usual goes to the director, before anything was done about it here. A test holds both ways against each other:
 the same answers, loads, guesses, outcomes and explanations.
 
-What the questions of one message have in common is looked at once for all of them (`_Ready`): nothing comes between them but
-their own reservations, each of which changes one endpoint.
+What the questions of one message have in common is looked at once for all of them (`Moment`): nothing comes between them but
+their own reservations, each of which changes one endpoint, and that is added to its row. Of a decision no more is kept than
+what does not follow from its moment and from those before it (`Placed`).
 """
 
 from __future__ import annotations
@@ -13,49 +14,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from contract.blocks import unpack_hashes
-from contract.outcome import END_NAMES, End
-from contract.routing import Answer, Asked
-from controlplane.director import TOO_SHORT, Director
-from controlplane.endpoint import Candidate, Endpoint, Standing
+from contract.outcome import End
+from contract.routing import Answer, Asked, Placement
+from controlplane.director import Director
 from controlplane.ends import Ends
-from controlplane.explain import Absent, Placed
-from controlplane.ledger import Reservation
+from controlplane.explain import Moment, Placed
+from controlplane.lanes import ReadyLane, ReadyLanes
 from controlplane.outcome_record import request_outcome
-from controlplane.packed import CHAINS
-from controlplane.question import Ended, Request
-from controlplane.snapshot import Lane
+from controlplane.packed import CHAIN_BYTES, READERS
+from controlplane.question import Ended
+from controlplane.row import Row
 from controlplane.speculation import Chain
-from controlplane.tally import Cell
+
+TOGETHER_MAX = 64
+"""Questions of one moment. Who asks for the row of the last of them later adds up what the others had reserved."""
 
 _COMPLETE = End.COMPLETE
-_COMPLETE_NAME = END_NAMES[int(End.COMPLETE)]
 _NO_MATCH: dict[int, int] = {}
-_UNUSUAL = (False, None, _NO_MATCH, 0)
-Chains = Sequence[tuple[int, bytes]]
-
-
-class _Ready:
-    """A lane with what is asked of its endpoints again and again; as it is until the fleet or the policy changes."""
-
-    __slots__ = (
-        *("absent", "block_size", "cells", "changed", "positions", "rows"),
-        *("serving", "token_ats", "tokens_max", "urls", "workers"),
-    )
-
-    def __init__(self, lane: Lane, cells: list[Cell]) -> None:
-        self.serving = lane.serving
-        self.positions = {endpoint.slot: at for at, endpoint in enumerate(lane.serving)}
-        self.urls = [endpoint.record.url for endpoint in lane.serving]
-        self.workers = [endpoint.record.worker for endpoint in lane.serving]
-        self.cells = cells
-        self.rows: list[Standing] = []
-        """What its endpoints are, but for"""
-        self.changed = -1
-        """the position where something was placed since."""
-        self.token_ats: tuple[float, ...] = ()
-        (self.block_size,) = lane.masks
-        self.tokens_max = lane.taken_by_all
-        self.absent: Absent = tuple((endpoint, endpoint.absence or TOO_SHORT) for endpoint in lane.absent)
+_NO_ROWS: list[Row] = []
 
 
 class UsualEnds(Ends):
@@ -63,173 +39,200 @@ class UsualEnds(Ends):
 
     def __init__(self, **parts: object) -> None:
         super().__init__(**parts)  # type: ignore[arg-type]  # as those of the director
-        self._complete: dict[Endpoint, Cell] = {}
+        self.lanes = ReadyLanes(self._snapshot, self.tally)
+        self.policy = ""
+        """In use: rows are those of one."""
 
     def ended_all(self, outcomes: Iterable[Ended], now: float) -> None:
-        ledger, by_url, thinning = self._ledger, self._snapshot.by_url, self.thinning
-        reservations, complete, second = ledger.reservations, self._complete, int(now)
+        self.lanes.look(self.policy)
+        reservations = self._ledger.reservations
+        well: list[Placed] = []  # those that took the short way
         for ended in outcomes:
-            reservation = reservations.get(ended.decision_id)
-            if reservation is None or ended.end != _COMPLETE:
-                self.ended(ended, now)
-                continue
-            decision, endpoint = reservation.decision, by_url.get(reservation.url)
-            if decision is None or endpoint is None or not endpoint.breaker.closed:
-                self.ended(ended, now)
-                continue
-            ledger.drop(reservation, now)
-            decision.ended = ended
-            endpoint.breaker.good(second)
-            if endpoint not in complete:
-                complete[endpoint] = self.tally.end(endpoint.record.worker, _COMPLETE_NAME)
-            complete[endpoint].count += 1
-            if ended.ttft_s > 0 or ended.itl_s > 0 or ended.cached_tokens >= 0:
-                self._learn(endpoint, decision, ended)
-            if decision.last_block and ended.output_tokens > 0:
-                self._note_answer(endpoint, decision, ended, now)
-            if thinning.takes(now):
-                at = reservation.reserved_at + self._unix_offset_s
-                self._record(request_outcome(reservation, ended, endpoint, decided_at=at))
+            placed = reservations.get(ended.decision_id)
+            if type(placed) is Placed and ended.end == _COMPLETE and placed.ended is None:
+                row = placed.row
+                if row.current and row.endpoint.breaker.closed:
+                    placed.ended = ended
+                    row.completed += 1
+                    if ended.ttft_s > 0 or ended.itl_s > 0 or ended.cached_tokens >= 0:
+                        self._learn(row.endpoint, placed, ended)
+                    if placed.last_block and ended.output_tokens > 0:
+                        self._note_answer(row.endpoint, placed, ended, now)
+                    well.append(placed)
+                    continue
+            if well:
+                self._close(well, now)
+                well = []
+            self.ended(ended, now)
+        if well:
+            self._close(well, now)
 
-    def forget(self, endpoint: Endpoint) -> None:
-        self._complete.pop(endpoint, None)
-        super().forget(endpoint)
+    def _close(self, well: Sequence[Placed], now: float) -> None:
+        """What complete ends of one moment have in common."""
+        self._ledger.drop_all(well, now)
+        second = int(now)
+        for placed in well:
+            row = placed.row
+            if completed := row.completed:
+                row.endpoint.breaker.good(second, completed)
+                row.complete.count += completed
+                row.completed = 0
+        for placed in well[: self.thinning.takes_of(len(well), now)]:
+            ended = placed.ended
+            assert ended is not None
+            at = placed.reserved_at + self._unix_offset_s
+            self._record(request_outcome(placed, ended, placed.row.endpoint, decided_at=at))
 
 
 class UsualDirector(Director):
     """A director that takes the short way as long as there is one."""
 
+    ends: UsualEnds
     _ends_kind = UsualEnds
 
-    def __init__(self, **parts: object) -> None:
-        self._ready: dict[str, _Ready] = {}
-        self._ready_for: tuple[int, str] | None = None
-        super().__init__(**parts)  # type: ignore[arg-type]  # as the director's own
+    def set_policy(self, name: str) -> None:
+        super().set_policy(name)
+        self.ends.policy = name
 
-    def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[Answer]:
-        profile = self._profile
-        choose, policy = profile.choose, profile.name
-        if choose is None:
+    def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[Answer | Placement]:
+        if self._profile.choose is None or not owner:
             return super().answer_all(asked, now, owner=owner)
-        if self._ready_for != (self._snapshot.version, policy):
-            self._prepare_anew()
-        ring, ledger = self._ring, self._ledger
-        decided_at = now + self._unix_offset_s
-        answers: list[Answer] = []
-        ready: _Ready | None = None  # for the question before, as far as that was usual
+        if len(asked) <= TOGETHER_MAX:
+            return self._answer_together(asked, now, owner)
+        answers: list[Answer | Placement] = []
+        for start in range(0, len(asked), TOGETHER_MAX):
+            answers += self._answer_together(asked[start : start + TOGETHER_MAX], now, owner)
+        return answers
+
+    def _answer_together(self, asked: Sequence[Asked], now: float, owner: str) -> list[Answer | Placement]:
+        profile, turn, index, ledger = self._profile, self._turn, self._index, self._ledger
+        choose, policy = profile.choose, profile.name
+        assert choose is not None
+        lanes = self.ends.lanes
+        lanes.look(policy)
+        reservations, held = ledger.reservations, ledger.held(owner)
+        answers: list[Answer | Placement] = []
+        keep, say = held.setdefault, answers.append
+        lane: ReadyLane | None = None  # of the question before, as far as that was usual
         model = ""
         input_tokens = matched_tokens = 0
+        decision_id = self._next_id
         for one in asked:
             request = one.request
-            if ready is None or request.model != model:
+            if lane is None or request.model != model:
                 model = request.model
-                ready = self._made_ready(model, now)
-            elif (changed := ready.changed) >= 0:
-                row = ready.rows[changed] = ready.serving[changed].stands(now)
-                if row.active > profile.active_max:
-                    ready = None
-            tokens, bound = request.input_tokens, request.max_tokens
-            hashes, matched, last_block = None, _NO_MATCH, 0
-            if ready is None or tokens + bound > ready.tokens_max or request.exclude or request.slo_ttft_ms:
+                lane = None if len(self._waiting) else lanes.lane(model)
+                begun = None if lane is None else lane.begin(profile, now, self._unix_offset_s)
+                if lane is not None and begun is not None:
+                    moment: Moment = begun
+                    rows, by_slot, block_size, tokens_max = lane.rows, lane.by_slot, lane.block_size, lane.tokens_max
+                    stamp = ledger.stamp()
+                    before: Placed | None = None
+                    remember = self._ring.adder(len(rows))
+                else:
+                    lane = None
+            tokens, chains = request.input_tokens, one.chains
+            usual = lane is not None and tokens + request.max_tokens <= tokens_max
+            if usual and (request.exclude or request.slo_ttft_ms):
                 usual = False
-            elif one.chains:
-                usual, hashes, matched, last_block = self._match(one.chains, request, ready)
-            else:
-                usual = True
-            if not usual or ready is None:
+            found, matched, last_block = _NO_MATCH, _NO_ROWS, 0
+            hashes: Chain | None = None
+            if chains and usual:
+                size, packed = chains[0]
+                length = len(packed)
+                read = READERS[length] if length <= CHAIN_BYTES else None if length % 8 else unpack_hashes
+                if size != block_size or read is None or len(chains) > 1:
+                    usual = False
+                else:
+                    hashes = read(packed)
+                    found = index.match(hashes)
+                    if found:
+                        if index.claims:
+                            usual = False  # it may be worth waiting
+                        else:  # an engine computes at least the last token of a prompt: that block never counts
+                            whole, matched = (tokens - 1) // block_size, []
+                            if whole > 0:
+                                for slot, blocks in found.items():
+                                    row = by_slot.get(slot)
+                                    if row is not None:
+                                        row.matched_tokens = (blocks if blocks < whole else whole) * block_size
+                                        matched.append(row)
+                    if request.exact_tokens and length == tokens // block_size * 8:
+                        last_block = hashes[-1]
+            if not usual:
+                self._next_id = decision_id
                 answers += super().answer_all((one,), now, owner=owner)
-                ready = None
+                decision_id = self._next_id
+                lane = None
                 continue
-            row = choose(ready.rows, matched, tokens, model, self._turn)
-            slot, endpoint = row.slot, row.endpoint
-            at, load = ready.positions[slot], endpoint.load
-            there = matched.get(slot, 0) if matched else 0
-            uncached = tokens - there
-            decision_id = self._next_id
-            self._next_id = decision_id + 1
-            placed = Placed(
+            row = choose(rows, matched, tokens, model, turn)
+            there = uncached = tokens
+            if matched:
+                there = row.matched_tokens
+                matched_tokens += there
+                uncached = tokens - there
+                for other in matched:
+                    other.matched_tokens = 0
+            else:
+                there = 0
+            ahead, pairs = row.prefill_tokens + uncached, uncached * (tokens + tokens - uncached) / 2
+            load, question_id, url = row.load, one.question_id, row.url
+            before = Placed(
                 decision_id,
-                decided_at,
+                url,
+                owner,
+                question_id,
+                uncached,
+                tokens,
+                now,
+                None,
+                load,
+                pairs,
+                False,
+                0.0,
+                0.0,
                 request,
-                Candidate(row, tokens, there, uncached, bound, now, True, load.token_at),
-                there,
-                request.exact_tokens,
-                policy,
-                len(ready.rows),
-                0,
+                found,
                 last_block,
-                profile=profile,
-                rows=tuple(ready.rows),
-                token_ats=ready.token_ats,
-                matched=matched,
-                absent=ready.absent,
+                ahead,
+                row,
+                moment,
+                before,
             )
-            pairs = uncached * (tokens - uncached / 2)  # ledger.attention_pairs
-            url, question_id = ready.urls[at], one.question_id
-            ledger.add(Reservation(decision_id, url, owner, question_id, uncached, tokens, now, placed, load, pairs))
+            reservations[decision_id] = before
+            if keep(question_id, before) is not before:
+                ledger.hold(before)
+            queue = load.queue
+            if not queue:
+                load.prefill_since = now
+            queue[decision_id] = before
+            load.no_first_byte += 1
+            load.prefill_tokens += uncached
+            load.prefill_pairs += pairs
+            load.context_tokens += tokens
+            load.changes = stamp
+            if load.plan is not None:
+                load.plan.add(before)
+            active = load.active = load.active + 1
+            if active == 1:
+                load.moved_at = now
+            if active >= row.next_batch:
+                row.next_batch = active + 1
+            row.prefill_tokens = ahead
+            row.context_tokens = load.context_tokens
+            row.no_first_byte = load.no_first_byte
+            slot, endpoint = row.slot, row.endpoint
             if hashes is not None:
-                self._index.speculate(slot, hashes, now)
-            ring.add(placed)
+                index.speculate(slot, hashes, now)
+            remember(before)
             endpoint.requests += 1
-            ready.cells[at].count += 1
+            row.cell.count += 1
             input_tokens += tokens
-            matched_tokens += there
-            answers.append(Answer(question_id, decision_id, slot, url, ready.workers[at], there, policy))
-            ready.changed = at
+            say((question_id, decision_id, slot, url, row.worker, there, policy))
+            decision_id += 1
+            if active > row.active_most:
+                lane = None
+        self._next_id = decision_id
         self.tally.input_tokens += input_tokens
         self.tally.matched_tokens += matched_tokens
         return answers
-
-    def _match(self, chains: Chains, request: Request, ready: _Ready) -> tuple[bool, Chain | None, dict[int, int], int]:
-        """(whether it is usual, hashes, matched tokens by slot, hash of the last full block)."""
-        block_size, packed = chains[0]
-        if block_size != ready.block_size or len(chains) > 1 or not packed or len(packed) % 8:
-            return _UNUSUAL
-        read = CHAINS.get(len(packed), unpack_hashes)
-        hashes = read(packed)
-        index = self._index
-        found = index.match(hashes)
-        tokens = request.input_tokens
-        last_block = hashes[-1] if request.exact_tokens and len(hashes) == tokens // block_size else 0
-        if not found:
-            return True, hashes, _NO_MATCH, last_block
-        if index.claims:
-            return _UNUSUAL  # it may be worth waiting
-        whole = (tokens - 1) // block_size  # an engine computes at least the last token of a prompt: that block never counts
-        matched = {}
-        if whole > 0:
-            for slot, blocks in found.items():
-                if slot in ready.positions:
-                    matched[slot] = (blocks if blocks < whole else whole) * block_size
-        return True, hashes, matched, last_block
-
-    def _prepare_anew(self) -> None:
-        """The fleet or the policy is another."""
-        self._ready_for = self._snapshot.version, self._profile.name
-        self._ready.clear()
-
-    def _made_ready(self, model: str, now: float) -> _Ready | None:
-        """A lane with what its endpoints are now. None: not all of them take requests like any other, or somebody waits."""
-        if len(self._waiting):
-            return None
-        ready = self._ready.get(model)
-        if ready is None:
-            lane = self._snapshot.lane(model)
-            if lane is None or len(lane.masks) != 1 or lane.ranked:
-                return None
-            policy, tally = self._profile.name, self.tally
-            ready = _Ready(lane, [tally.decision(policy, endpoint.record.worker) for endpoint in lane.serving])
-            self._ready[model] = ready
-        active_max, rows, token_ats = self._profile.active_max, [], []
-        for endpoint in ready.serving:
-            load, standing = endpoint.load, endpoint.standing
-            if not endpoint.breaker.closed or not endpoint.credit:
-                return None
-            if standing is None or standing.changes != load.changes:
-                standing = endpoint.stands(now)
-            if standing.active > active_max:
-                return None
-            rows.append(standing)
-            token_ats.append(load.token_at)
-        ready.rows, ready.token_ats, ready.changed = rows, tuple(token_ats), -1
-        return ready

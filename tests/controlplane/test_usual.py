@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from contract.outcome import End
-from contract.routing import Answer, Asked
+from contract.routing import Answer, Asked, pack, unpack_answers
 from controlplane import packed, wire
 from controlplane.director import Director
 from controlplane.explain import Placed
@@ -92,7 +92,7 @@ class Pair:
                 director.first_byte(decision_id, 0.02, now)
             director.ended_all(ended, now)
             later = [packed.answer(one.result, one.question_id, director.policy) for one in director.answers(now)]
-            said.append(later + director.answer_all(asked, now, owner="dp"))
+            said.append(later + unpack_answers(pack(director.answer_all(asked, now, owner="dp"))))
         assert said[0] == said[1]
         self.under_way += [answer.decision_id for answer in said[0] if answer.decision_id and answer.refusal is None]
 
