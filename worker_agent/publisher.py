@@ -1,4 +1,4 @@
-"""The Redis shell: everything that leaves the agent, one pipeline a tick.
+"""The Redis shell: everything that leaves the agent, one write a tick.
 
 Changes stay in the block set, where they net out, until Redis takes them: so an absent Redis costs no memory beyond the
 cache's own size. A pipeline whose answer was lost may have been carried out; on return the last delta of the stream tells, and
@@ -23,7 +23,7 @@ from contract import keyspace
 from contract.keyspace import EngineReport, SnapshotManifest, WorkerRecord
 from worker_agent.block_set import BlockSet
 from worker_agent.delta_log import SNAPSHOT_EVERY_DELTAS, UNSENT_BLOCKS_MAX, DeltaLog
-from worker_agent.quick_add import QuickAdd
+from worker_agent.quick_add import QuickAdd, packed
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class Publisher:
         ]
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
-                self._add_report(pipe, report)
+                entry: dict[Any, Any] = {keyspace.REPORT_FIELD: self._numbered(report)}
+                pipe.xadd(keyspace.REPORTS, entry, maxlen=keyspace.REPORTS_ENTRIES_MAX, approximate=True)
                 pipe.delete(*keys)
                 await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
@@ -195,18 +196,19 @@ class Publisher:
             # The usual tick between two reports.
             self._note_deltas(deltas, [await self._quick.add(deltas[0][1])])
             return
-        stream = keyspace.blocks_key(self._worker)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for _, data in deltas:
-                self._add_delta(pipe, data, create=False)
-            if report is not None:
-                self._add_report(pipe, report)
-                pipe.set(keyspace.worker_key(self._worker), keyspace.encode_worker(record), px=record.ttl_ms)
-                pipe.getdel(keyspace.resync_key(self._worker))
-            if checking:
-                pipe.exists(keyspace.snapshot_key(self._worker))
-                pipe.exists(stream)
-            answers: list[Any] = await pipe.execute()
+        commands = [self._quick.command(data) for _, data in deltas]
+        if report is not None:
+            bound = ("MAXLEN", "~", keyspace.REPORTS_ENTRIES_MAX, "*")
+            said = keyspace.encode_worker(record)
+            commands += [
+                packed("XADD", keyspace.REPORTS, *bound, keyspace.REPORT_FIELD, self._numbered(report)),
+                packed("SET", keyspace.worker_key(self._worker), said, "PX", record.ttl_ms),
+                packed("GETDEL", keyspace.resync_key(self._worker)),
+            ]
+        if checking:
+            commands.append(packed("EXISTS", keyspace.snapshot_key(self._worker)))
+            commands.append(packed("EXISTS", keyspace.blocks_key(self._worker)))
+        answers = await self._quick.run(commands)
         self._note_deltas(deltas, answers[: len(deltas)])
         if report is not None and answers[len(deltas) + 2]:
             self._log.want_snapshot("a reader asked")
@@ -241,12 +243,11 @@ class Publisher:
             nomkstream=not create,
         )
 
-    def _add_report(self, pipe: Any, report: EngineReport) -> None:
+    def _numbered(self, report: EngineReport) -> bytes:
         self._report_sequence += 1
-        data = keyspace.encode_report(
+        return keyspace.encode_report(
             msgspec.structs.replace(report, sequence=self._report_sequence, delta_sequence=self._log.sequence)
         )
-        pipe.xadd(keyspace.REPORTS, {keyspace.REPORT_FIELD: data}, maxlen=keyspace.REPORTS_ENTRIES_MAX, approximate=True)
 
     # ---------------------------------------------------------------------------------------------------------- snapshots
 

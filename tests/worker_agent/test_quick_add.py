@@ -17,7 +17,7 @@ from runtime import tls
 from tests.fakes.certificates import Authority
 from tests.fakes.tls_front import TlsFront
 from tests.waiting import turns
-from worker_agent.quick_add import QuickAdd
+from worker_agent.quick_add import QuickAdd, packed
 
 TIMEOUT_S = 5.0
 
@@ -47,6 +47,30 @@ async def test_an_entry_is_added_and_its_id_returned(client: aioredis.Redis, qui
 async def test_a_stream_that_does_not_exist_is_not_made(client: aioredis.Redis, quick: QuickAdd) -> None:
     assert await quick.add(b"x") is None
     assert await client.exists("s") == 0
+
+
+async def test_several_commands_are_answered_in_their_order(client: aioredis.Redis, quick: QuickAdd) -> None:
+    await client.xadd("s", {"d": b""})
+    value = bytes(range(256))
+    commands = [
+        quick.command(b"1"),
+        packed("SET", "k", value, "PX", 60_000),
+        packed("GETDEL", "k"),
+        packed("EXISTS", "k"),
+        quick.command(b"2"),
+    ]
+    first, done, got, there, second = await quick.run(commands)
+    assert (done, got, there) == (b"OK", value, 0)
+    assert [entry_id for entry_id, _ in (await client.xrange("s"))[1:]] == [first, second]
+
+
+async def test_one_error_among_several_answers_is_raised_and_the_next_answers_are_the_next_commands(
+    client: aioredis.Redis, quick: QuickAdd
+) -> None:
+    await client.set("s", "no stream")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await quick.run([packed("SET", "a", "1"), quick.command(b"x"), packed("SET", "b", "2")])
+    assert await quick.run([packed("GET", "a"), packed("GET", "b")]) == [b"1", b"2"]
 
 
 async def test_an_error_is_raised_and_the_connection_goes_on(client: aioredis.Redis, quick: QuickAdd) -> None:
