@@ -57,7 +57,7 @@ class App:
         metrics = Metrics()
         engines = Engines()
         fleet = Fleet(engines)
-        token_times = TokenTimes(clock.now)
+        token_times = TokenTimes(clock.now, engines)
         self.prompts = Prompts(tokens.load, dict(pairs(settings.tokenizer, "--tokenizer")))
         self.control = ControlClient(
             settings.control,

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """One base URL. idle: connections that wait for a request, newest last; active: requests under way there."""
+    """One base URL. idle: connections that wait for a request, newest last; active: requests under way there; tokens_at,
+    timekeeper: when tokens came last, 0: nothing new, and which stream says so (`token_times`)."""
 
-    __slots__ = ("_lines", "_policy", "_worker", "active", "idle")
+    __slots__ = ("_lines", "_policy", "_worker", "active", "idle", "timekeeper", "tokens_at")
 
     def __init__(self) -> None:
         self.idle: list[UpstreamConnection] = []
         self.active = 0
+        self.tokens_at = 0.0
+        self.timekeeper: UpstreamConnection | None = None
         self._worker = self._policy = ""
         self._lines = place("", "", 1)
 

@@ -29,6 +29,10 @@ WHOLE_HEAD_BYTES_MAX = 2048
 _PORTS = {"http": 80, "https": 443}
 
 
+LAST_FOUR = slice(-4, None)
+"""Made once."""
+
+
 class WholeHeads(dict[int, tuple[bytes, int, bytes, bytes]]):
     """Of answers that came whole in one read, by their size: the head, how long it is, as it is passed on, what is `behind` it.
 
@@ -106,14 +110,18 @@ class UpstreamConnection(asyncio.Protocol):
             size = len(data)
             if size < USUAL_BYTES_MAX:
                 least, beyond = OPENINGS[size]
-                count = 1 if least <= data < beyond and data[-4:] == EVENT_END else whole_events(data)
+                count = 1 if least <= data < beyond and data[LAST_FOUR] == EVENT_END else whole_events(data)
                 if count:
                     passing.passed += count
                     passing.last.append(data)
                     passing.write(data)
                     tokens = self.tokens
                     if tokens.wanted:
-                        tokens.at[self.url] = tokens.now()
+                        engine = self.engine
+                        keeper = engine.timekeeper
+                        if keeper is self or keeper is None:
+                            engine.timekeeper = self
+                            engine.tokens_at = tokens.now()
                     return
         owner = self.owner
         if owner is not None:
@@ -123,6 +131,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = self.passing = None
+        self._keep_no_time()
         self._pool.forget(self)
         owner, self.owner = self.owner, None
         if owner is not None:
@@ -138,6 +147,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no more for now."""
+        self._keep_no_time()
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
@@ -148,8 +158,14 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; the owner hears nothing more."""
         self.owner = self.passing = None
+        self._keep_no_time()
         if self.transport is not None:
             self.transport.abort()
+
+    def _keep_no_time(self) -> None:
+        """Nothing comes here for now, and another stream may know better when its engine's tokens came."""
+        if self.engine.timekeeper is self:
+            self.engine.timekeeper = None
 
 
 def no_delay(transport: asyncio.BaseTransport) -> None:
@@ -175,7 +191,7 @@ class UpstreamPool:
         """engines: where idle connections are kept; tokens: who is told of the reads of streams; ca: authority of engines with
         https URLs; "": the system's. TlsError."""
         self.engines = Engines() if engines is None else engines
-        self.tokens = tokens or TokenTimes(clock.now)
+        self.tokens = tokens or TokenTimes(clock.now, self.engines)
         self.idle_s = idle_s
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
@@ -209,6 +225,8 @@ class UpstreamPool:
     def give(self, connection: UpstreamConnection, now: float) -> None:
         """Back, its response read to the end."""
         connection.owner = connection.passing = None
+        if connection.engine.timekeeper is connection:
+            connection.engine.timekeeper = None
         engine = connection.engine = self.engines[connection.url]  # it may have been forgotten while this one was made
         idle, transport = engine.idle, connection.transport
         if transport is None or len(idle) >= IDLE_PER_ENDPOINT_MAX or transport.is_closing():

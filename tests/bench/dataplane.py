@@ -7,6 +7,7 @@ head, EVENTS events of one chunk each, and its end in a read with the last. What
     small            an answer in one read, a policy that reads no prompt
     small, prompts   the same, with the shipped tokenizer and block hashes
     stream           a policy that reads no prompt
+    stream, prompts  one that reads it, and wants to know when tokens came last
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ EVENTS = 64
 PROMPT_CHARS = 200
 BODIES = 500
 URL = "http://127.0.0.1:1"
-KINDS = ("small", "small, prompts", "stream")
+KINDS = ("small", "small, prompts", "stream", "stream, prompts")
 
 
 class _Transport:
@@ -64,16 +65,17 @@ class _Bench:
 
     def __init__(self, kind: str, counter: Counter) -> None:
         self._counter = counter
-        self.streams = kind == "stream"
+        self.streams = kind.startswith("stream")
         self.app = App(Settings(control="127.0.0.1:1"), SystemClock())
         self.view = static_view([("m", URL)])
-        self.view.without_chains = kind != "small, prompts"
+        self.view.without_chains = not kind.endswith("prompts")
         self.view.models[0].block_sizes.append(16)
         self.view.models[0].tokenizer = "headway-8k"
         gateway = self.app.gateway
         gateway.fleet.apply(self.view)
         self.app.prompts.see(self.view.models, 0.0, wanted=not self.view.without_chains)
         gateway.control.connected = True
+        gateway.pool.tokens.wanted = kind.endswith("prompts")
         self._clients, engines = [], []
         for _ in range(BATCH):
             client, engine = ClientConnection(self.app.server), UpstreamConnection(gateway.pool, URL)

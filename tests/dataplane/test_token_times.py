@@ -3,29 +3,76 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from contract.features import INDEX
+from dataplane.engines import Engines
 from dataplane.token_times import AGE_S_MAX, TokenTimes
-from runtime.clock import SystemClock
+from dataplane.upstream import UpstreamConnection, UpstreamPool
+from runtime.clock import ManualClock, SystemClock
 from tests.dataplane.client import Client, ask, chat, request
 from tests.dataplane.conftest import StartProxy
 from tests.dataplane.test_accounts import connected, ends, fleet
-from tests.fakes.backend import Backend, chat_json, chat_stream
+from tests.fakes.backend import Backend, chat_json, chat_stream, chunk, delta, event
 from tests.waiting import until
 
 
 def test_what_came_is_told_once_as_ages_by_endpoint_number() -> None:
     now = 100.0
-    times = TokenTimes(lambda: now)
+    engines = Engines()
+    times = TokenTimes(lambda: now, engines)
+    times.wanted = True
     numbers = {"http://a": 3, "http://b": 5}
-    times.at |= {"http://a": 99.5, "http://gone": 99.9, "http://b": 100.0 - AGE_S_MAX}
+    for url, at in (("http://a", 99.5), ("http://gone", 99.9), ("http://b", 100.0 - AGE_S_MAX)):
+        engines[url].tokens_at = at
     assert times.told(numbers) == [(3, 0.5)]
     assert times.told(numbers) == []
-    times.at["http://b"] = 100.0
+    engines["http://b"].tokens_at = 100.0
     assert times.told(numbers) == [(5, 0.0)]
+
+
+class Passed:
+    """A stream that is passed on."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.last: deque[bytes] = deque(maxlen=1)
+        self.write: Callable[[bytes], None] = self.last.append
+
+
+def test_one_stream_of_an_engine_keeps_the_time_until_it_is_told_or_falls_silent() -> None:
+    clock = ManualClock()
+    pool = UpstreamPool(clock=clock, idle_s=1.0, connect_timeout_s=1.0)
+    pool.tokens.wanted = True
+    engine = pool.engines["http://a:1"]
+    streams = [UpstreamConnection(pool, "http://a:1") for _ in range(3)]
+    for stream in streams:
+        stream.passing = Passed()
+
+    def comes(stream: UpstreamConnection) -> float:
+        clock.advance(1.0)
+        stream.data_received(chunk(event(delta("x"))))
+        return clock.now()
+
+    first, second, third = streams
+    at = comes(first)
+    comes(second)
+    assert engine.tokens_at == at, "the first keeps the time"
+    at = comes(first)
+    assert engine.tokens_at == at
+    assert pool.tokens.told({"http://a:1": 1}) == [(1, 0.0)]
+    assert comes(second) == engine.tokens_at, "told: whoever comes next"
+    second.pause()
+    assert comes(third) == engine.tokens_at
+    third.abort()
+    assert comes(first) == engine.tokens_at
+    pool.give(first, clock.now())
+    second.connection_lost(None)
+    assert engine.timekeeper is None
 
 
 @pytest.mark.parametrize("policy", ["lmetric", "round_robin"])
@@ -53,8 +100,8 @@ async def test_the_next_decision_knows_when_tokens_came_last(
         gates[2].set()
         await reached[4].wait()
         if policy == "lmetric":
-            times = proxy.app.gateway.pool.tokens
-            await until(lambda: max(times.at.values(), default=0.0) > mark)
+            engine = proxy.app.gateway.pool.engines[backend.url]
+            await until(lambda: engine.tokens_at > mark)
         assert (await ask(proxy.port, request(chat()))).status == 200
         asked_at = SystemClock.now()
         gates[4].set()
