@@ -41,8 +41,10 @@ PROBE_EVERY_S = 0.5
 TIMER_S_MIN = 0.001
 OPEN_TIMEOUT_S = 2.0
 """For the first message of a stream to leave."""
-CHANGE_S_MAX = 0.1
+CHANGE_S_MAX = 0.2
 """How long questions wait for the stream to another control plane before the fallback decides them."""
+PATIENCE_SHARE = 0.6
+"""Of its deadline, how long a question waits for any word of a control plane before another one is asked, if there is one."""
 LINGER_S = 0.1
 """How long a stream that was left for a better one stays open, so that what was said on it is heard."""
 
@@ -89,6 +91,7 @@ class ControlClient:
         self._metrics = metrics
         self._clock = clock
         self._timeout_s = decision_timeout_s
+        self._patience_s = decision_timeout_s * (PATIENCE_SHARE if len(self.planes) > 1 else 1.0)
         self._queue_timeout_s = queue_timeout_s
         self.connected = False
         """Decisions come from a control plane, or will in a moment: it is being changed."""
@@ -146,7 +149,7 @@ class ControlClient:
     def _gather(self, question_id: int, waiting: _Waiting) -> None:
         self._waiting[question_id] = waiting
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
+            self._timer = self._loop.call_later(self._patience_s, self._on_timer)
         questions = self._questions
         questions.append(waiting[2])
         if not self._unanswered or len(questions) >= GATHERED_MAX:
@@ -216,7 +219,7 @@ class ControlClient:
                     continue
                 why = await self._stream(plane)
                 now = self._clock.now()
-                if why and planes.failed(plane, now):
+                if why and (planes.failed(plane, now) or len(planes) > 1):
                     log.warning("control plane lost", extra={"f": {"for": "decisions", "target": plane.target, "why": why}})
                 if planes.next(now) is None:
                     self._give_up()
@@ -366,6 +369,13 @@ class ControlClient:
         if applied:
             self._on_view()
 
+    def _lose_patience(self, asked_at: float, now: float) -> None:
+        """Where nothing at all came since that was asked, and another one is there in time to answer it."""
+        current = self.planes.current
+        if current is None or max(self.taken_at, current.taken_at) > asked_at or self.planes.other(now) is None:
+            return
+        self._break_off(f"no word for {(now - asked_at) * 1000:.0f} ms")
+
     def _break_off(self, why: str) -> None:
         """Nothing comes back on this stream, and there is somebody else."""
         call, self._call, self._silence = self._call, None, why
@@ -490,11 +500,15 @@ class ControlClient:
     def _on_timer(self) -> None:
         self._timer = None
         now = self._clock.now()
+        oldest = next(iter(self._waiting.values()), None)
+        if len(self.planes) > 1 and oldest is not None and oldest[1] <= now - self._patience_s:
+            self._lose_patience(oldest[1], now)
         self._miss(self._waiting, now - self._timeout_s)
         self._miss(self._queued, now - self._queue_timeout_s)
         if (self._waiting or self._queued) and self._timer is None:
             oldest = next(iter(self._waiting.values()), None)
-            next_at = (now if oldest is None else oldest[1]) + self._timeout_s
+            asked_at = now if oldest is None else oldest[1]
+            next_at = asked_at + (self._patience_s if now < asked_at + self._patience_s else self._timeout_s)
             self._timer = self._loop.call_later(max(TIMER_S_MIN, next_at - now), self._on_timer)
 
     def _miss(self, asked: dict[int, _Waiting], until: float) -> None:

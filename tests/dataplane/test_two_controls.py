@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proto import routing_pb2 as pb
-from tests.dataplane.client import Client, ask, chat, request
+from tests.dataplane.client import Client, Response, ask, chat, request
 from tests.dataplane.conftest import Proxy, StartProxy
 from tests.fakes.backend import STREAM_HEAD, Backend, chunk, stream_events
 from tests.fakes.control import Control
@@ -137,17 +137,37 @@ async def test_it_comes_back_to_the_first_and_the_second_is_told(proxy: Proxy, p
         await again.stop()
 
 
-async def test_a_silent_one_is_left_after_a_few_questions(
+async def test_a_silent_one_is_left_before_the_deadline_of_what_it_was_asked(
     start_proxy: StartProxy, pair: tuple[Control, Control], backend: Backend
 ) -> None:
     first, second = pair
-    proxy = await start_proxy(connected=False, decision_timeout_ms=30, controls=tuple(each.address for each in pair))
+    proxy = await start_proxy(connected=False, decision_timeout_ms=200, controls=tuple(each.address for each in pair))
     await proxy.until(lambda app: app.control.connected and all(plane.warm for plane in app.control.planes))
     first.decide = lambda question: None
     answers = [await ask(proxy.port, request(chat())) for _ in range(10)]
     assert {answer.status for answer in answers} == {200}
-    assert sum("x-headway-fallback" in answer.headers for answer in answers) == 3
+    assert not any("x-headway-fallback" in answer.headers for answer in answers)
+    assert (len(first.questions), len(second.questions)) == (1, 10)
     assert target(proxy) == second.address
+
+
+async def test_one_that_answers_now_and_then_is_left_after_a_few_questions_that_it_missed(
+    start_proxy: StartProxy, pair: tuple[Control, Control], backend: Backend
+) -> None:
+    """Something comes back, so patience is not lost; three in a row without an answer are enough."""
+    first, second = pair
+    proxy = await start_proxy(connected=False, decision_timeout_ms=200, controls=tuple(each.address for each in pair))
+    await proxy.until(lambda app: app.control.connected and all(plane.warm for plane in app.control.planes))
+    asked: list[asyncio.Task[Response]] = []
+    for number in range(3):
+        first.decide = lambda question: None
+        asked.append(asyncio.create_task(ask(proxy.port, request(chat()))))
+        await first.until(lambda control, seen=2 * number + 1: len(control.questions) == seen)  # type: ignore[misc]
+        first.decide = first.round_robin
+        assert (await ask(proxy.port, request(chat()))).status == 200
+    answers = await asyncio.gather(*asked)
+    assert sum("x-headway-fallback" in answer.headers for answer in answers) == 3
+    await proxy.until(lambda app: app.control.target == second.address)
 
 
 async def test_without_any_the_fallback_decides_until_one_is_there(
