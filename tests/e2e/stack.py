@@ -80,6 +80,8 @@ def _name_of(command: list[str]) -> str:
         module = command[command.index("-m") + 1]
         if "--worker" in command:
             return "agent-" + command[command.index("--worker") + 1].rpartition("-")[2]
+        if module == "controlplane" and any("control-2.sock" in part for part in command):
+            return "controlplane-2"
         if module == "emulator":
             return "engine@" + command[command.index("--port") + 1]
         return module

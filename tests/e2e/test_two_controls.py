@@ -1,0 +1,192 @@
+"""Two control planes of one stack under load: the one that decides is killed, frozen, back; Redis goes. Nobody notices.
+
+What it costs is printed: `pytest tests/e2e/test_two_controls.py -m slow -s`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from tests.e2e.stack import RunningStack, running_stack
+from tests.e2e.test_survival import IN_FLIGHT, Load, load_on
+from tests.waiting import until_elsewhere as until
+from tests.waiting import wait_until
+
+BACK_S_MAX = 40.0
+"""From the kill to the return: a new process, its fleet read, three steady seconds."""
+FALLBACK_S_MAX = 1.0
+"""After a break the next one decides within tens of milliseconds; a busy machine may need longer."""
+FROZEN_FALLBACK_S_MAX = 3.0
+"""The deadline of a question, and three that missed it."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    home = tmp_path_factory.mktemp("home")
+    with running_stack(home, "--speed", "4", "--processes", "2", "--controls", "2", "--no-trainer", workers=3) as running:
+        wait_until(lambda: running.log().count("tokenizer ready") >= 2, seconds_max=30, what="both read prompts")
+        yield running
+
+
+@dataclass
+class Told:
+    """One answer: when it was asked for, in monotonic seconds, and who chose its worker."""
+
+    asked_at: float
+    fallback: bool
+    matched: int
+
+
+class Watched(Load):
+    """Load that remembers who decided."""
+
+    def __init__(self, url: str, model: str) -> None:
+        super().__init__(url, model)
+        self.told: list[Told] = []
+
+    async def _one(self, session: aiohttp.ClientSession, text: str) -> str:
+        asked_at = time.monotonic()
+        body = {
+            "model": self._model,
+            "messages": [{"role": "system", "content": "Answer briefly. " * 30}, {"role": "user", "content": text}],
+            "max_tokens": 24,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        try:
+            async with session.post(self._url, json=body) as reply:
+                raw = await reply.read()
+                if reply.status != 200 or not raw.rstrip().endswith(b"data: [DONE]") or b'data: {"error"' in raw:
+                    self.problems.append(f"{reply.status}: {raw[-200:]!r}")
+                    return f"status {reply.status}"
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self.problems.append(repr(error))
+            return type(error).__name__
+        matched = int(reply.headers.get("x-headway-matched-tokens", 0))
+        self.told.append(Told(asked_at, "x-headway-fallback" in reply.headers, matched))
+        return "complete"
+
+    def since(self, at: float) -> str:
+        """What the fallback had to decide after a moment, for people."""
+        late = sorted(one.asked_at - at for one in self.told if one.fallback and one.asked_at > at - 1.0)
+        decided = sum(one.asked_at > at for one in self.told)
+        last = f", the last asked for {late[-1] * 1000:.0f} ms after it" if late else ""
+        return f"{len(late)} of {decided} requests decided by the fallback{last}"
+
+    def last_fallback_s(self, at: float) -> float:
+        return max((one.asked_at - at for one in self.told if one.fallback), default=0.0)
+
+
+def metric(stack: RunningStack, name: str, *, control: int) -> float:
+    """Sum over labels, of a control plane; -1: it does not answer."""
+    port = (urlsplit(stack.url).port or 0) + 2 + 100 * (control - 1)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as reply:
+            page = reply.read().decode()
+    except OSError:
+        return -1.0
+    found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", page, re.MULTILINE)
+    assert found, f"no metric {name}"
+    return sum(float(value) for value in found)
+
+
+def decides(stack: RunningStack, control: int, processes: int = 2) -> bool:
+    return metric(stack, "headway_dataplane_streams", control=control) == processes
+
+
+def at_rest(stack: RunningStack) -> bool:
+    names = ("headway_reservations", "headway_worker_active_requests", "headway_worker_active_elsewhere")
+    return all(metric(stack, name, control=control) == 0 for name in names for control in (1, 2))
+
+
+async def rest(stack: RunningStack) -> None:
+    await until(lambda: at_rest(stack), seconds_max=20, what="no reservation at either, nor any of the other's")
+
+
+@pytest.mark.slow
+async def test_a_killed_one_costs_no_request_and_hardly_a_decision(pair: RunningStack) -> None:
+    await until(lambda: decides(pair, 1), seconds_max=20, what="the first decides")
+    async with load_on(pair, kind=Watched) as load:
+        assert isinstance(load, Watched)
+        killed, at = pair.kill("controlplane"), time.monotonic()
+        await until(lambda: decides(pair, 2), seconds_max=10, what="the second decides")
+        await load.completed(4 * IN_FLIGHT)
+        print(f"\nkilled: {load.since(at)}")
+        assert load.last_fallback_s(at) < FALLBACK_S_MAX
+        assert any(one.matched for one in load.told[-IN_FLIGHT:]), "no decision by what workers hold"
+        await until(lambda: pair.child_pids().get("controlplane", [killed]) != [killed], seconds_max=20, what="a new one")
+        await until(lambda: decides(pair, 1), seconds_max=BACK_S_MAX, what="the first decides again")
+        print(f"returned to after {time.monotonic() - at:.1f} s")
+        moved_at = time.monotonic()
+        await load.completed(4 * IN_FLIGHT)
+        assert load.last_fallback_s(moved_at) <= 0
+    assert set(load.ends) == {"complete"}, (load.ends, load.problems[:5])
+    await rest(pair)
+
+
+@pytest.mark.slow
+async def test_a_frozen_one_is_left_within_its_deadline_and_returned_to(pair: RunningStack) -> None:
+    await until(lambda: decides(pair, 1), seconds_max=BACK_S_MAX, what="the first decides")
+    (pid,) = pair.child_pids()["controlplane"]
+    async with load_on(pair, kind=Watched) as load:
+        assert isinstance(load, Watched)
+        os.kill(pid, signal.SIGSTOP)
+        at = time.monotonic()
+        try:
+            await until(lambda: decides(pair, 2), seconds_max=10, what="the second decides")
+            left_s = time.monotonic() - at
+            await load.completed(4 * IN_FLIGHT)
+            print(f"\nfrozen: left after {left_s * 1000:.0f} ms at most, {load.since(at)}")
+            assert load.last_fallback_s(at) < FROZEN_FALLBACK_S_MAX
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await until(lambda: decides(pair, 1), seconds_max=BACK_S_MAX, what="the first decides again")
+        await load.completed(2 * IN_FLIGHT)
+    assert set(load.ends) == {"complete"}, (load.ends, load.problems[:5])
+    await rest(pair)
+
+
+@pytest.mark.slow
+async def test_without_redis_each_decides_by_itself_and_nothing_is_left_of_the_other(pair: RunningStack) -> None:
+    await until(lambda: decides(pair, 1), seconds_max=BACK_S_MAX, what="the first decides")
+    async with load_on(pair, kind=Watched) as load:
+        await until(
+            lambda: metric(pair, "headway_worker_active_elsewhere", control=2) > 0, seconds_max=10, what="heard by the second"
+        )
+        (pid,) = pair.child_pids()["redis"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await until(
+                lambda: metric(pair, "headway_replicas", control=2) == 0, seconds_max=10, what="nobody is heard without Redis"
+            )
+            assert metric(pair, "headway_worker_active_elsewhere", control=2) == 0
+            await load.completed(2 * IN_FLIGHT)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await until(lambda: metric(pair, "headway_replicas", control=2) == 1, seconds_max=20, what="heard again")
+        await load.completed(2 * IN_FLIGHT)
+    assert set(load.ends) == {"complete"}, (load.ends, load.problems[:5])
+    await rest(pair)
+
+
+@pytest.mark.slow
+async def test_both_killed_together_leave_the_fallback_and_come_back(pair: RunningStack) -> None:
+    await until(lambda: decides(pair, 1), seconds_max=BACK_S_MAX, what="the first decides")
+    async with load_on(pair, kind=Watched) as load:
+        pair.kill("controlplane")
+        pair.kill("controlplane-2")
+        await load.completed(2 * IN_FLIGHT)
+        await until(lambda: decides(pair, 1), seconds_max=BACK_S_MAX, what="the first decides again")
+        await load.completed(2 * IN_FLIGHT)
+    assert set(load.ends) == {"complete"}, (load.ends, load.problems[:5])
+    await rest(pair)
