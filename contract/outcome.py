@@ -69,6 +69,11 @@ class Outcome(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     model_id: str = ""  # of the model that predicted, "" where none did
     rank: int = -1  # data-parallel, where the request was sent to one; -1: the engine has one alone, or chose by itself
 
+    @property
+    def engine(self) -> str:
+        """What computed it: its worker, and its rank where that has several."""
+        return self.worker if self.rank < 0 else f"{self.worker}/{self.rank}"
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Outcome)

@@ -107,7 +107,8 @@ def from_outcomes(outcomes: Iterable[Outcome]) -> pa.Table:
     features = np.array([outcome.features for outcome in kept], dtype=np.float64).reshape(len(kept), len(FEATURES))
     columns: list[Any] = [pa.array(features[:, place]) for place in range(len(FEATURES))]
     for name, kind in (*_FIELDS, ("feature_version", pa.int32())):
-        columns.append(pa.array([getattr(outcome, name, _MISSING.get(name)) for outcome in kept], type=kind))
+        column = "engine" if name == "worker" else name
+        columns.append(pa.array([getattr(outcome, column, _MISSING.get(name)) for outcome in kept], type=kind))
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
