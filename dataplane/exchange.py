@@ -518,7 +518,7 @@ class Exchange(Served):
         gateway.exchanges.discard(self)
         gateway.concurrency.leave()
         if self._permit is not None:
-            self._permit.close(self._used_tokens(self._permit), gateway.clock.now())
+            self._close_permit(self._permit)
 
     def _finish(self, *, close: bool) -> None:
         self._leave()

@@ -142,6 +142,12 @@ class Metrics(Collector):
         self.denied = Counter(
             "headway_proxy_requests_denied", "requests without a key, with a wrong one, or over its limits", "code"
         )
+        self.tenant_requests = Counter(
+            "headway_proxy_tenant_requests", "requests let in by keys, of the key's tenant", "tenant"
+        )
+        self.tenant_tokens = Counter(
+            "headway_proxy_tenant_tokens", "tokens that engines took for them: of prompts and of output", "tenant", "kind"
+        )
         self.protocol_errors = Counter("headway_proxy_protocol_errors", "requests that were not HTTP as spoken here", "code")
         self.ttft = Histogram("headway_proxy_ttft_seconds", "sent to the engine -> first event with content, streams only")
         self.e2e = Histogram("headway_proxy_request_seconds", "request read -> last byte given to the client's connection")

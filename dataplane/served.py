@@ -186,14 +186,23 @@ class Served:
             metrics.requests.cell(path_label(self._request.path), str(status)).count += 1
         metrics.e2e.observe(self._now() - self._started_at)
 
-    def _used_tokens(self, permit: Permit) -> int:
-        """As the engine says it; else by what was seen. 0: no engine worked for it."""
+    def _close_permit(self, permit: Permit) -> None:
+        """The request leaves its key's account, with the tokens that it took; and its tenant is known to have used them."""
+        prompt, output = self._used_tokens(permit)
+        permit.close(prompt + output, self._gateway.clock.now())
+        metrics, tenant = self._gateway.metrics, permit.key.tenant
+        metrics.tenant_requests.add(tenant)
+        metrics.tenant_tokens.add(tenant, "prompt", by=prompt)
+        metrics.tenant_tokens.add(tenant, "output", by=output)
+
+    def _used_tokens(self, permit: Permit) -> tuple[int, int]:
+        """Prompt and output, as the engine says it; else by what was seen. 0, 0: no engine worked for it."""
         relay = self._relay
         if relay is None or relay.head is None or relay.head.status >= 400:
-            return 0
+            return 0, 0
         prompt, output = relay.ending.prompt_tokens, relay.ending.output_tokens
         if prompt is None:
             prompt = permit.prompt_tokens
         if output is None:
             output = relay.chunk_count if relay.is_stream else 0
-        return prompt + output
+        return prompt, output

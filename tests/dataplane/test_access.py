@@ -316,3 +316,23 @@ def test_a_new_file_is_the_owners_only(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     assert dispatch(["keys", "new", "--tenant", "x", "--keys-file", str(path)]) == 0
     assert os.stat(path).st_mode & 0o077 == 0
+
+
+async def test_what_a_tenant_has_used_is_counted_under_the_name_of_its_key(
+    start_proxy: StartProxy, backend: Backend, keys_file: Path, add_key: AddKey
+) -> None:
+    first, second = add_key("a", tenant="acme"), add_key("b", tenant="acme", may_set_tenant=True)
+    proxy = await start_proxy(backend, keys_file=str(keys_file))
+    backend.script(chat_stream(["a", "b"], usage_of=usage(30, 2, 0)))
+    await post(proxy, first, chat(stream=True))
+    backend.script(chat_stream(["a"], usage_of=usage(20, 1, 0)))
+    await ask(proxy.port, request(chat(stream=True), headers=bearer(second, **{"x-headway-tenant": "mine"})))
+    await post(proxy, first, chat(model="nobody-serves-it"))
+    page = (await ask(proxy.port, request(path="/metrics", method="GET", headers=bearer(first)))).body.decode()
+    for line in (
+        'headway_proxy_tenant_requests_total{tenant="acme"} 3.0',
+        'headway_proxy_tenant_tokens_total{kind="prompt",tenant="acme"} 50.0',
+        'headway_proxy_tenant_tokens_total{kind="output",tenant="acme"} 3.0',
+    ):
+        assert line in page
+    assert "mine" not in page  # what callers call themselves is no label: there is no end of them
