@@ -16,13 +16,21 @@ class FakeAgent:
     """Synchronous; every call is on Redis when it returns."""
 
     def __init__(
-        self, url: str, worker: str, *, epoch: int = 1, sends_kv_events: bool = True, capacity_blocks: int = 100_000
+        self,
+        url: str,
+        worker: str,
+        *,
+        epoch: int = 1,
+        sends_kv_events: bool = True,
+        capacity_blocks: int = 100_000,
+        ranks: int = 1,
     ) -> None:
         self.redis = redis.Redis.from_url(url)
         self.worker = worker
         self.epoch = epoch
         self.sends_kv_events = sends_kv_events
         self.capacity_blocks = capacity_blocks
+        self.ranks = ranks
         self.blocks: set[int] = set()
         self.sequence = 0
         self.reports = 0
@@ -42,6 +50,9 @@ class FakeAgent:
             cache_blocks=self.capacity_blocks,
             sends_kv_events=self.sends_kv_events,
             ttl_ms=ttl_ms,
+            engine_version="0.32.0",
+            data_parallel_size=self.ranks,
+            named_ranks=self.ranks if self.ranks > 1 else 0,
         )
         self.redis.set(keyspace.worker_key(self.worker), keyspace.encode_worker(record), px=ttl_ms)
 
