@@ -211,6 +211,11 @@ class ChunkedReader:
         """Between two chunks: what was fed so far ends with a whole one."""
         return self._need == 0 and not self._line and not self._in_trailer
 
+    def end(self, count: int) -> None:
+        """As `feed` leaves it behind so many whole chunks, at a boundary, and the last one."""
+        self.chunks += count
+        self._in_trailer = True
+
     def feed(self, data: bytes) -> int:
         """FramingError: a malformed size line, a chunk without its CRLF, endless trailers."""
         position, size = 0, len(data)

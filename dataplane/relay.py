@@ -24,7 +24,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from contract.outcome import End
-from dataplane.http1 import ChunkedReader, FramingError, ResponseHead, boundary_in, parse_response_head, unchunked
+from dataplane.http1 import (
+    EVENT_END,
+    LAST_CHUNK,
+    OPENINGS,
+    USUAL_BYTES_MAX,
+    ChunkedReader,
+    FramingError,
+    ResponseHead,
+    boundary_in,
+    parse_response_head,
+    unchunked,
+    whole_events,
+)
 from dataplane.sse import (
     Ending,
     EventReader,
@@ -42,6 +54,8 @@ HEAD_BYTES_MAX = 64 * 1024
 TAIL_BYTES_KEPT = 4 * 1024
 TAIL_BYTES_MAX = 16 * 1024
 TORN_BYTES_MAX = 64 * 1024
+DONE_END = b"e\r\ndata: [DONE]\n\n\r\n" + LAST_CHUNK
+"""The last event in a chunk of its own, and the end."""
 LAST_EVENTS_KEPT = 8
 """Of those that passed without `feed`, so many reads: the last text of some choices, their finishes, the usage, the end."""
 
@@ -210,6 +224,70 @@ class Relay:
                 return b""
         self._hold(data)
         return b""
+
+    # --- the usual reads of a stream: what `feed` comes to, in a third of the time ---
+
+    def take_head(self, head: ResponseHead) -> None:
+        """The whole first read was this head, of a chunked stream of events."""
+        self.head = head
+        self.chunks = ChunkedReader(collect=True)
+        self._events = EventReader()
+        self.is_stream = True
+        self.phase = _HELD
+
+    def take_event(self, data: bytes) -> bool:
+        """While held: one event, in one line and one chunk. False: it is something else, and nothing was done."""
+        size, chunks, events = len(data), self.chunks, self._events
+        if size >= USUAL_BYTES_MAX or chunks is None or events is None or self.phase is not _HELD or self._dechunk:
+            return False
+        least, beyond = OPENINGS[size]
+        start = len(least)
+        if not least <= data < beyond or data[-4:] != EVENT_END or data.find(b"\n", start) != size - 4:
+            return False
+        if data[start : start + 6] != b"data: " or not chunks.at_boundary or not events.at_boundary:
+            return False
+        event = data[start + 6 : -4]
+        says = self.first = meaning(event)
+        if says is _ERROR:
+            self.error_event = event
+        chunks.chunks += 1
+        self._held.append(data)
+        self._held_bytes += size
+        self._keep(data)
+        self.ready = says is not _NOTHING or self._held_bytes > self._hold_bytes_max
+        return True
+
+    def open(self, write: Callable[[bytes], None]) -> list[bytes]:
+        """`release` of what was all taken by `take_event`; and `is_open` from now on. write: to the client."""
+        assert self.chunks is not None
+        held, self._held = self._held, []
+        self.phase = _PASSING
+        self.chunks.collect = False
+        self.last = deque(maxlen=LAST_EVENTS_KEPT)
+        self.write = write
+        return held
+
+    def take_end(self, data: bytes) -> bool:
+        """While open: a read that ends with the last chunk, of a stream that ended as usual. False: of another, or it cannot be
+        told, and nothing was done."""
+        chunks = self.chunks
+        assert chunks is not None
+        done = data[-len(DONE_END) :] == DONE_END  # too short for `whole_events`
+        before = data[: -len(DONE_END if done else LAST_CHUNK)]
+        count = whole_events(before)
+        if before and not count:
+            return False
+        self._catch_up()
+        if self._torn:
+            return False
+        ending = read_usual_end(b"".join((*self._tail, data)))
+        if ending is None:
+            return False
+        chunks.end(count + done)
+        self.ending = ending
+        self._tail.clear()
+        self.phase = _ENDED
+        return True
 
     def closed(self) -> None:
         """The engine closed its side: afterwards the phase is ENDED, or the response is broken."""

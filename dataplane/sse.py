@@ -39,6 +39,11 @@ class EventReader:
     def __init__(self) -> None:
         self._buffer = b""
 
+    @property
+    def at_boundary(self) -> bool:
+        """Between two events."""
+        return not self._buffer
+
     def feed(self, data: bytes) -> list[bytes]:
         """The data of the events that are now complete."""
         if not self._buffer and data[:6] == b"data: " and data.find(b"\n") == len(data) - 2 and data[-1] == _LF:

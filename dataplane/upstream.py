@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from dataplane.engines import Engines
-from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, whole_events
+from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, ResponseHead, whole_events
 from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
 from runtime.tls import client_context
@@ -39,6 +39,16 @@ class WholeHeads(dict[int, tuple[bytes, int, bytes, bytes]]):
     Engines of one kind send the same head again and again, but for its Content-Length and its date: an answer of a size seen
     before that begins with the head seen then is as long as its head says.
     """
+
+    def __init__(self) -> None:
+        self.streams: dict[bytes, ResponseHead] = {}
+        """Of streams, by the bytes of a read that was nothing but such a head."""
+
+    def add_stream(self, data: bytes, head: ResponseHead) -> None:
+        if len(self.streams) >= WHOLE_HEADS_MAX:
+            self.streams.clear()
+        if len(data) <= WHOLE_HEAD_BYTES_MAX:
+            self.streams[data] = head
 
     def add(self, size: int, head: tuple[bytes, int, bytes, bytes]) -> None:
         if len(self) >= WHOLE_HEADS_MAX:
@@ -110,7 +120,12 @@ class UpstreamConnection(asyncio.Protocol):
             size = len(data)
             if size < USUAL_BYTES_MAX:
                 least, beyond = OPENINGS[size]
-                count = 1 if least <= data < beyond and data[LAST_FOUR] == EVENT_END else whole_events(data)
+                if data[LAST_FOUR] != EVENT_END:
+                    count = 0
+                elif least <= data < beyond:
+                    count = 1
+                else:
+                    count = whole_events(data)
                 if count:
                     passing.passed += count
                     passing.last.append(data)
@@ -131,7 +146,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = self.passing = None
-        self._keep_no_time()
+        self.keep_no_time()
         self._pool.forget(self)
         owner, self.owner = self.owner, None
         if owner is not None:
@@ -147,7 +162,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no more for now."""
-        self._keep_no_time()
+        self.keep_no_time()
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
@@ -158,11 +173,11 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; the owner hears nothing more."""
         self.owner = self.passing = None
-        self._keep_no_time()
+        self.keep_no_time()
         if self.transport is not None:
             self.transport.abort()
 
-    def _keep_no_time(self) -> None:
+    def keep_no_time(self) -> None:
         """Nothing comes here for now, and another stream may know better when its engine's tokens came."""
         if self.engine.timekeeper is self:
             self.engine.timekeeper = None

@@ -18,16 +18,19 @@ from dataplane.attempt import Attempt
 from dataplane.exchange import Exchange, State
 from dataplane.gateway import Client, Gateway
 from dataplane.headers import LAST_BITS, LAST_DIGITS, matched
-from dataplane.http1 import FramingError, Request, behind, parse_response_head
+from dataplane.http1 import LAST_CHUNK, FramingError, Request, ResponseHead, behind, parse_response_head
 from dataplane.openai import PROMPT_PATHS, Ask, read_usual_json, read_whole_json
 from dataplane.preparing import QUICK_BYTES_MAX
 from dataplane.prompts import PREDICTING, SKIPPED, UNREAD, Prompt, skipped
+from dataplane.relay import Relay
+from dataplane.rows import EndedRow
 from dataplane.served import NOT_READ
-from dataplane.sse import read_usual
-from dataplane.upstream import IDLE_PER_ENDPOINT_MAX
+from dataplane.sse import Says, read_usual
+from dataplane.upstream import IDLE_PER_ENDPOINT_MAX, UpstreamConnection
 
 _PREPARING, _ASKING, _, _WAITING, _RELAYING, _DONE = State
 _COMPLETE = int(End.COMPLETE)
+_CONTENT = Says.CONTENT
 _LAST_MASK = (1 << LAST_BITS) - 1
 _NOTHING = Request()
 
@@ -148,10 +151,20 @@ class UsualExchange(Exchange):
         connection.write(b"".join((before, connection.host, after, self._ids, b"\r\n\r\n", request.body)))
 
     def upstream_data(self, data: bytes) -> None:
-        if self._relay is None:
+        relay = self._relay
+        if relay is None:
+            if self._ask.streams:
+                if not self._begin_stream(data):
+                    super().upstream_data(data)
+                return
             if self._answer_whole(data):
                 return
             self._begin_relay()
+        elif self._state is _WAITING:
+            if self._hold_event(relay, data):
+                return
+        elif data[-5:] == LAST_CHUNK and self._end_stream(relay, data):
+            return
         super().upstream_data(data)
 
     def upstream_lost(self, error: Exception | None) -> None:
@@ -159,19 +172,95 @@ class UsualExchange(Exchange):
             self._begin_relay()
         super().upstream_lost(error)
 
-    def _begin_relay(self) -> None:
+    def _begin_relay(self) -> Relay:
         """What the general machine would have done when it sent the request."""
         assert self._attempt is not None
-        self._attempt.relay = self._relay = self.new_relay()
+        relay = self._attempt.relay = self._relay = self.new_relay()
+        return relay
+
+    # --- a stream ---
+
+    def _begin_stream(self, data: bytes) -> bool:
+        """Its head, where it is a read of its own and was seen before. False: the relay has yet to be fed."""
+        relay, attempt = self._begin_relay(), self._attempt
+        assert attempt is not None
+        assert attempt.connection is not None
+        heads = attempt.connection.heads
+        head = heads.streams.get(data)
+        if head is None:
+            head = stream_head(data)
+            if head is None:
+                return False
+            heads.add_stream(data, head)
+        relay.take_head(head)
+        return True
+
+    def _hold_event(self, relay: Relay, data: bytes) -> bool:
+        """An event before the stream is passed on; the first one with content is the first token. False: nothing was done."""
+        if not relay.take_event(data):
+            return False
+        gateway, client, attempt, head = self._gateway, self._client, self._attempt, relay.head
+        assert attempt is not None
+        assert head is not None
+        attempt.last_at = self._now()
+        if not relay.ready:
+            return True
+        connection, target = attempt.connection, attempt.target
+        if relay.first is not _CONTENT or gateway.draining or len(self._targets) > 1 or connection is None:
+            self._answered()
+            return True
+        self._first_token(attempt)
+        self._state = _RELAYING
+        self._request.body = b""  # nobody else will get it
+        prompt = self._prompt
+        if prompt.chains:
+            self._prompt = Prompt(prompt.kind, prompt.input_tokens)
+        connection.passing = relay  # first: the write below may pause it
+        held = relay.open(client.write)
+        body = held[0] if len(held) == 1 else b"".join(held)
+        client.write(self._answer(connection, target, head.passed_on + b"\r\ntransfer-encoding: chunked", body))
+        return True
+
+    def _end_stream(self, relay: Relay, data: bytes) -> bool:
+        """The last read of a stream that is passed on. False: nothing was done, or it ended otherwise."""
+        client, attempt, control = self._client, self._attempt, self._gateway.control
+        assert attempt is not None
+        connection, first_at = attempt.connection, attempt.first_at
+        if connection is None or connection.passing is not relay or not relay.take_end(data):
+            return False
+        client.write(data)
+        now = attempt.last_at = self._now()
+        self._note_tokens(attempt)
+        ending, head = relay.ending, relay.head
+        assert head is not None
+        if (
+            ending.aborted or ending.error or not head.keep_alive or not first_at or self._closes or client.stalled_since
+            or len(self._targets) > 1 or not control.connected or not attempt.target.decision_id
+        ):  # fmt: skip
+            self._complete(relay)
+            return True
+        output_tokens, prompt_tokens, cached_tokens = ending.output_tokens, ending.prompt_tokens, ending.cached_tokens
+        if output_tokens is None:
+            output_tokens = relay.chunk_count - 1  # less the one that says that it is done
+        row = (
+            attempt.target.decision_id, _COMPLETE, 200, first_at - attempt.sent_at, now - attempt.sent_at, output_tokens,
+            -1 if prompt_tokens is None else prompt_tokens, -1 if cached_tokens is None else cached_tokens,
+            True, (now - first_at) / (output_tokens - 1) if output_tokens > 1 else -1.0, self._request_name,
+        )  # fmt: skip
+        self._relay = connection.passing = None
+        connection.keep_no_time()
+        self._done(connection, row, now)
+        return True
+
+    # --- an answer in one read ---
 
     def _answer_whole(self, data: bytes) -> bool:
         """The answer's head and body, in one read; False: nothing was done."""
         gateway, client, attempt = self._gateway, self._client, self._attempt
-        control = gateway.control
         assert attempt is not None
         connection = attempt.connection
         assert connection is not None
-        if client.stalled_since or gateway.draining or not control.connected:
+        if client.stalled_since or gateway.draining or not gateway.control.connected:
             return False
         known = connection.heads.get(len(data))
         if known is not None and known[0] <= data < known[3]:
@@ -186,46 +275,56 @@ class UsualExchange(Exchange):
         tokens = read_usual(body)
         if tokens is None:
             return False
-        target, engine, line = attempt.target, connection.engine, gateway.decision_line
-        decision_id = target.decision_id
+        client.write(self._answer(connection, attempt.target, passed_on, body))
+        now = self._now()
+        prompt_tokens, output_tokens, cached_tokens = tokens
+        row = (
+            attempt.target.decision_id, _COMPLETE, 200, -1.0, now - attempt.sent_at, output_tokens, prompt_tokens,
+            cached_tokens, False, -1.0, self._request_name,
+        )  # fmt: skip
+        self._done(connection, row, now)
+        return True
+
+    # --- both ---
+
+    def _answer(self, connection: UpstreamConnection, target: Answer, passed_on: bytes, body: bytes) -> bytes:
+        """passed_on: the engine's lines, behind which ours come; body: or its beginning."""
+        gateway = self._gateway
+        line, decision_id = gateway.decision_line, target.decision_id
         above = decision_id >> LAST_BITS
         if above != line.above:
             line.move(above)
-        client.write(
-            b"".join(
-                (
-                    passed_on,
-                    self._ids,
-                    engine.lines(target.worker, target.policy),
-                    line.begins,
-                    LAST_DIGITS[decision_id & _LAST_MASK],
-                    matched(target.matched_tokens) if self._prompt.kind in PREDICTING else b"",
-                    gateway.last_lines,
-                    body,
-                )
+        return b"".join(
+            (
+                passed_on,
+                self._ids,
+                connection.engine.lines(target.worker, target.policy),
+                line.begins,
+                LAST_DIGITS[decision_id & _LAST_MASK],
+                matched(target.matched_tokens) if self._prompt.kind in PREDICTING else b"",
+                gateway.last_lines,
+                body,
             )
         )
-        now = self._now()
+
+    def _done(self, connection: UpstreamConnection, row: EndedRow, now: float) -> None:
+        """It is complete, at its first attempt, and both connections stay."""
+        gateway, client, engine = self._gateway, self._client, connection.engine
         metrics = gateway.metrics
         metrics.good[self._request.path].count += 1
         metrics.complete.count += 1
         metrics.e2e.observe(now - self._started_at)
-        connection.owner = None
         idle = engine.idle
         if client.stalled_since or len(idle) >= IDLE_PER_ENDPOINT_MAX:
-            connection.resume()  # it was told to wait amid the write, and is another request's from here on
+            if client.stalled_since:
+                connection.resume()  # it was told to wait amid the write, and is another request's from here on
             gateway.pool.give(connection, now)
         else:
+            connection.owner = None
             connection.idle_since = now
             idle.append(connection)
         engine.active -= 1
-        prompt_tokens, output_tokens, cached_tokens = tokens
-        control.report(
-            (
-                decision_id, _COMPLETE, 200, -1.0, now - attempt.sent_at, output_tokens, prompt_tokens, cached_tokens,
-                False, -1.0, self._request_name,
-            )
-        )  # fmt: skip
+        gateway.control.report(row)
         self._attempt = None
         self._targets = ()
         self._request = _NOTHING
@@ -234,7 +333,17 @@ class UsualExchange(Exchange):
         gateway.concurrency.in_flight -= 1
         client.served_by = self
         client.answered(now)
-        return True
+
+
+def stream_head(data: bytes) -> ResponseHead | None:
+    """Of a usual stream, where nothing is behind it. None: it is none."""
+    if data[-4:] != b"\r\n\r\n" or data.find(b"\r\n\r\n") != len(data) - 4:
+        return None
+    try:
+        head = parse_response_head(data[:-4])
+    except FramingError:
+        return None
+    return head if head.is_events and head.chunked and not head.has_request_id else None
 
 
 def whole_head(data: bytes) -> tuple[bytes, int, bytes, bytes] | None:

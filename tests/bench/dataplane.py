@@ -115,15 +115,11 @@ class _Bench:
         packed = pack([_answer(rows.asked(asked).question_id) for asked in said.questions])
         answers = self._count("decisions unpacked", unpack_answers, packed)
         self._count("decisions taken, requests sent", control._take, answers)
-        for engine in [_engine(client) for client in self._clients]:
-            if self.streams:
-                self._count("head of the stream", engine.data_received, STREAM_HEAD)
-                self._count("first event", engine.data_received, EVENT)
-                for _ in range(EVENTS - 2):
-                    self._count("event, each", engine.data_received, EVENT)
-                self._count("end of the stream", engine.data_received, END)
-            else:
-                self._count("answer passed on", engine.data_received, WHOLE)
+        engines = [_engine(client) for client in self._clients]
+        for step, data in STREAM if self.streams else ANSWERED:
+            for engine in engines:
+                self._count(step, engine.data_received, data)
+        for engine in engines:
             cast(_Transport, engine.transport).written.clear()
         for client in self._clients:
             assert client.exchange is None, "a request is still under way"
@@ -158,6 +154,13 @@ _BODY = json.dumps(ANSWER, separators=(",", ":")).encode()
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_BODY) + _BODY
 EVENT = chunk(event(delta("word ")))
 END = chunk(event(delta("end", finish="stop")) + event("[DONE]")) + LAST_CHUNK
+ANSWERED = [("answer passed on", WHOLE)]
+STREAM = [
+    ("head of the stream", STREAM_HEAD),
+    ("first event", EVENT),
+    *[("event, each", EVENT)] * (EVENTS - 2),
+    ("end of the stream", END),
+]
 
 
 async def _run(kind: str, counter: Counter) -> dict[str, float]:

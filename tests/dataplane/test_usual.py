@@ -86,6 +86,19 @@ STEPS: dict[str, Step] = {
     "503": status(503),
     "204": raw(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "a stream": chat_stream(["a", "b", "c"]),
+    "a stream with usage": chat_stream(["a", "b"], usage_of=CACHED),
+    "a long stream": chat_stream(["word"] * 30, usage_of=CACHED),
+    "a stream that is aborted": chat_stream(["a", "b"], finish="abort"),
+    "a stream that is aborted before it began": chat_stream([], finish="abort"),
+    "a stream whose end comes with its last event": raw(
+        STREAM_HEAD + chunk(event(delta("a"))) + chunk(event(delta("b", finish="stop"))) + chunk(event("[DONE]")) + LAST_CHUNK
+    ),
+    "a stream of a connection that closes": raw(
+        STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+        + chunk(event(delta("a", finish="stop")) + event("[DONE]"))
+        + LAST_CHUNK,
+        close=True,
+    ),
     "a stream cut short": closes(STREAM_HEAD + chunk(event(delta("a")))),
     "a stream with an error": raw(
         STREAM_HEAD + chunk(event(delta("a"))) + chunk(event({"error": {"message": "x"}})) + LAST_CHUNK
