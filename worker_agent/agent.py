@@ -33,12 +33,12 @@ from worker_agent.watch import EngineWatch
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.015
+TICK_S = 0.025
 """While there is something to do. The next turn of a conversation may follow within milliseconds of the last, so what comes
 after a pause does not wait for a tick."""
 MORE_S = 0.005
 """Between two looks of which the first left something: each takes a bounded part of a flood, or of a replay."""
-IDLE_S_MAX = 0.050
+IDLE_S_MAX = 0.250
 """Between two looks at sockets that say nothing: for whoever waits for a time to be over. Arrivals wake."""
 RETRY_S = 0.015
 """Before a report that could not be sent is tried again, where Redis may be asked."""

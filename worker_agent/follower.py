@@ -87,24 +87,8 @@ class Follower:
         return False
 
     def _deliver(self, rank: int, payloads: list[bytes]) -> None:
-        decode, batches, events = self._decoders[rank].decode, list[Batch](), 0
         self.payloads += len(payloads)
-        for payload in payloads:
-            try:
-                batch = decode(payload)
-            except MalformedPayload as error:
-                if batches:
-                    self.blocks.apply(rank, *batches)
-                batches, events = [], 0
-                self._malformed(rank, error)
-                continue
-            batches.append(batch)
-            events += len(batch.events)
-            if events >= EVENTS_TOGETHER_MAX:
-                self.blocks.apply(rank, *batches)
-                batches, events = [], 0
-        if batches:
-            self.blocks.apply(rank, *batches)
+        apply_all(self.blocks, rank, self._decoders[rank], payloads, self._malformed)
 
     def _malformed(self, rank: int, error: MalformedPayload) -> None:
         """Whatever it said is lost: as good as a missed payload."""
@@ -121,3 +105,26 @@ class Follower:
         for reason in self.blocks.ignored.keys() - self._ignored_said:
             self._ignored_said.add(reason)
             log.info("KV events ignored", extra={"f": {"reason": reason}})
+
+
+def apply_all(
+    blocks: BlockSet, rank: int, decoder: Decoder, payloads: list[bytes], malformed: Callable[[int, MalformedPayload], None]
+) -> None:
+    """Payloads that follow one another, in order. malformed: told of each that is none, between those before and after it."""
+    decode, batches, events = decoder.decode, list[Batch](), 0
+    for payload in payloads:
+        try:
+            batch = decode(payload)
+        except MalformedPayload as error:
+            if batches:
+                blocks.apply(rank, *batches)
+            batches, events = [], 0
+            malformed(rank, error)
+            continue
+        batches.append(batch)
+        events += len(batch.events)
+        if events >= EVENTS_TOGETHER_MAX:
+            blocks.apply(rank, *batches)
+            batches, events = [], 0
+    if batches:
+        blocks.apply(rank, *batches)

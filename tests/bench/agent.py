@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import uvloop
 import zmq
+from aiohttp import web
 
 from contract import blocks
 from contract.keyspace import ModelCard
@@ -37,8 +38,8 @@ from worker_agent.discovery import EngineIdentity, record_of
 from worker_agent.engine_client import EngineClient
 from worker_agent.engine_info import EventEndpoint
 from worker_agent.engine_metrics import parse
-from worker_agent.follower import Follower
-from worker_agent.kv_events import Decoder
+from worker_agent.follower import Follower, apply_all
+from worker_agent.kv_events import Decoder, MalformedPayload
 from worker_agent.publisher import Publisher
 from worker_agent.settings import Settings
 
@@ -49,6 +50,8 @@ CACHE_PAYLOADS = 300
 PREFILL, DECODING, TURNOVER = "many blocks an event", "one block an event", "many, each for an evicted one"
 TICK_PAYLOADS = 16
 ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
+MISSING_STEPS_MAX = 10
+"""Of a measured rate: those of the last tick are still on their way."""
 STEPS_PER_S, STEADY_S = (0, 20, 60, 200), 4.0
 """Of one engine: with nothing to do, with large steps, with usual ones, and more than there are ticks."""
 
@@ -136,12 +139,15 @@ def _in_process(payloads: list[bytes], filling: Sequence[bytes] = ()) -> float:
         block_set.take()
         before = time.process_time()
         for start in range(0, len(payloads), TICK_PAYLOADS):
-            for payload in payloads[start : start + TICK_PAYLOADS]:
-                block_set.apply(0, decoder.decode(payload))
+            apply_all(block_set, 0, decoder, payloads[start : start + TICK_PAYLOADS], _fail)
             deltas.append(block_set.take())
             deltas.acknowledge(deltas.sequence)
         figures.append((time.process_time() - before) / len(payloads) * 1e6)
     return min(figures)
+
+
+def _fail(rank: int, error: MalformedPayload) -> None:
+    raise AssertionError(f"a payload of rank {rank} is malformed: {error}")
 
 
 def _end_to_end(kinds: dict[str, list[bytes]], served: list[Traffic]) -> None:
@@ -165,7 +171,7 @@ def _end_to_end(kinds: dict[str, list[bytes]], served: list[Traffic]) -> None:
         for rate in STEPS_PER_S:
             share = min(uvloop.run(_whole_agent(served[-1], rate, server.url)) for _ in range(2))
             events = rate * served[-1].blocks / len(served[-1].payloads)
-            print(f"    {rate:3} steps, {events:6,.0f} block events a second  {share:6.1%} of a core")
+            print(f"    {rate:3} steps, {events:6,.0f} block events a second  {share:6.2%} of a core")
         uvloop.run(_whole_path(server.url))
     finally:
         server.stop()
@@ -228,37 +234,57 @@ async def _through_sockets(payloads: list[bytes], url: str, per_tick: int, filli
     return spent / ticks * 1e6
 
 
-def _steady_engine(payloads: list[bytes], steps_per_s: int, orders: Connection) -> None:
-    """A process that is an engine to an agent: its pages, and a payload a step at a steady rate once it is told to begin."""
-    asyncio.run(_steady(payloads, steps_per_s, orders))
+class _Pages(FakeEngine):
+    """Whose page is as long as an engine's."""
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        short = await super()._metrics(request)
+        return web.Response(text=str(short.text) + (PAGES / "load_waiting_lora.txt").read_text())
 
 
-async def _steady(payloads: list[bytes], steps_per_s: int, orders: Connection) -> None:
-    pages = FakeEngine(ranks=0, blocks=1_000_000, model="m")
+def _steady_engine(filling: list[bytes], payloads: list[bytes], steps_per_s: int, orders: Connection) -> None:
+    """A process that is an engine to an agent: its pages, what fills its cache at once, and once it is told to begin a payload
+    a step at a steady rate."""
+    asyncio.run(_steady(filling, payloads, steps_per_s, orders))
+
+
+async def _steady(filling: list[bytes], payloads: list[bytes], steps_per_s: int, orders: Connection) -> None:
+    pages = _Pages(ranks=0, blocks=1_000_000, model="m")
     pages.figures |= {"prompt_tokens": 0, "block_size": BLOCK_SIZE}
     await pages.start()
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.XPUB)
     orders.send((pages.url, socket.bind_to_random_port("tcp://127.0.0.1")))
     await asyncio.to_thread(socket.recv)
-    await asyncio.to_thread(orders.recv)
-    began = time.perf_counter()
-    for number, payload in enumerate(payloads[: int(steps_per_s * STEADY_S)]):
-        await asyncio.sleep(max(0.0, began + number / steps_per_s - time.perf_counter()))
+
+    def send(number: int, payload: bytes) -> None:
         socket.send_multipart([b"", number.to_bytes(8, "big"), payload])
-    await asyncio.sleep(max(0.0, began + STEADY_S - time.perf_counter()))
+
+    for number, payload in enumerate(filling):
+        send(number, payload)
+    await asyncio.to_thread(orders.recv)
+    began, length_s = time.perf_counter(), _length_s(len(payloads), steps_per_s)
+    for number in range(int(steps_per_s * length_s)):
+        await asyncio.sleep(max(0.0, began + number / steps_per_s - time.perf_counter()))
+        send(len(filling) + number, payloads[number])
+    await asyncio.sleep(max(0.0, began + length_s - time.perf_counter()))
     orders.send("end")
     await asyncio.to_thread(orders.recv)
     context.destroy(linger=0)
     await pages.close()
 
 
+def _length_s(payloads: int, steps_per_s: int) -> float:
+    """As long as there are payloads, STEADY_S at most."""
+    return min(STEADY_S, payloads / steps_per_s) if steps_per_s else STEADY_S
+
+
 async def _whole_agent(traffic: Traffic, steps_per_s: int, url: str) -> float:
     """The share of a core that this process takes, which is an agent's here; engine and Redis are others."""
     orders, theirs = multiprocessing.Pipe()
-    payloads = [*traffic.filling, *traffic.payloads]
+    filling = traffic.filling if steps_per_s else []
     engine = multiprocessing.get_context("spawn").Process(
-        target=_steady_engine, args=(payloads, steps_per_s, theirs), daemon=True
+        target=_steady_engine, args=(filling, traffic.payloads, steps_per_s, theirs), daemon=True
     )
     engine.start()
     engine_url, port = orders.recv()
@@ -274,10 +300,13 @@ async def _whole_agent(traffic: Traffic, steps_per_s: int, url: str) -> float:
     loops = (agent.scrape_forever, agent.follow_forever, agent.publish_forever)
     tasks = [asyncio.create_task(loop()) for loop in loops]
     await agent.registered.wait()
+    await until(lambda: _followed(agent) >= len(filling), "a full cache")
     before = time.process_time()
     orders.send("begin")
     await asyncio.to_thread(orders.recv)
-    share = (time.process_time() - before) / STEADY_S
+    share = (time.process_time() - before) / _length_s(len(traffic.payloads), steps_per_s)
+    expected = len(filling) + int(steps_per_s * _length_s(len(traffic.payloads), steps_per_s))
+    assert _followed(agent) >= expected - MISSING_STEPS_MAX, f"{_followed(agent)} of {expected} payloads were followed"
     orders.send("end")
     for task in tasks:
         task.cancel()
@@ -288,6 +317,10 @@ async def _whole_agent(traffic: Traffic, steps_per_s: int, url: str) -> float:
     await client.__aexit__(None, None, None)
     engine.join()
     return share
+
+
+def _followed(agent: Agent) -> int:
+    return agent._follower.payloads if agent._follower is not None else 0
 
 
 def _engines(orders: Connection) -> None:
