@@ -235,8 +235,8 @@ class Sink:
     def worker_left(self, worker: str, now: float) -> None:
         pass
 
-    def slot_of(self, worker: str) -> int | None:
-        return self.slots.get(worker)
+    def slots_of(self, worker: str) -> tuple[int, ...]:
+        return (self.slots[worker],) if worker in self.slots else ()
 
 
 class WatchedIndex(PrefixIndex):
