@@ -46,6 +46,7 @@ def posted(name: bytes, value: bytes, body: bytes) -> Request:
         ("HEAD", "/v1/models", Kind.MODELS),
         ("GET", "/v1/models/org/name", Kind.MODEL),
         ("GET", "/health", Kind.HEALTH),
+        ("GET", "/ping", Kind.HEALTH),
         ("OPTIONS", "/v1/chat/completions", Kind.PREFLIGHT),
     ],
 )
@@ -55,7 +56,14 @@ def test_paths_are_told_apart(method: str, path: str, kind: Kind) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/chat/completions", 405), ("POST", "/health", 405), ("GET", "/", 404), ("POST", "/admin", 404)],
+    [
+        ("GET", "/v1/chat/completions", 405),
+        ("GET", "/v1/responses/x", 404),
+        ("DELETE", "/v1/files/x", 404),
+        ("POST", "/health", 405),
+        ("GET", "/", 404),
+        ("POST", "/admin", 404),
+    ],
 )
 def test_other_methods_and_paths_are_refused(method: str, path: str, status: int) -> None:
     refusal = classify(method, path)
