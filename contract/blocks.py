@@ -16,7 +16,7 @@ import sys
 from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from xxhash import xxh64_intdigest
 
@@ -62,20 +62,34 @@ def chain(tokens: Buffer, block_size: int, parent: int) -> array[int]:
 
 
 def packed_chain(tokens: bytes, block_size: int, parent: int) -> bytes:
-    """`chain` of a short prompt in its wire form, in a third of the time: 0.4 us for three blocks."""
-    cut, packed = _shape(block_size, len(tokens) // (4 * block_size))
-    digest = xxh64_intdigest
-    hashes = []
-    for block in cut(tokens):
-        parent = digest(block, parent)
-        hashes.append(parent)
-    return packed(*hashes)
+    """`chain` of a short prompt in its wire form, in a fifth of the time: 0.3 us for three blocks."""
+    return short_chain(block_size, len(tokens) // (4 * block_size))(tokens, parent)
 
 
-@lru_cache(maxsize=4096)
-def _shape(block_size: int, count: int) -> tuple[Callable[[bytes], tuple[bytes, ...]], Callable[..., bytes]]:
-    """Tokens to so many blocks, and their hashes to bytes."""
-    return struct.Struct(f"{4 * block_size}s" * count).unpack_from, struct.Struct(f"<{count}Q").pack
+WRITTEN_OUT_MAX = 32
+
+
+@lru_cache(maxsize=256)
+def short_chain(block_size: int, count: int) -> Callable[[bytes, int], bytes]:
+    """`packed_chain` of so many blocks, written out: a loop over three costs half as much again as hashing them."""
+    made: Callable[[bytes, int], bytes]
+    if 0 < count <= WRITTEN_OUT_MAX:
+        cut, pack = struct.Struct(f"{4 * block_size}s" * count).unpack_from, struct.Struct(f"<{count}Q").pack
+        blocks, hashes = [f"b{n}" for n in range(count)], [f"h{n}" for n in range(count)]
+        steps = [
+            f"    {hash} = digest({block}, {before})"
+            for hash, block, before in zip(hashes, blocks, ["parent", *hashes[:-1]], strict=True)
+        ]
+        lines = ["def short(tokens, parent):", f"    {', '.join(blocks)}, = cut(tokens)", *steps]
+        space: dict[str, Any] = {"digest": xxh64_intdigest, "cut": cut, "pack": pack}
+        exec("\n".join((*lines, f"    return pack({', '.join(hashes)})")), space)
+        made = space["short"]
+    else:
+
+        def made(tokens: bytes, parent: int) -> bytes:
+            return chain(tokens, block_size, parent).tobytes()
+
+    return made
 
 
 def links(tokens: Buffer, block_size: int, parent: int) -> list[int]:

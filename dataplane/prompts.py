@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from contract import blocks
-from contract.blocks import packed_chain
+from contract.blocks import short_chain
 from contract.tokens import NotTokenizable, PromptError, TokenizerUnavailable, text_of
 from contract.tokens.chains import SHORT_BLOCKS_MAX, ChainCache
 from dataplane.openai import SLICED_BYTES_MIN, Ask
@@ -43,6 +43,9 @@ class Tokenizer(Protocol):
 
     def is_cheap(self, body_bytes: int) -> bool:
         """A body of this size may be tokenised on the event loop."""
+
+    def usual(self, path: str, body: object) -> bytes | None:
+        """`prompts` of what most requests are, in fewer steps; None: it is another."""
 
     def prompts(self, path: str, body: Mapping[str, Any]) -> list[bytes]:
         """Flat little-endian uint32 token ids of every prompt in a body."""
@@ -73,7 +76,7 @@ class ModelSeen(msgspec.Struct, array_like=True, frozen=True):
     block_sizes: tuple[int, ...]
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """A prompt as the control plane wants it. kind: tokens, text, loading, skipped or unread, for the metrics."""
 
     kind: str
@@ -107,7 +110,7 @@ class _Loaded:
 class Plan:
     """What is read of a model for each of its prompts: messages of the fleet view are slow to read. model: it was read from."""
 
-    __slots__ = ("base", "block_sizes", "loaded", "lora", "model", "root")
+    __slots__ = ("base", "block_sizes", "loaded", "lora", "model", "only_size", "root", "short")
 
     def __init__(self, model: Model, loaded: _Loaded | None, base: str, lora: str, block_sizes: tuple[int, ...]) -> None:
         self.model = model
@@ -115,6 +118,9 @@ class Plan:
         self.base = base
         self.lora = lora
         self.block_sizes = block_sizes
+        self.only_size = block_sizes[0] if len(block_sizes) == 1 else 0
+        self.short: dict[int, Callable[[bytes, int], bytes]] = {}
+        """By number of blocks of `only_size`, up to SHORT_BLOCKS_MAX: their chain in its wire form."""
         self.root = blocks.root_hash(base, lora=lora)
         """Of prompts without a `cache_salt`."""
 
@@ -199,8 +205,13 @@ class Prompts:
             else:
                 if fields is None:
                     fields = _fields(body)
+                flat = tokenizer.usual(path, fields)
+                if flat is not None:
+                    return self._token_prompt(flat, len(flat) // 4, ask, plan)
                 try:
-                    return self._token_prompt(tokenizer.prompts(path, fields), ask, plan)
+                    prompts = tokenizer.prompts(path, fields)
+                    # Of a batch: the longest prompt's chain, and the tokens of all.
+                    return self._token_prompt(max(prompts, key=len, default=b""), sum(map(len, prompts)) // 4, ask, plan)
                 except PromptError:
                     return UNREAD  # the caller's mistake: the engine answers it in its own words
                 except NotTokenizable as error:
@@ -210,24 +221,22 @@ class Prompts:
             log.exception("a prompt could not be read", extra={"f": {"model": ask.model, "path": path}})
             return UNREAD
 
-    def _token_prompt(self, prompts: list[bytes], ask: Ask, plan: Plan) -> Prompt:
-        """Batches: the longest prompt's chain, and the tokens of all."""
-        if len(prompts) == 1:
-            longest = prompts[0]
-            tokens = len(longest) // 4
-            if len(plan.block_sizes) == 1 and plan.block_sizes[0] <= tokens and not ask.cache_salt:
-                size = plan.block_sizes[0]
-                packed = packed_chain if tokens <= size * SHORT_BLOCKS_MAX else self._chains.packed
-                return Prompt("tokens", tokens, ((size, packed(longest, size, plan.root)),))
-        else:
-            longest = max(prompts, key=len, default=b"")
-            tokens = sum(map(len, prompts)) // 4
-        chains: tuple[tuple[int, bytes], ...] = ()
-        for size in plan.block_sizes:
-            if len(longest) >= 4 * size:  # shorter than a block: there is no full one
-                root = _root(plan.base, plan.lora, ask.cache_salt) if ask.cache_salt else plan.root
-                chains += ((size, self._chains.packed(longest, size, root)),)
-        return Prompt("tokens", tokens, chains)
+    def _token_prompt(self, flat: bytes, tokens: int, ask: Ask, plan: Plan) -> Prompt:
+        """flat: the prompt whose blocks are hashed; tokens: of all prompts of the request."""
+        size = plan.only_size
+        if size and not ask.cache_salt:
+            full = len(flat) // (4 * size)
+            if not full:  # shorter than a block: there is no full one
+                return Prompt("tokens", tokens)
+            chain = plan.short.get(full)
+            if chain is None:
+                if full > SHORT_BLOCKS_MAX:
+                    return Prompt("tokens", tokens, ((size, self._chains.packed(flat, size, plan.root)),))
+                chain = plan.short[full] = short_chain(size, full)
+            return Prompt("tokens", tokens, ((size, chain(flat, plan.root)),))
+        root = _root(plan.base, plan.lora, ask.cache_salt) if ask.cache_salt else plan.root
+        sizes = [size for size in plan.block_sizes if len(flat) >= 4 * size]
+        return Prompt("tokens", tokens, tuple((size, self._chains.packed(flat, size, root)) for size in sizes))
 
     def _spec(self, model: Model) -> str:
         return self._overrides.get(model.name) or self._overrides.get(model.base) or model.tokenizer

@@ -21,30 +21,37 @@ BILLING_HEADER = "x-anthropic-billing-header"
 
 BILLING_BEGINS, BILLING_ENDS = "x-", "x."
 """Texts between the two begin as that line does."""
-PLAIN_ROLES = ("user", "assistant", "system")
-"""Of messages that are left as they are, but for the billing line."""
 
 
 def messages_of(messages: object, content_format: str) -> list[dict[str, Any]]:
     """The template's messages. content_format: 'string' or 'openai'. PromptError, NotTokenizable."""
     if type(messages) is not list:
         raise PromptError("'messages' must be a list of messages", "messages")
-    plain = 0
-    if content_format == "string":
-        # Those from the first on that are already what the template gets: a role (of those without rules) and a text.
-        for message in messages:
-            if type(message) is not dict or len(message) != 2 or "role" not in message or "content" not in message:
-                break
-            role, content = message["role"], message["content"]
-            if role not in PLAIN_ROLES or type(content) is not str or BILLING_BEGINS <= content < BILLING_ENDS:
-                break
-            plain += 1
-        else:
-            return messages
+    plain = plain_until(messages) if content_format == "string" else 0
+    if plain and plain == len(messages):
+        return messages
     return [
         message if index < plain else _message(message, f"messages[{index}]", content_format)
         for index, message in enumerate(messages)
     ]
+
+
+def plain_until(messages: list[Any]) -> int:
+    """How many from the first on are already what a template that wants texts gets: a role without rules, and a text."""
+    plain = 0
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            break
+        role, content = message.get("role"), message.get("content")
+        if type(content) is not str:
+            break
+        if role == "system":
+            if BILLING_BEGINS <= content < BILLING_ENDS:
+                break
+        elif role != "user" and role != "assistant":
+            break
+        plain += 1
+    return plain
 
 
 def _message(message: object, param: str, content_format: str) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class PromptTokenizer:
             self._templates = {name: ChatTemplate(text) for name, text in source.templates.items()}
         except TemplateError as error:
             raise TokenizerUnavailable(f"the chat template of {name!r} cannot be compiled: {error}") from error
+        self._default = self._templates.get("default")
         self._plain: dict[str, Any] = {**self._special_tokens, **PLAIN, "messages": None}
         chat, completion = self._chat_of, self._completion_of
         self._by_path: dict[str, Callable[[Mapping[str, Any]], list[bytes]]] = {
@@ -133,8 +134,8 @@ class PromptTokenizer:
         )
 
     def _plain_chat(self, body: Mapping[str, Any]) -> bytes:
-        """`chat` of a body with nothing in it but messages: most are, and the least steps are taken."""
-        template = self._templates.get("default") or self._template(with_tools=False)
+        """`chat` of a body with nothing in it but messages."""
+        template = self._default or self._template(with_tools=False)
         named = self._plain.copy()
         chat = named["messages"] = conversation.messages_of(body.get("messages"), template.content_format)
         if not chat:
@@ -175,16 +176,32 @@ class PromptTokenizer:
         """The token ids of every prompt in a request body, by the path that it was sent to. PromptError, NotTokenizable."""
         if type(body) is not dict and not isinstance(body, Mapping):
             raise PromptError("the request body must be a JSON object")
-        if path == CHAT_PATH and _SHAPING.isdisjoint(body):
-            return [self._plain_chat(body)]
         of_path = self._by_path.get(path)
         if of_path is None:
             raise NotTokenizable(f"path {path}")
         return of_path(body)
 
+    def usual(self, path: str, body: object) -> bytes | None:
+        """`prompts` of a chat of nothing but messages that a template gets as they are: most are, and the least steps are
+        taken. None: it is another, or wrong in some way that `prompts` says."""
+        template = self._default
+        if path != CHAT_PATH or type(body) is not dict or template is None or template.content_format != "string":
+            return None
+        messages = body.get("messages")
+        if type(messages) is not list or not messages or not _SHAPING.isdisjoint(body):
+            return None
+        if conversation.plain_until(messages) != len(messages):
+            return None
+        named = self._plain.copy()
+        named["messages"] = messages
+        try:
+            return self._encode(template.text(named), False)
+        except Exception:
+            return None
+
     def _template(self, *, with_tools: bool) -> ChatTemplate:
         template = self._templates.get("tool_use") if with_tools else None
-        template = template or self._templates.get("default")
+        template = template or self._default
         if template is None:
             raise NotTokenizable("the model has no chat template")
         return template

@@ -54,9 +54,35 @@ PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messag
 @given(body=BODIES)
 @settings(deadline=None, max_examples=50)
 def test_any_json_is_tokens_or_a_known_refusal(path: str, body: dict[str, Any]) -> None:
+    usual = TOKENIZER.usual(path, body)
     try:
         prompts = TOKENIZER.prompts(path, body)
     except (tokens.PromptError, tokens.NotTokenizable):
         prompts = []
+        assert usual is None
+    assert usual is None or prompts == [usual]
     assert all(len(prompt) % 4 == 0 for prompt in prompts)
     assert tokens.text_of(path, body)
+
+
+PLAIN = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(ROLES), "content": st.sampled_from([*TEXTS, "x-anthropic-billing-header: 1\nx"]) | st.text()},
+        optional={"name": st.text()},
+    ),
+    max_size=4,
+)
+
+
+@given(messages=PLAIN, more=st.dictionaries(st.sampled_from(["tools", "max_tokens", "stream"]), st.none(), max_size=2))
+@settings(deadline=None)
+def test_the_usual_chat_is_what_any_chat_is(messages: list[dict[str, str]], more: dict[str, None]) -> None:
+    body = {"messages": messages, **more}
+    usual = TOKENIZER.usual("/v1/chat/completions", body)
+    try:
+        (prompt,) = TOKENIZER.prompts("/v1/chat/completions", body)
+    except (tokens.PromptError, tokens.NotTokenizable):
+        assert usual is None
+        return
+    plain = all(set(m) == {"role", "content"} and m["role"] in ROLES[:2] for m in messages)
+    assert usual == prompt if plain and "tools" not in more else usual in (None, prompt)

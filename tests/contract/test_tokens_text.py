@@ -86,7 +86,9 @@ def test_a_chain_with_a_memory_is_the_chain(data: bytes, block_size: int, parent
         whole = blocks.chain(data, block_size, parent)
         assert SHARED.chain(data, block_size, parent) == whole
         assert SHARED.packed(data, block_size, parent) == whole.tobytes()
-        assert blocks.packed_chain(data, block_size, parent) == whole.tobytes()
+        for count in (0, 1, 3, len(data) // (4 * block_size)):
+            cut = data[: 4 * block_size * count + 3]
+            assert blocks.packed_chain(cut, block_size, parent) == blocks.chain(cut, block_size, parent).tobytes()
 
 
 SHARED = ChainCache()
