@@ -55,3 +55,11 @@ def test_a_record_of_a_later_schema_is_refused_by_its_number() -> None:
     fields = msgspec.msgpack.decode(outcome.encode(record()))
     with pytest.raises(ValueError, match=f"schema {outcome.SCHEMA + 1}"):
         outcome.decode(msgspec.msgpack.encode([outcome.SCHEMA + 1, *fields[1:], "new"]))
+
+
+def test_a_record_without_a_rank_is_of_an_engine_that_has_one_alone() -> None:
+    fields = msgspec.msgpack.decode(outcome.encode(record()))
+    assert fields[-1] == -1
+    older = outcome.decode(msgspec.msgpack.encode(fields[:-1]))
+    assert (older.rank, older.engine) == (-1, "w")
+    assert msgspec.structs.replace(older, rank=0).engine == "w/0"
