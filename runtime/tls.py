@@ -6,6 +6,7 @@ leaves the certificate that is served.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # gRPC is loaded only by those who use it
     import grpc
+
+
+_Stamp = tuple[tuple[int, int], ...]
 
 
 class TlsError(ValueError):
@@ -67,7 +71,7 @@ def grpc_server_credentials(cert: str, key: str, client_ca: str) -> grpc.ServerC
     """Read again at a handshake once the files have changed. client_ca: whose clients are let in; "": anybody's. TlsError."""
     import grpc
 
-    stamp = _stamp(cert, key, client_ca)
+    stamp: _Stamp = ()
 
     def load() -> grpc.ServerCertificateConfiguration:
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert, key)
@@ -86,6 +90,8 @@ def grpc_server_credentials(cert: str, key: str, client_ca: str) -> grpc.ServerC
         stamp = found
         return loaded
 
+    with contextlib.suppress(OSError):  # a file that is not there: loading names it
+        stamp = _stamp(cert, key, client_ca)  # before loading, so that no renewal falls between the two
     # The stubs know no None, which says "as before".
     return grpc.dynamic_ssl_server_credentials(load(), renewed, bool(client_ca))  # type: ignore[arg-type]
 
@@ -109,7 +115,7 @@ def _bytes(path: str) -> bytes:
         raise TlsError(f"cannot read {path}: {_why(error)}") from error
 
 
-def _stamp(*paths: str) -> tuple[tuple[int, int], ...]:
+def _stamp(*paths: str) -> _Stamp:
     return tuple((found.st_mtime_ns, found.st_ino) for path in paths if path for found in [os.stat(path)])
 
 
