@@ -21,7 +21,6 @@ from contract import tokens
 from dataplane.openai import Ask, read_json, read_whole_json
 from dataplane.prompt_messages import LENGTHS, Answer, Job, Loaded, Models, frame, read_order
 from dataplane.prompts import ModelSeen, Prompt, Prompts, Tokenizer
-from dataplane.unescape import unescaped
 from runtime import log as log_settings
 
 log = logging.getLogger(__name__)
@@ -98,8 +97,9 @@ class Worker:
             os._exit(0)
 
     def prepare(self, job: Job, body: bytes) -> Answer:
-        """As the data plane reads and prepares it by itself, in one go: the body is decoded once."""
-        found = read_whole_json(unescaped(body), job.path)
+        """As the data plane reads and prepares it by itself, in one go. There is no event loop that waits: the body is decoded
+        once, as it is."""
+        found = read_whole_json(body, job.path)
         if found is not None:
             return Answer(job.id, found[0], None, self._prompt(job, found[0], body, found[1]))
         ask = read_json(body, job.path)  # says what is wrong with it
