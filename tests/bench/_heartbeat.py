@@ -8,23 +8,23 @@ whatever arrives at a socket would have waited. Three figures of the longest wai
     held     of this, no more than the loop and the threads of the work computed since the beat before: what they can have
              done to it themselves
 
-Of each stretch is also said how much other processes of the machine computed meanwhile, where the kernel tells.
+`processor_of_its_own` lets the loop's thread have a processor whenever it is awake: the wall's figure is then what it would be
+with an idle one beside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 BEAT_S = 0.0005
-_USAGE = (("/sys/fs/cgroup/cpuacct/cpuacct.usage", 1e-9), ("/sys/fs/cgroup/cpu.stat", 1e-6))
-"""Where kernels say what all processes have computed, and in which unit."""
 
 _SENDER = """
 import os, sys, time
@@ -39,13 +39,12 @@ while True:
 
 @dataclass(slots=True)
 class Waits:
-    """The longest waits of a stretch, in seconds; beats: how many there were; others: how many cores other processes took."""
+    """The longest waits of a stretch, in seconds; beats: how many there were."""
 
     wall_s: float = 0.0
     awake_s: float = 0.0
     held_s: float = 0.0
     beats: int = 0
-    others: float = 0.0
 
 
 def cpu_clock(pid: int) -> int:
@@ -53,26 +52,22 @@ def cpu_clock(pid: int) -> int:
     return ~pid << 3 | 2
 
 
-def machine_cpu_s() -> float:
-    """CPU seconds of all processes; without an account of them, what the ticks of /proc/stat say."""
-    for path, unit in _USAGE:
-        try:
-            with open(path) as file:
-                return int(file.readline().split()[-1]) * unit
-        except OSError:
-            continue
-    with open("/proc/stat") as file:
-        user, nice, system = map(int, file.readline().split()[1:4])
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+@contextlib.contextmanager
+def processor_of_its_own() -> Iterator[None]:
+    """Real-time priority for this thread, and for none that it starts. PermissionError: not allowed here."""
+    before = os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO)))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, before)
 
 
 class Heartbeat:
-    """Beats while its `with` block lasts, on the running loop. workers: CPU clocks of the threads that do the work, elsewhere:
-    of the processes that do."""
+    """Beats while its `with` block lasts, on the running loop. workers: CPU clocks of the threads that do the work."""
 
-    def __init__(self, workers: Iterable[int], elsewhere: Iterable[int] = ()) -> None:
+    def __init__(self, workers: Iterable[int]) -> None:
         self._workers = workers
-        self._elsewhere = elsewhere
         self.waits = Waits()
 
     def __enter__(self) -> Heartbeat:
@@ -82,7 +77,6 @@ class Heartbeat:
         os.set_blocking(self._pipe, False)
         self._schedule = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
         self._before = self._now()
-        self._others_before = self._others()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pipe, self._beat)
         return self
@@ -96,15 +90,7 @@ class Heartbeat:
     def stretch(self) -> Waits:
         """The waits since the last call."""
         waits, self.waits = self.waits, Waits()
-        now = self._others()
-        (at, others_s), (before, others_before_s), self._others_before = now, self._others_before, now
-        waits.others = (others_s - others_before_s) / (at - before)
         return waits
-
-    def _others(self) -> tuple[float, float]:
-        """(now, CPU seconds of all processes but these)."""
-        ours_s = time.process_time() + sum(map(time.clock_gettime, (cpu_clock(self._process.pid), *self._elsewhere)))
-        return time.monotonic(), machine_cpu_s() - ours_s
 
     def _now(self) -> tuple[float, float]:
         """(CPU seconds of the loop's thread and the workers, seconds that the loop's thread waited for a processor)."""
