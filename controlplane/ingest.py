@@ -400,6 +400,11 @@ class Ingest:
                 "f": {"worker": record.worker, "url": record.url, "epoch": record.epoch, "kv_events": record.sends_kv_events}
             },
         )
+        if 1 < record.data_parallel_size != len(slots):
+            log.info(
+                "its ranks are one endpoint: it balances over them by itself",
+                extra={"f": {"worker": record.worker, "ranks": record.data_parallel_size, "version": record.engine_version}},
+            )
 
     def _leave(self, one: _Followed, now: float) -> None:
         self._drop(one)
