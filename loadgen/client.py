@@ -26,6 +26,8 @@ IDLE_CONNECTION_S_MAX = 4.0
 IDLE_CONNECTIONS_MAX = 1024
 CONNECT_TIMEOUT_S = 10.0
 HEADERS_MAX = 200
+SESSION_CHARS_MAX = 256
+"""What a router takes (its data plane refuses longer names)."""
 
 _WANTED_HEADERS = (b"x-headway-", b"x-request-id", b"retry-after")
 
@@ -196,7 +198,7 @@ class Client:
 
     async def send(self, request: TimedRequest, exchange: Exchange) -> None:
         """One request to its end, within the client's timeout; `exchange` is filled in as it goes on."""
-        session = f"x-headway-session: {request.session}\r\n" if request.session.isascii() and request.session else ""
+        session = f"x-headway-session: {request.session}\r\n" if _is_header_value(request.session) else ""
         head = (
             f"POST {self._target.base}{request.path} HTTP/1.1\r\n{self._fixed}{session}x-request-id: {request.request_id}\r\n"
         )
@@ -292,6 +294,11 @@ class Client:
         """Closes the connections that wait for another exchange."""
         while self._idle:
             self._idle.pop().close()
+
+
+def _is_header_value(text: str) -> bool:
+    """Whether a recording's own name for a conversation may stand in a header, and would be taken."""
+    return 0 < len(text) <= SESSION_CHARS_MAX and text.isascii() and text.isprintable()
 
 
 class _Card(msgspec.Struct):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from loadgen.client import IDLE_CONNECTION_S_MAX, Client, Exchange, Target, served_model
+from dataplane import wishes
+from loadgen.client import IDLE_CONNECTION_S_MAX, SESSION_CHARS_MAX, Client, Exchange, Target, served_model
 from loadgen.errors import LoadError
 from loadgen.workload import TimedRequest
 from runtime.clock import ManualClock, SystemClock
@@ -70,6 +72,24 @@ async def test_a_complete_stream_is_ok_with_its_tokens_usage_and_the_routers_hea
     (request,) = server.requests
     assert request.headers["x-request-id"] == "r-0"
     assert request.headers["x-headway-session"] == "s-1"
+
+
+@pytest.mark.parametrize("name", ["", "s\r\nx-injected: 1", "ü", "x" * (SESSION_CHARS_MAX + 1)])
+async def test_a_recording_s_name_that_is_no_header_value_stays_at_home(name: str) -> None:
+    clock = SystemClock()
+    async with SseServer(complete) as server:
+        client = Client(Target.parse(server.url), clock=clock, timeout_s=10.0)
+        exchange = Exchange(clock.now())
+        await client.send(dataclasses.replace(ASK, session=name), exchange)
+        client.close()
+    assert exchange.end == "ok"
+    (request,) = server.requests
+    assert "x-headway-session" not in request.headers
+    assert "x-injected" not in request.headers
+
+
+def test_what_is_sent_is_what_the_data_plane_takes() -> None:
+    assert SESSION_CHARS_MAX == wishes.NAME_CHARS_MAX
 
 
 TEXT = chunk(event(chat_text("a")))
