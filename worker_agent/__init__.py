@@ -16,5 +16,6 @@ event_source     the ZeroMQ shell of `sequence`
 publisher        the Redis shell: reports, deltas, snapshots, registration
 quick_add        its one hot command
 agent            the loops that join them; the only one that knows epochs
+bell             what its loops wait for
 settings         flags and environment
 """

@@ -20,7 +20,8 @@ from typing import Any
 
 from contract.keyspace import EngineReport, EngineState, WorkerRecord
 from runtime.clock import Clock
-from runtime.tasks import happened, stop_if_cancelled
+from runtime.tasks import stop_if_cancelled
+from worker_agent.bell import Bell
 from worker_agent.discovery import EngineIdentity, identify, record_of
 from worker_agent.engine_client import EngineClient, EngineError, Refused, Silent
 from worker_agent.engine_info import BadAnswer, parse_models
@@ -68,8 +69,8 @@ class Agent:
         self._epoch_owed = False  # its events began anew while it was gone
         self._block_sizes: set[int] = set()
         self._report_due = False
-        self._arrived = asyncio.Event()
-        self._to_publish = asyncio.Event()
+        self._arrived = Bell()
+        self._to_publish = Bell()
         self._health_at = self._models_at = 0.0
         self._healthy = True
         self._said = ""
@@ -89,23 +90,23 @@ class Agent:
 
     async def follow_forever(self) -> None:
         while True:
-            self._arrived.clear()
+            self._arrived.hush()
             self._follow()
             follower = self._follower
             more = follower is not None and follower.has_more
             if follower is not None and follower.blocks.changed:
-                self._to_publish.set()
+                self._to_publish.ring()
                 await asyncio.sleep(MORE_S if more else TICK_S)
                 continue
             if follower is not None:
-                follower.on_arrival(self._arrived.set)
-            await happened(self._arrived, MORE_S if more else IDLE_S_MAX)
+                follower.on_arrival(self._arrived.ring)
+            await self._arrived.wait(MORE_S if more else IDLE_S_MAX)
 
     async def publish_forever(self) -> None:
         report_at = 0.0
         while True:
             stop_if_cancelled()
-            self._to_publish.clear()
+            self._to_publish.hush()
             now = self._clock.now()
             due = self._report_due or now >= report_at
             self._report_due = False
@@ -116,7 +117,7 @@ class Agent:
             if due:
                 report_at = now + 1.5 * self._interval_s
                 self.registered.set()
-            await happened(self._to_publish, max(0.0, report_at - self._clock.now()))
+            await self._to_publish.wait(max(0.0, report_at - self._clock.now()))
 
     async def leave(self) -> None:
         """De-register, within a bound."""
@@ -199,7 +200,7 @@ class Agent:
         follower = Follower(identity, block_size or identity.block_size, self._clock, virgin=virgin)
         self.close()
         self._follower = follower
-        self._arrived.set()
+        self._arrived.ring()
         self._fenced.clear()
         self._models_at = self._clock.now() + MODELS_EVERY_S
         self._begin_epoch()
@@ -280,7 +281,7 @@ class Agent:
 
     def _report_soon(self) -> None:
         self._report_due = True
-        self._to_publish.set()
+        self._to_publish.ring()
 
     async def _publish(self, now: float, *, with_report: bool) -> bool:
         if self.record is None or self._follower is None:

@@ -215,8 +215,8 @@ async def _through_sockets(payloads: list[bytes], url: str, per_tick: int, filli
         orders.send(steps)
         sent = orders.recv()
         own = time.thread_time() - before
-        await asyncio.sleep(0.002)  # the frames arrive meanwhile
         while follower.payloads < sent:
+            await asyncio.sleep(0.002)  # the frames arrive meanwhile
             follower.poll()
         await publisher.publish(0.0, record, None, follower.blocks)
         return own
