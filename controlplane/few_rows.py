@@ -19,7 +19,7 @@ from controlplane.endpoint import Candidate, Standing
 from prediction.derive import COLUMNS, FLOOR_S, SPEED_MIN
 from prediction.few import Few
 
-FEW_MAX = 16
+FEW_MAX = 32
 """Rows; for more of them numpy is the cheaper way."""
 
 _MOVING = (

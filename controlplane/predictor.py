@@ -29,6 +29,8 @@ from prediction.few import Few
 from prediction.predictor import Calibrated
 
 ROW_BYTES = 8 * WIDTH
+ALONE_MAX = 16
+"""Candidates of a decision that is never scored together with others; among more, a call for several of them pays."""
 RECENT_MAX = 1_024
 """First tokens remembered, to learn the corrections of a new model from."""
 
@@ -97,7 +99,7 @@ class Forecaster:
     @property
     def alone_max(self) -> int:
         """Decisions among so many candidates are scored each by itself: together they would cost more."""
-        return 0 if self._few is None else FEW_MAX
+        return 0 if self._few is None else ALONE_MAX
 
     def forecast(self, candidates: Sequence[Candidate]) -> Forecast | None:
         """candidates: never none. None: no model, or one that answers with something that is no time."""
@@ -106,7 +108,7 @@ class Forecaster:
             return None
         p50: Sequence[float]
         p90: Sequence[float]
-        if self._few is not None and len(candidates) <= FEW_MAX:
+        if self._few is not None and len(candidates) <= (ALONE_MAX if self._foreseen else FEW_MAX):
             p50, p90, corrections = self._of_few(self._few, candidates)
         else:
             p50, p90 = (

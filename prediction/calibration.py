@@ -32,6 +32,8 @@ FILE = "calibration.json"
 QUANTILE = 0.9
 ZONE_SAMPLES_MIN = 60
 """Below this a zone's own 90th percentile says more of chance than of the model."""
+LEVEL_MAX = 0.95
+"""Of the residuals: what a few moments say nothing of could be anything, and the p90 would be beyond all use."""
 OWN_MIN = 9
 """The 90th percentile of fewer is beyond the largest of them."""
 UNKNOWN_FACTOR = 30.0
@@ -81,16 +83,24 @@ def decode(data: bytes) -> Calibration:
     return Calibration(file.offsets, file.unknown)
 
 
-def fit(log_p50: Floats, log_p90: Floats, ttft_s: Floats, unknown: Flags | None = None) -> Calibration:
-    """From predictions on samples the model was not trained on, each (n,); unknown: as `apply` has it. ValueError: none."""
+def fit(
+    log_p50: Floats,
+    log_p90: Floats,
+    ttft_s: Floats,
+    unknown: Flags | None = None,
+    moments: npt.NDArray[np.int64] | None = None,
+) -> Calibration:
+    """From predictions on samples the model was not trained on, each (n,); unknown: as `apply` has it; moments: samples of
+    one moment have the same number here, by default each is one of its own. ValueError: none."""
     if not len(ttft_s):
         raise ValueError("no samples to calibrate on")
+    moments = np.arange(len(ttft_s)) if moments is None else moments
     log_ttft = np.log(ttft_s)
     apart = np.zeros(len(ttft_s), dtype=np.bool_) if unknown is None or np.all(unknown) else unknown
-    above = (log_ttft - log_p50)[apart]
-    residuals = (log_ttft - np.maximum(log_p90, log_p50))[~apart]
+    above = _Residuals((log_ttft - log_p50)[apart], moments[apart])
+    residuals = _Residuals((log_ttft - np.maximum(log_p90, log_p50))[~apart], moments[~apart])
     predicted, true = zones.of_log(log_p50[~apart]), zones.of(ttft_s[~apart])
-    parts = [[residuals[where == zone] for where in (predicted, true)] for zone in range(len(zones.ZONES))]
+    parts = [[residuals.where(zone_of == zone) for zone_of in (predicted, true)] for zone in range(len(zones.ZONES))]
     counts = [min(map(len, both)) for both in parts]
     overall = _upper(residuals)
     low, medium, high = (
@@ -101,7 +111,21 @@ def fit(log_p50: Floats, log_p90: Floats, ttft_s: Floats, unknown: Flags | None 
     return Calibration((low, medium, high), 0.0 if unknown is not None and np.all(unknown) else far)
 
 
-def _neighbour(zone: int, parts: Sequence[Sequence[Floats]], counts: Sequence[int], overall: float) -> float:
+@dataclass(frozen=True, slots=True)
+class _Residuals:
+    """log seconds above a prediction, and the moment of each."""
+
+    values: Floats
+    moments: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def where(self, flags: Flags) -> _Residuals:
+        return _Residuals(self.values[flags], self.moments[flags])
+
+
+def _neighbour(zone: int, parts: Sequence[Sequence[_Residuals]], counts: Sequence[int], overall: float) -> float:
     """The offset of the nearest zone with samples enough, the slower one of two; of all samples where there is none."""
     enough = [place for place, count in enumerate(counts) if count >= ZONE_SAMPLES_MIN and place != zone]
     if not enough:
@@ -109,23 +133,40 @@ def _neighbour(zone: int, parts: Sequence[Sequence[Floats]], counts: Sequence[in
     return _mean(parts[min(enough, key=lambda place: (abs(place - zone), -place))])
 
 
-def _offset(both: Sequence[Floats], count: int, neighbour: float) -> float:
+def _offset(both: Sequence[_Residuals], count: int, neighbour: float) -> float:
     """both: residuals of those predicted to be in the zone, and of those truly in it; count: of the fewer."""
     if count >= ZONE_SAMPLES_MIN:
         return _mean(both)
     seen = [residuals for residuals in both if len(residuals)]
     if count < OWN_MIN:
-        return max([neighbour, *(float(residuals.max()) for residuals in seen if len(residuals) < OWN_MIN)])
+        return max([neighbour, *(float(residuals.values.max()) for residuals in seen if len(residuals) < OWN_MIN)])
     own = _mean(both)
     share = count / ZONE_SAMPLES_MIN
     return share * own + (1.0 - share) * max(own, neighbour)
 
 
-def _mean(both: Sequence[Floats]) -> float:
+def _mean(both: Sequence[_Residuals]) -> float:
     return sum(map(_upper, both)) / len(both)
 
 
-def _upper(residuals: Floats) -> float:
-    """The conformal quantile: with the (n + 1) of a finite sample."""
-    level = min(1.0, QUANTILE * (len(residuals) + 1) / len(residuals))
-    return float(np.quantile(residuals, level, method="higher"))
+def _upper(residuals: _Residuals) -> float:
+    """The conformal quantile: with the (n + 1) of a finite sample, where n is what the samples are worth. Of many samples no
+    more than LEVEL_MAX is asked because they are worth little."""
+    worth = _worth(residuals)
+    level = min(1.0, QUANTILE * (worth + 1) / worth)
+    if len(residuals) >= ZONE_SAMPLES_MIN:
+        level = min(level, LEVEL_MAX)
+    return float(np.quantile(residuals.values, level, method="higher"))
+
+
+def _worth(residuals: _Residuals) -> float:
+    """How many samples apart from each other would say as much. Those of one moment saw the same queue: the more unevenly the
+    late ones lie over the moments, the fewer."""
+    late = residuals.values > np.quantile(residuals.values, QUANTILE)
+    share = float(np.mean(late))
+    if not 0.0 < share < 1.0:
+        return float(len(late))
+    _, places = np.unique(residuals.moments, return_inverse=True)
+    beyond = np.bincount(places, late) - share * np.bincount(places)
+    by_chance = len(late) * share * (1.0 - share)
+    return len(late) / max(1.0, float(beyond @ beyond) / by_chance)

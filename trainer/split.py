@@ -21,6 +21,7 @@ from prediction.dataset import Dataset
 SLICE_S = 10.0
 PARTS = 5
 """Of these, one judges; the others teach, and set the p90 in turn."""
+_FOLDS = 0x5EED
 SHARE_MIN = 0.1
 """A part with less of the samples than this: too few slices for a hash to be even, so they are dealt out in turn instead."""
 
@@ -34,14 +35,27 @@ class Split:
     judge: Dataset
 
 
+def slices(decided_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """(n,) the number of the slice of each."""
+    return np.floor(decided_at / SLICE_S).astype(np.int64)
+
+
 def parts(decided_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """0: judges, above: teaches. decided_at: (n,) Unix seconds, ascending."""
-    slices = np.floor(decided_at / SLICE_S).astype(np.int64)
-    dealt = (_mixed(slices) % np.uint64(PARTS)).astype(np.int64)
+    return _dealt(decided_at, PARTS, salt=0)
+
+
+def folds(decided_at: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """(n,) below count; slices stay together as they do in `parts`, of which this knows nothing."""
+    return _dealt(decided_at, count, salt=_FOLDS)
+
+
+def _dealt(decided_at: npt.NDArray[np.float64], count: int, *, salt: int) -> npt.NDArray[np.int64]:
+    dealt = (_mixed(slices(decided_at) ^ salt) % np.uint64(count)).astype(np.int64)
     shares = [float(np.mean(dealt == part)) for part in (0, 1)]
-    if min(shares) < SHARE_MIN or max(shares) > 0.4:
-        runs = np.arange(len(decided_at)) * 4 * PARTS // max(1, len(decided_at))
-        dealt = runs % PARTS
+    if min(shares) < SHARE_MIN or max(shares) > 2 / count:
+        runs = np.arange(len(decided_at)) * 4 * count // max(1, len(decided_at))
+        dealt = runs % count
     return dealt
 
 

@@ -16,7 +16,7 @@ from prediction.dataset import Dataset
 from prediction.predictor import Predictor, Quantiles
 from prediction.scores import Scores
 from trainer.evaluate import evaluate
-from trainer.split import PARTS, Split, split
+from trainer.split import PARTS, Split, slices, split
 from trainer.zoo import KINDS, fit_of
 from trainer.zoo.kind import THREADS, Fit, Progress, Training, TrainingStopped
 
@@ -106,7 +106,7 @@ def _learned(fit: Fit, divided: Split, kind: str, seed: int, tell: Tell) -> tupl
         log_p50[judged], log_p90[judged] = _raw(files, kind).log_quantiles(learn.take(judged).rows)
     files = _fitted(fit, learn, kind, seed, share(fits - 1))
     tell("calibrate", 0.0, f"the p90 on {len(learn)} samples")
-    return files, calibration.fit(log_p50, log_p90, learn.ttft_s, derive.speed_unknown(learn.rows))
+    return files, calibration.fit(log_p50, log_p90, learn.ttft_s, derive.speed_unknown(learn.rows), slices(learn.decided_at))
 
 
 def _raw(files: dict[str, bytes], kind: str) -> Quantiles:

@@ -10,7 +10,7 @@ from controlplane.candidates import candidates_of
 from controlplane.endpoint import Candidate
 from controlplane.feature_rows import Rows
 from controlplane.few_rows import FEW_MAX, still, write
-from controlplane.predictor import Floats, Forecaster
+from controlplane.predictor import ALONE_MAX, Floats, Forecaster
 from prediction import derive
 from prediction.few import Few
 from prediction.predictor import Calibrated
@@ -62,7 +62,7 @@ def test_a_forecast_is_the_same_either_way(workers: int, model: Calibrated) -> N
     lane = plant.snapshot.lane(MODEL)
     assert lane is not None
     short, plain = Forecaster(model, "m"), Forecaster(Plain(model), "m")
-    assert (short.alone_max, plain.alone_max) == (FEW_MAX, 0)
+    assert (short.alone_max, plain.alone_max) == (ALONE_MAX, 0)
     for number in range(30):
         asked = question(*range(1, 2 + number % 9), max_tokens=number)
         candidates = candidates_of(lane, asked.request, {}, plant.now)
@@ -92,3 +92,18 @@ def test_another_model_is_asked_from_the_swap_on(model: Calibrated) -> None:
     fresh = Forecaster(other, "m-2").forecast(candidates)
     assert fresh is not None
     assert after.p50_s == fresh.p50_s
+
+
+def test_what_was_foreseen_is_what_it_would_have_been_alone(model: Calibrated) -> None:
+    """Between the two bounds: together where they were scored together, by the way for few where they were not."""
+    plant = Plant(ALONE_MAX + 4)
+    lane = plant.snapshot.lane(MODEL)
+    assert lane is not None
+    candidates = candidates_of(lane, question(1, 2, 3).request, {1: 2}, plant.now)
+    together, alone = Forecaster(model, "m"), Forecaster(model, "m")
+    together.foresee(candidates)
+    first, second = together.forecast(candidates), alone.forecast(candidates)
+    assert first is not None
+    assert second is not None
+    assert first.p50_s == pytest.approx(second.p50_s, rel=1e-12)
+    assert first.p90_s == pytest.approx(second.p90_s, rel=1e-12)
