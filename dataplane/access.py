@@ -14,6 +14,7 @@ from dataplane.http1 import Request
 from dataplane.keys import Key, KeyRing, KeysError, parse
 from dataplane.limits import Account, Permit
 from dataplane.shared_limits import SharedAccount, SharedTable
+from runtime.files import Changes
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Access:
         self._table = table
         self._counted: set[str] = set()  # ids whose requests in flight this process has counted in the table
         self._accounts: dict[str, Account] = {}
-        self._stamp = self._read_stamp()
+        self._changes = Changes(path)
         self._ring = KeyRing(())
         self._adopt(parse(self._path.read_bytes()), now)
 
@@ -46,9 +47,7 @@ class Access:
 
     def reload_if_changed(self, now: float) -> None:
         """A stat; the file is read where it is another one than before."""
-        stamp = self._read_stamp()
-        if stamp != self._stamp:
-            self._stamp = stamp
+        if self._changes():
             self.reload(now)
 
     def reload(self, now: float) -> None:
@@ -105,13 +104,6 @@ class Access:
             self._counted.add(key.id)
             place.write_count(0)  # what the process that had this one's number before left behind
         return SharedAccount(key, place, now=now)
-
-    def _read_stamp(self) -> tuple[int, int, int]:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _credential(request: Request) -> bytes:

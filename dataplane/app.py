@@ -33,6 +33,7 @@ from dataplane.trace import Ids
 from dataplane.upstream import UpstreamPool
 from runtime import tls
 from runtime.clock import Clock
+from runtime.files import Changes
 from runtime.tasks import happened
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ TOKENIZE_THREADS = 2
 OUTCOME_FLUSH_S = 1.0
 FLEET_WAIT_S_MAX = 5.0
 """How long one of several processes on a port waits for its first fleet view before it takes requests."""
-KEYS_CHECK_S = 1.0
+FILES_CHECK_S = 1.0
 """How often the keys file is looked at, where there is one."""
 
 
@@ -51,6 +52,9 @@ class App:
     def __init__(self, settings: Settings, clock: Clock, limits: SharedTable | None = None) -> None:
         """limits: where several processes keep together what keys have used."""
         self.settings = settings
+        # Before the files are read: no change falls between the two.
+        self._certificate_changes = Changes(settings.tls_cert, settings.tls_key)
+        self._upstream_keys_changes = Changes(settings.upstream_keys_file)
         self._clock = clock
         self._fleet_known = asyncio.Event()
         self._executor = ThreadPoolExecutor(TOKENIZE_THREADS, "tokenize")
@@ -117,7 +121,7 @@ class App:
         self.admin = Server(self.gateway, admin=True) if settings.admin_port else None
         self._tls = tls.server_context(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
         self._declare_gauges(metrics)
-        self._keys_timer: asyncio.TimerHandle | None = None
+        self._files_timer: asyncio.TimerHandle | None = None
         self._control_task: asyncio.Task[None] | None = None
         self._offer: Offer | None = None
 
@@ -136,27 +140,33 @@ class App:
             self._offer.open()
         if self.admin is not None:
             await self.admin.listen(settings.admin_host or settings.host, settings.admin_port + process_number)
-        self._check_keys()
+        if self.gateway.access is not None or self.gateway.credentials is not None or self._tls is not None:
+            self._check_files()
         return port
 
     def reload(self) -> None:
         """Keys and certificates once more from their files; what cannot be used leaves what there was."""
-        settings, gateway = self.settings, self.gateway
+        gateway = self.gateway
         if gateway.access is not None:
             gateway.access.reload(self._clock.now())
         if gateway.credentials is not None:
             gateway.credentials.reload()
-        if self._tls is not None:
-            try:
-                tls.renew(self._tls, settings.tls_cert, settings.tls_key)
-                log.info("certificate read", extra={"f": {"file": settings.tls_cert}})
-            except tls.TlsError as error:
-                log.error("the certificate stays as it was", extra={"f": {"why": error}})
+        self._renew_certificate()
+
+    def _renew_certificate(self) -> None:
+        settings = self.settings
+        if self._tls is None:
+            return
+        try:
+            tls.renew(self._tls, settings.tls_cert, settings.tls_key)
+            log.info("certificate read", extra={"f": {"file": settings.tls_cert}})
+        except tls.TlsError as error:
+            log.error("the certificate stays as it was", extra={"f": {"why": error}})
 
     async def stop(self) -> None:
         """Requests end by themselves up to the bound; outcomes leave; everything is closed."""
-        if self._keys_timer is not None:
-            self._keys_timer.cancel()
+        if self._files_timer is not None:
+            self._files_timer.cancel()
         if self._offer is not None:
             self._offer.close()
         cut = await self.server.drain(self.settings.drain_timeout_s)
@@ -173,11 +183,16 @@ class App:
         self.gateway.pool.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _check_keys(self) -> None:
-        access = self.gateway.access
-        if access is not None:
-            access.reload_if_changed(self._clock.now())
-            self._keys_timer = asyncio.get_running_loop().call_later(KEYS_CHECK_S, self._check_keys)
+    def _check_files(self) -> None:
+        """A few stats; what changed is read."""
+        gateway = self.gateway
+        if gateway.access is not None:
+            gateway.access.reload_if_changed(self._clock.now())
+        if gateway.credentials is not None and self._upstream_keys_changes():
+            gateway.credentials.reload()
+        if self._certificate_changes():
+            self._renew_certificate()
+        self._files_timer = asyncio.get_running_loop().call_later(FILES_CHECK_S, self._check_files)
 
     async def _know_the_fleet(self) -> None:
         """Returns with the first view that has somebody to send requests to, or without one when the time is over."""

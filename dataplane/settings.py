@@ -27,7 +27,7 @@ class Settings:
     tokenizer: tuple[str, ...] = setting((), "MODEL=PATH_OR_HUB_NAME in place of the tokenizer that the fleet names")
 
     keys_file: str = setting("", "callers' API keys (headway keys); empty: whoever reaches the port may call")
-    tls_cert: str = setting("", "certificate chain of the HTTP port, PEM; read again on SIGHUP")
+    tls_cert: str = setting("", "certificate chain of the HTTP port, PEM; a renewed one is found by itself")
     tls_key: str = setting("", "its private key")
     control_ca: str = setting("", "authority of the control plane's certificate: TLS to it, but for Unix sockets")
     control_cert: str = setting("", "certificate shown to the control plane")

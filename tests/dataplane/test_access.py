@@ -286,6 +286,7 @@ async def test_no_secret_reaches_logs_metrics_or_explanations(
             (chat(model="absent"), "/v1/chat/completions", "POST", {}),
             (b"{", "/v1/messages", "POST", {}),
             (b"", "/v1/nothing", "GET", {}),
+            (b"", "/v1/completions", "GET", {}),
             (b"x", "/v1/chat/completions", "POST", {"Content-Encoding": "gzip"}),
             (b"x", "/v1/chat/completions", "POST", {"Expect": "nothing"}),
         )

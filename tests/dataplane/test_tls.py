@@ -14,6 +14,7 @@ from tests.dataplane.conftest import Proxy, StartProxy
 from tests.fakes.backend import STREAM_HEAD, Backend, chat_stream, closes
 from tests.fakes.certificates import Authority, Pair
 from tests.fakes.upload import UploadServer
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -109,6 +110,22 @@ async def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(
         await client.send(request(chat()))
         assert (await client.read()).status == 200
         client.close()
+
+
+async def test_a_certificate_that_is_replaced_is_found_by_itself(
+    start_proxy: StartProxy, backend: Backend, authority: Authority
+) -> None:
+    proxy = await start_proxy(backend, **with_tls(authority.issue("proxy")))
+    first = await connect(proxy, authority.ca)
+    authority.issue("proxy")
+
+    async def is_renewed() -> bool:
+        client = await connect(proxy, authority.ca)
+        client.close()
+        return serial(client) != serial(first)
+
+    await until(is_renewed, "the renewed one is served")
+    first.close()
 
 
 async def test_an_https_engine_is_verified_against_the_authority(start_proxy: StartProxy, authority: Authority) -> None:
