@@ -228,5 +228,8 @@ def test_a_page_shows_what_its_markdown_says_and_nothing_else_runs_in_it() -> No
     shown = page.render(text)
     assert "<title>A &amp; B</title>" in shown
     assert "<td><code>x</code></td>" in shown
+    assert shown.index('<div class="wide"') < shown.index("<table>") < shown.index("</table></div>"), (
+        "it moves in a narrow window"
+    )
     assert '<img src="figures/a.png" alt="about"' in shown
     assert "<script>" not in shown

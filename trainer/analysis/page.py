@@ -8,12 +8,13 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from trainer.analysis.report import STYLE
+from trainer.analysis.report import STYLE, TABLE_BEGINS, TABLE_ENDS
 
 
 def render(markdown: str) -> str:
     """A whole page; its title is the first heading. Links and figures stay relative."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    body = body.replace("<table>", f"{TABLE_BEGINS}<table>").replace("</table>", f"</table>{TABLE_ENDS}")
     title = next((line.removeprefix("# ") for line in markdown.splitlines() if line.startswith("# ")), "Report")
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>'

@@ -255,14 +255,19 @@ def _markdown(part: Part) -> str:
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
 h1 { font-size: 1.7rem } h2 { margin-top: 2.4rem; border-bottom: 1px solid #ccc }
-table { border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto }
+.wide { overflow-x: auto; margin: 1rem 0 } table { border-collapse: collapse; font-size: .88rem }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
 th { vertical-align: bottom }
 table.numbers :is(th, td):not(:first-child) { text-align: right } table.numbers td { white-space: nowrap }
-code { font-size: .88em; background: #f3f3f1; padding: .05em .25em; border-radius: 3px }
+td { min-width: 4.5rem } td code { overflow-wrap: normal }
+code { font-size: .88em; background: #f3f3f1; padding: .05em .25em; border-radius: 3px; overflow-wrap: anywhere }
 pre { background: #f3f3f1; padding: .7rem 1rem; overflow-x: auto; border-radius: 4px } pre code { padding: 0 }
 figure { margin: 1.2rem 0 } img { max-width: 100% } figcaption { color: #555; font-size: .9rem }
 """
+
+
+TABLE_BEGINS, TABLE_ENDS = '<div class="wide" tabindex="0" role="region" aria-label="table">', "</div>"
+"""Around a table: where it is wider than the window it is moved, not the page."""
 
 
 def as_html(parts: Sequence[Part], drawn: Mapping[str, bytes], *, title: str) -> str:
@@ -284,7 +289,7 @@ def _html(part: Part, drawn: Mapping[str, bytes]) -> str:
             return f'<figure><img alt="{about}" src="data:image/png;base64,{data}"><figcaption>{about}</figcaption></figure>'
         case Table(head=head, rows=rows):
             lines = [_row("th", head), *(_row("td", row) for row in rows)]
-            return f'<table class="numbers">\n{chr(10).join(lines)}\n</table>'
+            return f'{TABLE_BEGINS}<table class="numbers">\n{chr(10).join(lines)}\n</table>{TABLE_ENDS}'
         case _:
             return f"<p>{html.escape(part)}</p>"
 
