@@ -322,25 +322,26 @@ OPENINGS = _openings()
 at what it says: `UpstreamConnection.data_received`."""
 
 
-def whole_events(data: bytes) -> int:
-    """How many chunks `data` is, where it is nothing but chunks that end as events do, of 16 to 4,095 bytes each; else 0.
+def event_chunks(data: bytes) -> list[bytes]:
+    """The chunks that `data` is, each without EVENT_END, where it is nothing but chunks that end as events do, of less than
+    USUAL_BYTES_MAX; else none.
 
-    Several come in one read where their reader was late. A quarter of what `ChunkedReader` takes.
+    What lies between two such ends and is as long as its size line says is a chunk, whatever is in it. A quarter of what
+    `ChunkedReader` takes.
     """
-    position, size, count = 0, len(data), 0
-    while position < size:
-        length = _BY_OPENING.get(data[position : position + 4]) or _BY_OPENING.get(data[position : position + 5])
-        if length is None:
-            return 0
-        position += length
-        if position > size or data[position - 4 : position] != EVENT_END:
-            return 0
-        count += 1
-    return count
+    parts = data.split(EVENT_END)
+    if parts.pop():
+        return []
+    for part in parts:
+        size = len(part) + len(EVENT_END)
+        if size >= USUAL_BYTES_MAX:
+            return []
+        least, beyond = OPENINGS[size]
+        if not least <= part < beyond:
+            return []
+    return parts
 
 
-_BY_OPENING = {b"%x\r\n" % size: len(b"%x" % size) + size + 4 for size in range(16, 4096)}
-"""The length of a chunk, framing included, by its size line."""
 _SIZE_DIGITS_MAX = 3
 _TO_STOP = {b"%x" % size: size + 4 for size in range(1, 16**_SIZE_DIGITS_MAX)}
 """From a size line's end to its chunk's, by the digits: two line ends and the payload."""

@@ -25,17 +25,14 @@ from enum import IntEnum
 
 from contract.outcome import End
 from dataplane.http1 import (
-    EVENT_END,
     LAST_CHUNK,
-    OPENINGS,
-    USUAL_BYTES_MAX,
     ChunkedReader,
     FramingError,
     ResponseHead,
     boundary_in,
+    event_chunks,
     parse_response_head,
     unchunked,
-    whole_events,
 )
 from dataplane.sse import (
     Ending,
@@ -54,8 +51,6 @@ HEAD_BYTES_MAX = 64 * 1024
 TAIL_BYTES_KEPT = 4 * 1024
 TAIL_BYTES_MAX = 16 * 1024
 TORN_BYTES_MAX = 64 * 1024
-DONE_END = b"e\r\ndata: [DONE]\n\n\r\n" + LAST_CHUNK
-"""The last event in a chunk of its own, and the end."""
 LAST_EVENTS_KEPT = 8
 """Of those that passed without `feed`, so many reads: the last text of some choices, their finishes, the usage, the end."""
 
@@ -235,30 +230,35 @@ class Relay:
         self.is_stream = True
         self.phase = _HELD
 
-    def take_event(self, data: bytes) -> bool:
-        """While held: one event, in one line and one chunk. False: it is something else, and nothing was done."""
-        size, chunks, events = len(data), self.chunks, self._events
-        if size >= USUAL_BYTES_MAX or chunks is None or events is None or self.phase is not _HELD or self._dechunk:
+    def take_events(self, data: bytes) -> bool:
+        """While held: events in chunks of their own, each in one line. False: it is something else, and nothing was done."""
+        chunks, events = self.chunks, self._events
+        if chunks is None or events is None or self.phase is not _HELD or self._dechunk:
             return False
-        least, beyond = OPENINGS[size]
-        start = len(least)
-        if not least <= data < beyond or data[-4:] != EVENT_END or data.find(b"\n", start) != size - 4:
+        parts = event_chunks(data)
+        if not parts or not chunks.at_boundary or not events.at_boundary:
             return False
-        if data[start : start + 6] != b"data: " or not chunks.at_boundary or not events.at_boundary:
-            return False
-        event = data[start + 6 : -4]
-        says = self.first = meaning(event)
+        says, event = _NOTHING, b""
+        for part in parts:
+            start = part.find(b"\ndata: ") + 7
+            if start < 10 or start > 12 or part.find(b"\n", start) >= 0:
+                return False
+            event = part[start:]
+            says = meaning(event)
+            if says is not _NOTHING:
+                break
+        self.first = says
         if says is _ERROR:
             self.error_event = event
-        chunks.chunks += 1
+        chunks.chunks += len(parts)
         self._held.append(data)
-        self._held_bytes += size
+        self._held_bytes += len(data)
         self._keep(data)
         self.ready = says is not _NOTHING or self._held_bytes > self._hold_bytes_max
         return True
 
     def open(self, write: Callable[[bytes], None]) -> list[bytes]:
-        """`release` of what was all taken by `take_event`; and `is_open` from now on. write: to the client."""
+        """`release` of what was all taken by `take_events`; and `is_open` from now on. write: to the client."""
         assert self.chunks is not None
         held, self._held = self._held, []
         self.phase = _PASSING
@@ -272,18 +272,18 @@ class Relay:
         told, and nothing was done."""
         chunks = self.chunks
         assert chunks is not None
-        done = data[-len(DONE_END) :] == DONE_END  # too short for `whole_events`
-        before = data[: -len(DONE_END if done else LAST_CHUNK)]
-        count = whole_events(before)
-        if before and not count:
-            return False
+        count = 0
+        if len(data) > len(LAST_CHUNK):
+            count = len(event_chunks(data[: -len(LAST_CHUNK)]))
+            if not count:
+                return False
         self._catch_up()
         if self._torn:
             return False
         ending = read_usual_end(b"".join((*self._tail, data)))
         if ending is None:
             return False
-        chunks.end(count + done)
+        chunks.end(count)
         self.ending = ending
         self._tail.clear()
         self.phase = _ENDED

@@ -15,7 +15,8 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from dataplane.engines import Engines
-from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, ResponseHead, whole_events
+from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, ResponseHead, event_chunks
+from dataplane.relay import LAST_EVENTS_KEPT
 from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
 from runtime.tls import client_context
@@ -31,6 +32,8 @@ _PORTS = {"http": 80, "https": 443}
 
 LAST_FOUR = slice(-4, None)
 """Made once."""
+NOT_ONE = (b"", b"")
+"""Nothing lies between."""
 
 
 class WholeHeads(dict[int, tuple[bytes, int, bytes, bytes]]):
@@ -116,28 +119,25 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         passing = self.passing
-        if passing is not None:
+        if passing is not None and data[LAST_FOUR] == EVENT_END:
             size = len(data)
-            if size < USUAL_BYTES_MAX:
-                least, beyond = OPENINGS[size]
-                if data[LAST_FOUR] != EVENT_END:
-                    count = 0
-                elif least <= data < beyond:
-                    count = 1
-                else:
-                    count = whole_events(data)
-                if count:
-                    passing.passed += count
-                    passing.last.append(data)
-                    passing.write(data)
-                    tokens = self.tokens
-                    if tokens.wanted:
-                        engine = self.engine
-                        keeper = engine.timekeeper
-                        if keeper is self or keeper is None:
-                            engine.timekeeper = self
-                            engine.tokens_at = tokens.now()
-                    return
+            least, beyond = OPENINGS[size] if size < USUAL_BYTES_MAX else NOT_ONE
+            if least <= data < beyond:
+                passing.passed += 1
+                passing.last.append(data)
+                passes = True
+            else:
+                passes = _several(passing, data)
+            if passes:
+                passing.write(data)
+                tokens = self.tokens
+                if tokens.wanted:
+                    engine = self.engine
+                    keeper = engine.timekeeper
+                    if keeper is self or keeper is None:
+                        engine.timekeeper = self
+                        engine.tokens_at = tokens.now()
+                return
         owner = self.owner
         if owner is not None:
             owner.upstream_data(data)
@@ -181,6 +181,22 @@ class UpstreamConnection(asyncio.Protocol):
         """Nothing comes here for now, and another stream may know better when its engine's tokens came."""
         if self.engine.timekeeper is self:
             self.engine.timekeeper = None
+
+
+def _several(passing: Passing, data: bytes) -> bool:
+    """Events that had to wait for their reader: noted, or not what passes as it is."""
+    count, kept = len(event_chunks(data)), data
+    if not count:
+        return False
+    if len(data) >= USUAL_BYTES_MAX:  # of each stream a few KB are kept
+        if count <= LAST_EVENTS_KEPT:
+            return False
+        before = data.rsplit(EVENT_END, LAST_EVENTS_KEPT + 1)[0]
+        kept = data[len(before) + len(EVENT_END) :]
+        passing.last.clear()
+    passing.passed += count
+    passing.last.append(kept)
+    return True
 
 
 def no_delay(transport: asyncio.BaseTransport) -> None:

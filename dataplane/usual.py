@@ -154,14 +154,13 @@ class UsualExchange(Exchange):
         relay = self._relay
         if relay is None:
             if self._ask.streams:
-                if not self._begin_stream(data):
-                    super().upstream_data(data)
+                self._begin_stream(data)
                 return
             if self._answer_whole(data):
                 return
             self._begin_relay()
         elif self._state is _WAITING:
-            if self._hold_event(relay, data):
+            if self._hold_events(relay, data):
                 return
         elif data[-5:] == LAST_CHUNK and self._end_stream(relay, data):
             return
@@ -180,35 +179,47 @@ class UsualExchange(Exchange):
 
     # --- a stream ---
 
-    def _begin_stream(self, data: bytes) -> bool:
-        """Its head, where it is a read of its own and was seen before. False: the relay has yet to be fed."""
+    def _begin_stream(self, data: bytes) -> None:
+        """Its head, and what came with it."""
         relay, attempt = self._begin_relay(), self._attempt
         assert attempt is not None
         assert attempt.connection is not None
         heads = attempt.connection.heads
-        head = heads.streams.get(data)
+        head, rest = heads.streams.get(data), b""
         if head is None:
-            head = stream_head(data)
+            end = data.find(b"\r\n\r\n") + 4
+            opening, rest = data[:end], data[end:]
+            head = heads.streams.get(opening)
             if head is None:
-                return False
-            heads.add_stream(data, head)
+                head = stream_head(opening)
+                if head is None:
+                    super().upstream_data(data)
+                    return
+                heads.add_stream(opening, head)
         relay.take_head(head)
-        return True
+        if rest and not self._hold_events(relay, rest):
+            super().upstream_data(rest)
 
-    def _hold_event(self, relay: Relay, data: bytes) -> bool:
-        """An event before the stream is passed on; the first one with content is the first token. False: nothing was done."""
-        if not relay.take_event(data):
+    def _hold_events(self, relay: Relay, data: bytes) -> bool:
+        """Events before the stream is passed on, and perhaps its end with them; the first one with content is the first token.
+        False: nothing was done."""
+        ends = data[-5:] == LAST_CHUNK
+        if not relay.take_events(data[:-5] if ends else data):
             return False
         gateway, client, attempt, head = self._gateway, self._client, self._attempt, relay.head
         assert attempt is not None
         assert head is not None
-        attempt.last_at = self._now()
-        if not relay.ready:
-            return True
         connection, target = attempt.connection, attempt.target
-        if relay.first is not _CONTENT or gateway.draining or len(self._targets) > 1 or connection is None:
-            self._answered()
+        is_usual = relay.first is _CONTENT and not gateway.draining and len(self._targets) == 1
+        if not is_usual or connection is None:
+            if ends:
+                super().upstream_data(LAST_CHUNK)
+            else:
+                attempt.last_at = self._now()
+                if relay.ready:
+                    self._answered()
             return True
+        attempt.last_at = self._now()
         self._first_token(attempt)
         self._state = _RELAYING
         self._request.body = b""  # nobody else will get it
@@ -219,6 +230,8 @@ class UsualExchange(Exchange):
         held = relay.open(client.write)
         body = held[0] if len(held) == 1 else b"".join(held)
         client.write(self._answer(connection, target, head.passed_on + b"\r\ntransfer-encoding: chunked", body))
+        if ends and not self._end_stream(relay, LAST_CHUNK):
+            super().upstream_data(LAST_CHUNK)
         return True
 
     def _end_stream(self, relay: Relay, data: bytes) -> bool:

@@ -39,10 +39,11 @@ USUAL_END = [event(delta("end", finish="stop")), event({"choices": [], "usage": 
 
 
 class Owner:
-    """Feeds a relay as an exchange does; short: by the usual reads where they are."""
+    """Feeds a relay as an exchange does; short: by the usual reads where they are; passes: reads that are events pass."""
 
-    def __init__(self, short: bool, hold_bytes_max: int) -> None:
+    def __init__(self, short: bool, hold_bytes_max: int, passes: bool) -> None:
         self.short = short
+        self.passes = passes
         self.relay = Relay(hold_bytes_max=hold_bytes_max, must_end_with_done=True)
         self.out: list[bytes] = []
         self.connection = UpstreamConnection(UpstreamPool(clock=ManualClock(), idle_s=1.0, connect_timeout_s=1.0), "http://a:1")
@@ -62,7 +63,7 @@ class Owner:
                 self.connection.passing = relay
                 return
             self.out.append(relay.release())
-        if relay.is_open:
+        if self.passes and relay.is_open:
             relay.write = self.out.append
             self.connection.passing = relay
         else:
@@ -76,7 +77,7 @@ class Owner:
                 relay.take_head(head)
             return head is not None
         if relay.phase is Phase.HELD:
-            return relay.take_event(data)
+            return relay.take_events(data)
         if self.connection.passing is relay and data.endswith(LAST_CHUNK) and relay.take_end(data):
             self.out.append(data)
             return True
@@ -105,8 +106,8 @@ class Owner:
         )
 
 
-def read(reads: list[bytes], *, short: bool, hold_bytes_max: int) -> tuple[bytes, object, int]:
-    owner = Owner(short, hold_bytes_max)
+def read(reads: list[bytes], *, short: bool, hold_bytes_max: int, passes: bool = True) -> tuple[bytes, object, int]:
+    owner = Owner(short, hold_bytes_max, passes)
     for data in reads:
         if data and owner.relay.phase is not Phase.ENDED:
             owner.connection.data_received(data)
@@ -136,6 +137,25 @@ def test_a_stream_taken_the_short_way_is_the_one_that_is_fed(
     fed, known, _ = read(reads, short=False, hold_bytes_max=hold_bytes_max)
     taken, known_too, _ = read(reads, short=True, hold_bytes_max=hold_bytes_max)
     assert (taken, known_too) == (fed, known)
+    assert read(reads, short=False, hold_bytes_max=hold_bytes_max, passes=False)[:2] == (fed, known)
+
+
+@given(
+    st.lists(st.sampled_from(["x", "word " * 30, "y" * 800, "z" * 3900]), min_size=1, max_size=60),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_reads_of_many_events_pass_as_they_are(texts: list[str], reads: int, ends: bool) -> None:
+    chunks = [chunk(event(delta(text))) for text in texts]
+    step = -(-len(chunks) // reads)
+    come = [STREAM_HEAD, chunk(event(delta("a"))), *[b"".join(chunks[at : at + step]) for at in range(0, len(chunks), step)]]
+    if ends:
+        come.append(b"".join(map(chunk, USUAL_END)) + LAST_CHUNK)
+    fed, known, _ = read(come, short=False, hold_bytes_max=1 << 20)
+    taken, known_too, _ = read(come, short=True, hold_bytes_max=1 << 20)
+    assert fed == b"".join(come)[len(STREAM_HEAD) :]
+    assert (taken, known_too) == (fed, known)
+    assert read(come, short=False, hold_bytes_max=1 << 20, passes=False)[:2] == (fed, known)
 
 
 @pytest.mark.parametrize("finish", ["stop", "abort"])
