@@ -301,10 +301,13 @@ class BlockSet:
             ours = [event for event in events if event.group_idx in (None, followed)]
             self.ignored["other KV group"] += len(events) - len(ours)
             events = ours
-        names = chain.from_iterable([event.block_hashes for event in events])
+        names: list[EngineHash | None] = list(chain.from_iterable([event.block_hashes for event in events]))
+        known = _known(state.names, names)
+        if len(known) < len(names):
+            known = [block for block in map(state.names.get, names) if block is not None]
         shelf = state.shelf(_tier(medium))
         shelf.stamp(at)
-        shelf.drop([block for block in map(state.names.get, names) if block is not None])
+        shelf.drop(known)
 
     def _is_followed(self, state: _Rank, event: BlockStored) -> bool:
         kind, group = event.kv_cache_spec_kind, event.group_idx
@@ -375,7 +378,9 @@ class BlockSet:
 def _known(names: dict[EngineHash | None, int], wanted: list[EngineHash | None]) -> Sequence[int]:
     """The blocks of these names, up to the first that is none (yet: an event before it in the same payload may name it)."""
     try:
-        return cast("tuple[int, ...]", itemgetter(*wanted)(names))  # two thirds of the price of a comprehension
+        if len(wanted) > 1:
+            return cast("tuple[int, ...]", itemgetter(*wanted)(names))  # two thirds of the price of a comprehension
+        return [names[name] for name in wanted]
     except KeyError:
         found: list[int] = []
         try:

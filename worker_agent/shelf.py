@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 
 LOG_BLOCKS_MAX = 65_536
 """What came and went is kept as it happened up to this, then netted: a reader that is away costs no more than the cache."""
@@ -67,7 +68,7 @@ class Shelf:
                 self._came.append(block)
         self._bound_log()
 
-    def drop(self, blocks: list[int]) -> None:
+    def drop(self, blocks: Sequence[int]) -> None:
         """One copy less of each that is here."""
         held, extra = self.held, self.extra
         if held.issuperset(blocks) and (not extra or extra.keys().isdisjoint(blocks)):
@@ -111,10 +112,10 @@ class Shelf:
         return array("Q", added), array("Q", removed)
 
     def _net(self) -> tuple[list[int], list[int]]:
-        came, went = set(self._came) if self._went else set(), set(self._went)
+        if not self._came or not self._went or (self.held.issuperset(self._came) and self.held.isdisjoint(self._went)):
+            return self._came, self._went  # each block moved once: one that moved twice is in both, and held or not
+        came, went = set(self._came), set(self._went)
         both = came & went
-        if not both:
-            return self._came, self._went  # each block moved once
         moves = Counter(block for block in self._came if block in both)
         moves.subtract(block for block in self._went if block in both)
         added = [*(came - both), *(block for block, net in moves.items() if net > 0)]
