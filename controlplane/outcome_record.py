@@ -11,6 +11,11 @@ from controlplane.question import Ended, Request, Shed
 NOT_KNOWN = -1
 
 
+def _url(reservation: Reservation, endpoint: Endpoint | None) -> str:
+    """Of the engine, whichever of its ranks it was."""
+    return reservation.url.partition("#")[0] if endpoint is None else endpoint.record.url
+
+
 def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
     """Of a reserved request. Without its decision (rebuilt from a claim) there are no features."""
     decision = reservation.decision
@@ -24,7 +29,7 @@ def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint |
         model=request.model,
         tenant=request.tenant,
         worker="" if endpoint is None else endpoint.record.worker,
-        url=reservation.url if endpoint is None else endpoint.record.url,
+        url=_url(reservation, endpoint),
         policy=decision.policy,
         end=ended.end,
         http_status=ended.http_status,
@@ -57,7 +62,7 @@ def _rebuilt_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint 
         model=ended.model,
         tenant="",
         worker="" if endpoint is None else endpoint.worker,
-        url=reservation.url if endpoint is None else endpoint.record.url,
+        url=_url(reservation, endpoint),
         policy="",
         end=ended.end,
         http_status=ended.http_status,

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 
 from tests.e2e.stack import RunningStack, running_stack
@@ -68,6 +70,29 @@ async def stream(session: aiohttp.ClientSession, stack: RunningStack, text: str,
         assert reply.status == 200, await reply.text()
         answer = (await reply.read()).decode()
         return reply.headers["x-headway-worker"], reply.headers["x-headway-rank"], answer
+
+
+async def test_a_control_plane_that_was_killed_counts_at_each_rank_what_is_there(ranked: RunningStack) -> None:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+        asked = [asyncio.create_task(stream(session, ranked, f"Tell a tale, number {n}.", 6_000)) for n in range(9)]
+        before = await until_elsewhere(lambda: _all_placed(ranked, 9), what="nine requests over all ranks")
+        ranked.kill("controlplane")
+        after = await until_elsewhere(lambda: _all_placed(ranked, 9), what="the same, of the new one")
+        assert after == before
+        ends = await asyncio.gather(*asked)
+        assert not [answer for _, _, answer in ends if '"error"' in answer]
+        counted = Counter(f"{worker}/{rank}" for worker, rank, _ in ends)
+        assert counted == before
+        await until_elsewhere(lambda: set(active_by_rank(ranked).values()) == {0}, what="nothing counted at any rank")
+
+
+def _all_placed(stack: RunningStack, requests: int) -> dict[str, int]:
+    """By rank, once that many are counted; else empty."""
+    try:
+        found = active_by_rank(stack)
+    except grpc.RpcError:
+        return {}
+    return found if sum(found.values()) == requests else {}
 
 
 async def test_an_engine_killed_amid_its_streams_leaves_nothing_counted_at_its_ranks(ranked: RunningStack) -> None:
