@@ -36,6 +36,7 @@ from simulation.figure import ttft_cdf
 from simulation.fleets import LEARN
 from simulation.learning import Learning
 from simulation.parallel import ChildDied, play
+from simulation.replicas import Sharing
 from simulation.summary import Figures, figures
 from simulation.workload import jobs
 from simulation.world import Report, Setup, with_cache
@@ -45,6 +46,7 @@ POLICIES = "round_robin,least_load,weighted,lmetric"
 RATE_DEFAULT = "4"
 """Requests a second, where a workload does not know its own times."""
 WORKERS_MAX = 4_096
+CONTROLS_MAX = 8
 TABLE_WIDTH = 120
 """What a row may take; narrower terminals wrap it, nothing is cut."""
 
@@ -74,6 +76,13 @@ def _add_fleet(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--cache", default="", metavar="N:SHARE,...", help="workers with that share of the preset's KV blocks: 0:0.5,1:0.25"
+    )
+    group.add_argument("--controls", type=whole, default=1, help="control planes, between which requests fall by chance (1)")
+    group.add_argument(
+        "--sharing",
+        default="all,none",
+        metavar="A,B,...",
+        help=f"with several, what they tell each other, a run each: of {', '.join(one.value for one in Sharing)} (all,none)",
     )
     group.add_argument("--no-kv-events", action="store_true", help="the engines send none: the router has its guesses only")
 
@@ -181,10 +190,24 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
         cache_shares=tuple(cache.get(number, 1.0) for number in range(args.workers)),
     )
     learning = Learning(every_s=args.train_every_s)
-    return [
-        replace(common, policy=policy, learning=learning if policy in LEARN else None)
-        for policy in _policies(args.policies or POLICIES)
-    ], unfit
+    setups = []
+    for policy in _policies(args.policies or POLICIES):
+        setup = replace(common, policy=policy, learning=learning if policy in LEARN else None)
+        setups.append(setup)
+        if args.controls > 1:
+            setups += [replace(setup, controls=args.controls, sharing=sharing) for sharing in _sharing(args)]
+    return setups, unfit
+
+
+def _sharing(args: argparse.Namespace) -> list[str]:
+    known = [one.value for one in Sharing]
+    names = [name.strip() for name in args.sharing.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--sharing: {name!r} is none of {', '.join(known)}")
+    if args.controls > CONTROLS_MAX or args.faults:
+        raise UsageError(f"--controls: at most {CONTROLS_MAX}, and without --faults")
+    return names
 
 
 def _model_len_max(args: argparse.Namespace, cache: dict[int, float]) -> int:
@@ -229,7 +252,7 @@ def _pairs(option: str, text: str, workers: int) -> list[tuple[int, float]]:
 def _play(setups: Sequence[Setup], processes: int, console: Console) -> list[Report]:
     """All of them, `processes` at a time. Violation, ChildDied: of the first that has one."""
     with _bar(console) as progress:
-        bars = [progress.add_task(setup.policy, total=len(setup.jobs)) for setup in setups]
+        bars = [progress.add_task(setup.name, total=len(setup.jobs)) for setup in setups]
         return play(setups, processes, lambda place, ended: progress.update(bars[place], completed=ended))
 
 

@@ -110,13 +110,14 @@ class SimControl:
         ranker = built["predictive"].ranker
         assert isinstance(ranker, LeastPredicted)
         self.forecaster: Forecaster = ranker.forecaster
+        self.self_check = SelfCheck()
         self.director = Director(
             snapshot=self.snapshot,
             ledger=self.ledger,
             index=self.index,
             waiting=self._parts.waiting(),
             ring=DecisionRing(decisions_max=64),
-            self_check=SelfCheck(),
+            self_check=self.self_check,
             profiles=built,
             policy=self._policy,
             rng=self._rng,

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from simulation.checks import Violation
+from simulation.replicas import Replicated
 from simulation.world import Report, Setup, Simulation
 
 PROGRESS_STEPS = 200
@@ -72,6 +73,7 @@ def _child(setup: Setup, send: Connection) -> None:
             send.send(ended)
 
     try:
-        send.send(Simulation(setup, progress).run())
+        simulation = Simulation(setup, progress) if setup.controls == 1 else Replicated(setup, progress)
+        send.send(simulation.run())
     except Violation as violation:
         send.send(violation)

@@ -52,6 +52,15 @@ class Setup:
     parts: Parts = field(default_factory=Parts)
     cache_shares: tuple[float, ...] = ()
     learning: Learning | None = None
+    controls: int = 1
+    """Control planes, each with a data plane of its own; above 1 see simulation.replicas."""
+    sharing: str = "all"
+    """What they tell each other: of simulation.replicas.Sharing."""
+
+    @property
+    def name(self) -> str:
+        """Of the run, in a table."""
+        return self.policy if self.controls == 1 else f"{self.policy} x{self.controls}, {self.sharing}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +267,7 @@ class Simulation:
     def _report(self, ended_s: float, wall_s: float) -> Report:
         virtual_s = ended_s - WARM_UP_S
         return Report(
-            policy=self._setup.policy,
+            policy=self._setup.name,
             results=sorted(self._results, key=lambda result: result.index),
             virtual_s=virtual_s,
             wall_s=wall_s,
