@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FRAMES_PER_POLL_MAX = 256
 """Frames read from one socket per poll; the rest waits for the next, so that a flood cannot hold the event loop."""
+ASKED_FIRST = 2
+"""Messages of a look before which a socket is asked whether it has one."""
 SUBSCRIPTION_FRAMES_MAX = 100_000
 REPLAY_FRAMES_MAX = 100_000
 RECONNECT_MS = 50
@@ -270,11 +272,14 @@ def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 def _receive(socket: zmq.Socket[bytes] | None) -> Iterator[list[bytes]]:
     """The messages that are there. `recv_multipart` asks after every frame whether another follows: half as much again. Whether
-    there is anything is asked once: an exception would be most of an idle look, and the question most of a message."""
-    if socket is None or not cast("int", socket.getsockopt(_EVENTS)) & _POLLIN:
+    there is a message is asked of the first two, for an exception would be most of an idle look; to ask would be a third of
+    each that follows."""
+    if socket is None:
         return
     receive = socket.recv
-    for _ in range(FRAMES_PER_POLL_MAX):
+    for number in range(FRAMES_PER_POLL_MAX):
+        if number < ASKED_FIRST and not cast("int", socket.getsockopt(_EVENTS)) & _POLLIN:
+            return
         try:
             frames = [receive(_NOBLOCK, copy=False)]
             while frames[-1].more:
