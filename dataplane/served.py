@@ -73,9 +73,14 @@ class Served:
             self._prompt,
             request_id=self._request_name,
             attempt=len(self._targets),
-            exclude=[target.endpoint for target in self._targets],
+            exclude=self._tried(),
             key=None if self._permit is None else self._permit.key,
         )
+
+    def _tried(self) -> list[int]:
+        """As the control plane that is asked now numbers them; another one may have chosen them."""
+        numbers = self._gateway.fleet.numbers if self._targets else {}
+        return [numbers.get(target.url, target.endpoint) for target in self._targets]
 
     def new_relay(self) -> Relay:
         """For one response to this request."""

@@ -10,7 +10,7 @@ import pytest
 
 from proto import routing_pb2 as pb
 from tests.dataplane.client import Client, Response, ask, chat, request
-from tests.dataplane.conftest import Proxy, StartProxy
+from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
 from tests.fakes.backend import STREAM_HEAD, Backend, chunk, stream_events
 from tests.fakes.control import Control
 from tests.waiting import meanwhile
@@ -168,6 +168,28 @@ async def test_one_that_answers_now_and_then_is_left_after_a_few_questions_that_
     answers = await asyncio.gather(*asked)
     assert sum("x-headway-fallback" in answer.headers for answer in answers) == 3
     await proxy.until(lambda app: app.control.target == second.address)
+
+
+async def test_what_was_tried_is_excluded_by_the_numbers_of_whoever_is_asked(
+    start_proxy: StartProxy, start_backend: StartBackend, pair: tuple[Control, Control]
+) -> None:
+    first, second = pair
+    bad, good = await start_backend(), await start_backend()
+    first.serve("m", bad.url, good.url)
+    second.serve("m", good.url, bad.url)
+    proxy = await start_proxy(connected=False, controls=tuple(each.address for each in pair))
+    await proxy.until(lambda app: app.control.connected and all(plane.warm for plane in app.control.planes))
+
+    async def die(seen: object, wire: object) -> None:
+        await first.stop()
+        await proxy.until(lambda app: app.control.target == second.address)
+        wire.reset()  # type: ignore[attr-defined]
+
+    bad.script(die)
+    answer = await ask(proxy.port, request(chat(stream=True)))
+    assert (answer.status, answer.headers["x-headway-worker"], answer.headers["x-headway-attempts"]) == (200, "w1", "2")
+    assert [list(asked.exclude) for asked in second.questions] == [[2]]
+    assert "x-headway-fallback" not in answer.headers
 
 
 async def test_without_any_the_fallback_decides_until_one_is_there(
