@@ -68,18 +68,17 @@ class Service:
         """`ask` of all that answer, each with its address. unknown: what only some of them know, these say otherwise.
         UsageError: none answers or knows, or one refused."""
         answers: list[tuple[str, T]] = []
-        why: UsageError | None = None
-        for target in self.targets(args):
+        targets, why = self.targets(args), ""
+        for target in targets:
             try:
                 answers.append((target, self._call_one(args, target, ask)))
             except grpc.RpcError as error:
-                refusal = UsageError(self._explained(error, target))
                 if not _is_away(error) and _code(error) not in unknown:
-                    raise refusal from error
-                why = refusal if why is None or not _is_away(error) else why
+                    raise UsageError(self._explained(error, target)) from error
+                if not why or not _is_away(error):  # what one of them says goes before the silence of others
+                    why = self._explained(error, ", ".join(targets))
         if not answers:
-            assert why is not None
-            raise why
+            raise UsageError(why)
         return answers
 
     def targets(self, args: argparse.Namespace) -> list[str]:

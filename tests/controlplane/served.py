@@ -126,6 +126,7 @@ async def serve(directory: Path, **settings: object) -> AsyncIterator[Served]:
         bus=bus,
         self_check=plant.self_check,
         clock=clock,
+        data_planes=lambda: routing.streams,
     )
     alarms = AlarmLog(plant.snapshot.endpoints, fleet.alarm)
     upkeep = Upkeep(
