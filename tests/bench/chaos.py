@@ -1,6 +1,6 @@
 """A whole stack under load while its parts are killed, frozen, slowed down and made to misbehave; then the accounts are read.
 
-    python -m tests.bench.chaos --seconds 600 --requests 20000
+    python -m tests.bench.chaos --seconds 600 --requests 20000 [--controls 2]
 
 Method: `headway up --engine-faults` with emulated workers. Requests start at a steady rate, whatever became of those before
 (open loop); some stream, some do not, some clients leave. What an engine writes depends on the prompt alone, so every answer
@@ -227,6 +227,7 @@ class Faults:
         port = urlsplit(stack.url).port
         assert port is not None
         self._engines = [f"http://127.0.0.1:{port + 3 + number}" for number in range(stack.workers)]
+        self._controls = [name for name in stack.child_pids() if name.startswith("controlplane")]
         self.done: Counter[str] = Counter()
         self.blind: list[tuple[float, float]] = []
         """When records may have been lost with the process that held them: (from, to), monotonic."""
@@ -241,10 +242,12 @@ class Faults:
             "silent": lambda: self._order(kind="silent", count=3),
             "busy": lambda: self._order(kind="busy", count=30),
             "agent killed": self._kill_agent,
-            "control plane killed": lambda: self._kill("controlplane", signal.SIGKILL),
-            "control plane restarted": lambda: self._kill("controlplane", signal.SIGTERM),
+            "control plane killed": lambda: self._kill(self._rng.choice(self._controls), signal.SIGKILL),
+            "control plane restarted": lambda: self._kill(self._rng.choice(self._controls), signal.SIGTERM),
             "redis killed": lambda: self._kill("redis", signal.SIGKILL),
         }
+        if len(self._controls) > 1:
+            self._kinds["control plane frozen"] = self._freeze_control
 
     async def run(self, until: float) -> None:
         pause_s = max(1.0, min(5.0, (until - time.monotonic()) / (2 * len(self._kinds))))
@@ -284,8 +287,15 @@ class Faults:
     async def _kill_agent(self) -> None:
         os.kill(self._pid(f"agent-{self._rng.randint(1, self._stack.workers)}"), signal.SIGKILL)
 
+    async def _freeze_control(self) -> None:
+        at = time.monotonic()
+        await self._freeze(self._pid(self._rng.choice(self._controls)))
+        self.blind.append((at - LAG_S, time.monotonic() + LAG_S))
+
     async def _freeze_engine(self) -> None:
-        pid = self._engine_pid()
+        await self._freeze(self._engine_pid())
+
+    async def _freeze(self, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(self._rng.uniform(2.0, 7.0))  # how long it stands still
@@ -370,14 +380,15 @@ async def _settle(stack: RunningStack, session: aiohttp.ClientSession, port: int
     while time.monotonic() < until:
         try:
             workers = await asyncio.to_thread(stack.list_workers)
-            control = await _metrics(session, f"http://127.0.0.1:{port + 2}")
+            controls = [await _metrics(session, url) for url in _control_urls(stack, port)]
             proxy = await _metrics(session, stack.url)
         except Exception as error:  # still coming up
             state = repr(error)
         else:
             active = sum(worker.active for worker in workers.workers)
             alive = sum(worker.alive for worker in workers.workers)
-            reservations, flying = control["headway_reservations"], proxy["headway_proxy_requests_in_flight"]
+            reservations = sum(one["headway_reservations"] + one["headway_worker_active_elsewhere"] for one in controls)
+            flying = proxy["headway_proxy_requests_in_flight"]
             state = f"{active} active, {reservations:.0f} reservations, {flying:.0f} in flight, {alive} workers alive"
             if not active and not reservations and not flying and alive == stack.workers:
                 return
@@ -400,7 +411,7 @@ async def _accounts(
         if end.kind not in GOOD:
             say(f"{request_id}: {end.kind} {end.detail}")
     proxy = await _metrics(session, stack.url)
-    control = await _metrics(session, f"http://127.0.0.1:{port + 2}")
+    controls = [await _metrics(session, url) for url in _control_urls(stack, port)]
     sent, left = sum(ends.values()), ends["client left"]
     answered = proxy["headway_proxy_requests_total routed"]
     report.facts |= {
@@ -415,8 +426,9 @@ async def _accounts(
         say(f"{sent} requests were sent ({left} of whose clients left), the data plane counted {answered:.0f}")
     if proxy["headway_proxy_outcomes_dropped_total"]:
         say(f"the data plane dropped {proxy['headway_proxy_outcomes_dropped_total']:.0f} outcomes")
-    records = control["headway_outcomes_written_total"] + control["headway_outcomes_dropped_total"]
-    ended = control["headway_request_ends_total"] + control["headway_sheds_total"]
+    names = ("headway_outcomes_written_total", "headway_outcomes_dropped_total")
+    records = sum(control[name] for control in controls for name in names)
+    ended = sum(control["headway_request_ends_total"] + control["headway_sheds_total"] for control in controls)
     report.facts |= {"ends and refusals, last control plane": ended, "records it wrote": records}
     if not ended <= records <= ended + 50:  # records of workers that were not known yet have no end to count under
         say(f"the control plane counted {ended:.0f} ends and refusals, and wrote {records:.0f} records")
@@ -448,9 +460,15 @@ def _compare(clients: Clients, tail: OutcomeTail, faults: Faults, report: Report
         report.problems.append(f"{twice} requests have two records of completion")
 
 
-def chaos(home: Path, *, seconds: float, requests: int, seed: int, workers: int = 4) -> Report:
-    """A stack of its own, from start to end."""
-    arguments = ("--engine-faults", "--speed", "4")
+def _control_urls(stack: RunningStack, port: int) -> list[str]:
+    """Of their metrics."""
+    count = 1 + ("--controls" in stack.process.args)  # type: ignore[operator]
+    return [f"http://127.0.0.1:{port + 2 + 100 * number}" for number in range(count)]
+
+
+def chaos(home: Path, *, seconds: float, requests: int, seed: int, workers: int = 4, controls: int = 1) -> Report:
+    """A stack of its own, from start to end. controls: 1 or 2."""
+    arguments = ("--engine-faults", "--speed", "4", *(("--controls", "2") if controls > 1 else ()))
     with running_stack(home, *arguments, workers=workers, environment=SETTINGS) as stack:
         return asyncio.run(storm(stack, seconds=seconds, requests=requests, seed=seed))
 
@@ -461,11 +479,19 @@ def run(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--controls", type=int, choices=(1, 2), default=1)
     parser.add_argument("--seed", type=int, default=20_261_121)
     asked = parser.parse_args(arguments or [])
     print(f"seed {asked.seed}, {asked.workers} emulated workers; method: python -m pydoc tests.bench.chaos", flush=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as home:
-        report = chaos(Path(home), seconds=asked.seconds, requests=asked.requests, seed=asked.seed, workers=asked.workers)
+        report = chaos(
+            Path(home),
+            seconds=asked.seconds,
+            requests=asked.requests,
+            seed=asked.seed,
+            workers=asked.workers,
+            controls=asked.controls,
+        )
         log = Path(home, "up.log")
         if report.problems and log.exists():
             kept = Path(tempfile.gettempdir(), "chaos-up.log")
