@@ -214,6 +214,7 @@ EVENTS = st.lists(st.binary(max_size=300).map(lambda text: text + b"\n\n"), max_
 @given(EVENTS, st.booleans(), st.binary(max_size=3), st.integers(0, 2000))
 @example([b"x" * 20 + b"\n\n"] * 3, False, b"", 2000)
 @example([b"x" * 4093 + b"\n\n"], False, b"", 5000)
+@example([b"\n\r\n\n"], False, b"", 9)
 def test_several_chunks_at_once_are_told_apart(events: list[bytes], upper: bool, more: bytes, kept: int) -> None:
     size = b"%X" if upper else b"%x"
     data = (b"".join([size % len(each) + b"\r\n" + each + b"\r\n" for each in events]) + more)[:kept]
@@ -224,7 +225,8 @@ def test_several_chunks_at_once_are_told_apart(events: list[bytes], upper: bool,
         assert (reader.chunks, reader.at_boundary, reader.boundary) == (count, True, len(data))
         assert all(payload.endswith(b"\n\n") for payload in reader.payload)
     elif data == b"".join([b"%x\r\n%b\r\n" % (len(each), each) for each in events]):
-        assert not events or any(len(b"%x\r\n" % len(each)) + len(each) + 2 >= USUAL_BYTES_MAX for each in events)
+        long = any(len(b"%x\r\n" % len(each)) + len(each) + 2 >= USUAL_BYTES_MAX for each in events)
+        assert not events or long or len(data.split(EVENT_END)) != len(events) + 1
 
 
 @pytest.mark.parametrize("size", range(64))
