@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -20,6 +21,10 @@ from proto import fleet_pb2_grpc
 from runtime.clock import Clock
 
 Context = grpc.aio.ServicerContext[Any, Any]
+NAME_CHARS_MAX = 128
+"""Of what a caller names, in what it is told: a status longer than a few KB ends the call without a word."""
+NAMED_MAX = 20
+"""Workers in such a message."""
 _BADNESS = (IndexState.EXACT, IndexState.SPECULATIVE, IndexState.CATCHING_UP, IndexState.DEGRADED, IndexState.UNSPECIFIED)
 
 
@@ -92,7 +97,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.Policy:  # noqa: N802
         try:
-            self._director.set_policy(request.name)
+            self._director.set_policy(request.name[:NAME_CHARS_MAX])
         except UnknownPolicyError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if self._replicas is not None:
@@ -105,8 +110,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no worker named")
         endpoint = self._snapshot.drain(worker, draining)
         if endpoint is None:
-            known = ", ".join(sorted(other.worker for other in self._snapshot.workers())) or "none"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker!r}; known are {known}")
+            known = _known(worker, sorted(other.worker for other in self._snapshot.workers()))
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no worker {worker[:NAME_CHARS_MAX]!r}; {known}")
             raise AssertionError("abort raises")
         if self._replicas is not None:
             self._replicas.orders.set_draining(worker, draining, self._unix_ms())
@@ -191,6 +196,14 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     def _index_state(self, endpoint: Endpoint) -> IndexState:
         return self._index.state(endpoint.slot) if endpoint.credit else IndexState.DEGRADED
+
+
+def _known(wanted: str, names: list[str]) -> str:
+    """What there is in place of a worker that is not: all of a few, of many those with like names."""
+    if len(names) <= NAMED_MAX:
+        return f"known are {', '.join(names) or 'none'}"
+    near = difflib.get_close_matches(wanted[:NAME_CHARS_MAX], names, n=3)
+    return f"{len(names):,} are known" + (f", among them {', '.join(near)}" if near else "")
 
 
 def _replica(status: Status) -> pb.ReplicaStatus:

@@ -24,6 +24,8 @@ from trainer.zoo import KINDS
 from trainer.zoo.kind import TrainingStopped
 
 HISTORY_SHOWN = 50
+NAME_CHARS_MAX = 128
+"""Of what a caller names, in what it is told: a status longer than a few KB ends the call without a word."""
 SEEDS = 1 << 31
 """What libraries of learning take; others are folded into it."""
 _PROGRESS_MAX = 1_000
@@ -139,7 +141,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
     async def _found(self, model_id: str, context: Any) -> trainer_pb2.Model:
         found = self._model(model_id)
         if found is None:
-            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no model {model_id!r}; ListModels names them")
+            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no model {model_id[:NAME_CHARS_MAX]!r}; ListModels names them")
         return found
 
     def _ended(self, task: asyncio.Task[Result]) -> None:

@@ -103,6 +103,27 @@ async def test_draining_what_is_not_there_is_refused(short_dir: Path, worker: st
             assert says in (refused.value.details() or "")
 
 
+async def test_of_a_large_fleet_likely_names_are_told(short_dir: Path) -> None:
+    """All of them would be longer than what a gRPC status may hold."""
+    async with serve(short_dir, workers=600) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await served.fleet.Drain(pb.DrainRequest(worker="w1234"))
+    assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+    assert "no worker 'w1234'; 600 are known, among them w" in (refused.value.details() or "")
+
+
+async def test_a_name_without_end_is_refused_like_a_short_one(short_dir: Path) -> None:
+    async with serve(short_dir) as served:
+        long = "x" * 100_000
+        for call, code in (
+            (served.fleet.Drain(pb.DrainRequest(worker=long)), grpc.StatusCode.NOT_FOUND),
+            (served.fleet.SetPolicy(pb.SetPolicyRequest(name=long)), grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() == code
+
+
 async def test_the_policy_is_switched_for_the_next_decision(short_dir: Path) -> None:
     async with serve(short_dir) as served:
         policy = await served.fleet.GetPolicy(pb.GetPolicyRequest())
