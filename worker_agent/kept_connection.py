@@ -2,7 +2,7 @@
 
 A general client's request objects, headers, timers and queues cost 0.3 ms of CPU a scrape, mostly on caches gone cold since
 the last one; this asks and answers in a few calls. No redirects, no cookies, and no compression: a page that vLLM packs for
-each scrape costs its API server a millisecond.
+each scrape costs its API server 0.7 ms.
 """
 
 from __future__ import annotations

@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import uvloop
 
+from runtime import tls
+from tests.fakes.certificates import Authority
+from tests.fakes.scripted_http import OK, Server
 from worker_agent.kept_connection import BadHttp, KeptConnection, NoConnection
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Server:
-    """Runs `talk` with each connection, and counts connections and requests."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.requests: list[bytes] = []
-        self.talk: Talk = self.answer(OK)
-        self._server: asyncio.Server | None = None
-
-    def answer(self, *answers: bytes, then_close: bool = False) -> Talk:
-        """The next of these for each request, the last again and again."""
-
-        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            left = list(answers)
-            while True:
-                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
-                writer.write(left.pop(0) if len(left) > 1 else left[0])
-                await writer.drain()
-                if then_close:
-                    return
-
-        return talk
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            await self.talk(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
 
 
 @pytest.fixture
@@ -63,9 +23,9 @@ async def server() -> AsyncIterator[Server]:
     await one.stop()
 
 
-def kept(url: str, *, idle_s_max: float = 60.0, body_max: int = 1000) -> KeptConnection:
+def kept(url: str, *, idle_s_max: float = 60.0, body_max: int = 1000, context: ssl.SSLContext | None = None) -> KeptConnection:
     return KeptConnection(
-        url, headers={"Authorization": "Bearer k"}, context=None, connect_s=5.0, idle_s_max=idle_s_max, body_max=body_max
+        url, headers={"Authorization": "Bearer k"}, context=context, connect_s=5.0, idle_s_max=idle_s_max, body_max=body_max
     )
 
 
@@ -195,3 +155,15 @@ def test_it_runs_on_the_loop_that_agents_have() -> None:
         return answer
 
     assert uvloop.run(ask()) == (200, b"hello")
+
+
+async def test_https_is_asked_of_who_can_prove_its_name(server: Server, tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    pair = authority.issue("engine")
+    url = await server.start(tls.server_context(pair.cert, pair.key))
+    one = kept(url, context=tls.client_context(authority.ca))
+    assert [await one.get("/", 5.0) for _ in range(2)] == [(200, b"hello")] * 2
+    assert server.connections == 1
+    one.close()
+    with pytest.raises(NoConnection, match="certificate"):
+        await kept(url, context=tls.client_context(stranger.ca)).get("/", 5.0)
