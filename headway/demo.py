@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         if decision:
             console.print("\nWhy the last one went where it went:\n", style="bold")
             request = routing_pb2.ExplainRequest(decision_id=int(decision, 16))
-            console.print(explain.render(routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S)))
+            told = routing_pb2_grpc.RoutingStub(channel).Explain(request, timeout=CALL_TIMEOUT_S)
+            explain.show(explain.render(told), console)
         reply = fleet.ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=CALL_TIMEOUT_S)
         console.print("\nThe fleet:\n", style="bold")
         console.print(workers.render(reply, console.width))
