@@ -220,6 +220,38 @@ def test_whoever_goes_over_is_let_go_by_a_former_one_that_lives() -> None:
     assert one.foreign() == other.foreign() == len(other.plant.ledger) == 0
 
 
+def test_what_a_data_plane_left_behind_is_told_of_no_more(fleet: Fleet) -> None:
+    one, other = fleet.all
+    one.arrived("dp")
+    for number in range(4):
+        one.place(number, owner="dp")
+    one.place(9, owner="dp-0")
+    fleet.pass_time(SAY_S)
+    assert other.foreign() == 5
+    one.departed("dp")
+    fleet.pass_time(SAY_S)
+    assert other.foreign() == 1
+    assert len(one.plant.ledger) == 5  # the grace period: it may come back
+    one.arrived("dp", one.held("dp"))
+    fleet.pass_time(2 * WHOLE_S)
+    assert other.foreign() == 5
+
+
+def test_a_word_that_was_overtaken_says_nothing(fleet: Fleet) -> None:
+    one, other = fleet.all
+    one.place(1, owner="dp-0")
+    one.plant.now += SAY_S
+    older = one.replicas.say(one.plant.now)
+    one.end_all()
+    one.plant.now += SAY_S
+    newer = one.replicas.say(one.plant.now)
+    assert older is not None
+    assert newer is not None
+    for message in (newer, older):
+        other.replicas.hear(message, other.plant.now)
+    assert other.foreign() == 0
+
+
 def test_while_redis_is_away_each_counts_its_own_and_the_grace_period_ends_the_rest() -> None:
     fleet = Fleet()
     one, other = fleet.all
