@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             answers = _talk(facts["url"], facts["model"])
         finally:  # it may be somebody's stack
             fleet.SetPolicy(fleet_pb2.SetPolicyRequest(name=before), timeout=CALL_TIMEOUT_S)
-        console.print(_table(answers))
+        explain.show(_table(answers), console)
         decision = next((answer.decision for answer in reversed(answers) if answer.decision), "")
         if decision:
             console.print("\nWhy the last one went where it went:\n", style="bold")

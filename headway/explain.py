@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def show(what: Group, console: Console) -> None:
+def show(what: Group | Table, console: Console) -> None:
     """Nothing is cut, however many workers there are and however narrow the terminal, which breaks lines by itself."""
     console.width = max(console.width, console.measure(what, options=console.options.update(width=WIDTH_MAX)).maximum)
     console.print(what)
