@@ -69,6 +69,7 @@ class Agent:
         self._epoch_owed = False  # its events began anew while it was gone
         self._block_sizes: set[int] = set()
         self._report_due = False
+        self._in_tick = False  # the follow loop will look within TICK_S, and have the publisher woken
         self._arrived = Bell()
         self._to_publish = Bell()
         self._health_at = self._models_at = 0.0
@@ -85,7 +86,9 @@ class Agent:
             stop_if_cancelled()
             started = self._clock.now()
             await self._scrape()
-            self._report_soon()
+            self._report_due = True
+            if not self._in_tick:
+                self._to_publish.ring()  # else it goes with what the tick brings: one write, one answer
             await asyncio.sleep(max(0.0, self._interval_s - (self._clock.now() - started)))
 
     async def follow_forever(self) -> None:
@@ -96,8 +99,12 @@ class Agent:
             more = follower is not None and follower.has_more
             if follower is not None and follower.blocks.changed:
                 self._to_publish.ring()
+                self._in_tick = True
                 await asyncio.sleep(MORE_S if more else TICK_S)
+                self._in_tick = False
                 continue
+            if self._report_due:
+                self._to_publish.ring()
             if follower is not None:
                 follower.on_arrival(self._arrived.ring)
             await self._arrived.wait(MORE_S if more else IDLE_S_MAX)
