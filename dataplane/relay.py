@@ -257,13 +257,15 @@ class Relay:
         self.ready = says is not _NOTHING or self._held_bytes > self._hold_bytes_max
         return True
 
-    def open(self, write: Callable[[bytes], None]) -> list[bytes]:
-        """`release` of what was all taken by `take_events`; and `is_open` from now on. write: to the client."""
+    def open(self, write: Callable[[bytes], None], last: deque[bytes]) -> list[bytes]:
+        """`release` of what was all taken by `take_events`; and `is_open` from now on. write: to the client; last: of the
+        connection, to be used again: making one costs as much as an event."""
         assert self.chunks is not None
         held, self._held = self._held, []
         self.phase = _PASSING
         self.chunks.collect = False
-        self.last = deque(maxlen=LAST_EVENTS_KEPT)
+        last.clear()
+        self.last = last
         self.write = write
         return held
 

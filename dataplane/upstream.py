@@ -90,6 +90,7 @@ class UpstreamConnection(asyncio.Protocol):
         "heads",
         "host",
         "idle_since",
+        "last",
         "owner",
         "passing",
         "reused",
@@ -108,6 +109,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.tokens = pool.tokens
         self.owner: Owner | None = None
         self.passing: Passing | None = None
+        self.last: deque[bytes] = deque(maxlen=LAST_EVENTS_KEPT)  # of one stream after the other
         self.transport: asyncio.Transport | None = None
         self.reused = False
         self.idle_since = 0.0

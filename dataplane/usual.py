@@ -227,7 +227,7 @@ class UsualExchange(Exchange):
         if prompt.chains:
             self._prompt = Prompt(prompt.kind, prompt.input_tokens)
         connection.passing = relay  # first: the write below may pause it
-        held = relay.open(client.write)
+        held = relay.open(client.write, connection.last)
         body = held[0] if len(held) == 1 else b"".join(held)
         client.write(self._answer(connection, target, head.passed_on + b"\r\ntransfer-encoding: chunked", body))
         if ends and not self._end_stream(relay, LAST_CHUNK):

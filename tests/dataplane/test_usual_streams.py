@@ -59,7 +59,7 @@ class Owner:
         if relay.ready and relay.phase in (Phase.HELD, Phase.ENDED):
             relay.ready = False
             if relay.phase is Phase.HELD and self.short and relay.first is Says.CONTENT and self.taken == 2:
-                self.out += relay.open(self.out.append)
+                self.out += relay.open(self.out.append, self.connection.last)
                 self.connection.passing = relay
                 return
             self.out.append(relay.release())
