@@ -34,7 +34,7 @@ from worker_agent.watch import EngineWatch
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.025
+TICK_S = 0.020
 """While there is something to do. The next turn of a conversation may follow within milliseconds of the last, so what comes
 after a pause does not wait for a tick."""
 MORE_S = 0.005
