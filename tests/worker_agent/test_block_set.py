@@ -232,6 +232,15 @@ def test_names_of_blocks_that_are_gone_are_bounded() -> None:
     assert len(block_set._ranks[0].names) <= 101
 
 
+@pytest.mark.parametrize("gone", [[1], [9], [1, 9], [9, 1], [1, 9, 2], [9, 8], [1, 1, 2]])
+def test_a_removal_of_what_nobody_stored_changes_nothing_else(gone: list[int]) -> None:
+    block_set = begun()
+    block_set.apply(0, batch(stored([1, 2, 3], T[:12])))
+    block_set.apply(0, batch(*(removed(name) for name in gone)))
+    assert block_set.held() == {block for name, block in zip([1, 2, 3], chain(T[:12]), strict=True) if name not in gone}
+    assert block_set.exact
+
+
 def test_chunks_hold_everything_once() -> None:
     block_set = begun()
     block_set.apply(0, batch(stored([1, 2, 3, 4, 5, 6], T)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,25 @@ def test_it_holds_what_has_a_copy_and_whoever_is_told_the_changes_knows_it(
         assert shelf.total == copies.total()
     mirror.take()
     assert mirror.held == shelf.held
+
+
+@pytest.mark.parametrize(
+    ("moves", "added", "removed"),
+    [
+        ("+1 +2 -7 -8", {1, 2}, {7, 8}),
+        ("+1 -7 -1", set(), {7}),
+        ("+1 -7 +7", {1}, set()),
+        ("+1 -7 +7 -7", {1}, {7}),
+        ("+1 -1 +1 -7", {1}, {7}),
+    ],
+)
+def test_only_what_moved_an_odd_number_of_times_is_told(moves: str, added: set[int], removed: set[int]) -> None:
+    shelf = Shelf()
+    shelf.put([7, 8, 9])
+    shelf.take()
+    for move in moves.split():
+        (shelf.put if move[0] == "+" else shelf.drop)([int(move[1:])])
+    assert [set(side) for side in shelf.take()] == [added, removed]
 
 
 def test_what_nobody_asks_for_does_not_pile_up() -> None:
