@@ -211,7 +211,8 @@ class UsualExchange(Exchange):
         assert head is not None
         connection, target = attempt.connection, attempt.target
         is_usual = relay.first is _CONTENT and not gateway.draining and len(self._targets) == 1
-        if not is_usual or connection is None:
+        # A rank, and that the control plane was not asked, have lines of their own in the head.
+        if not is_usual or connection is None or target.rank != -1 or not target.decision_id:
             if ends:
                 super().upstream_data(LAST_CHUNK)
             else:
@@ -248,7 +249,7 @@ class UsualExchange(Exchange):
         assert head is not None
         if (
             ending.aborted or ending.error or not head.keep_alive or not first_at or self._closes or client.stalled_since
-            or len(self._targets) > 1 or not control.connected or not attempt.target.decision_id
+            or len(self._targets) > 1 or not control.connected or not attempt.target.decision_id or attempt.target.rank != -1
         ):  # fmt: skip
             self._complete(relay)
             return True
