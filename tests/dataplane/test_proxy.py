@@ -24,6 +24,7 @@ from tests.fakes.backend import (
     usage,
 )
 from tests.fakes.control import Control
+from tests.waiting import turns
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -161,6 +162,51 @@ async def test_a_data_parallel_rank_is_passed_to_the_engine(
     assert answer.headers["x-headway-rank"] == "3"
     await control.until(lambda control: len(control.outcomes) == 1)
     assert control.outcomes[0].HasField("cached_tokens")
+
+
+async def test_the_rank_is_said_whichever_way_an_answer_comes(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    """Over requests whose head is known, with a stream's head before its events."""
+    control.serve("m", backend.url)
+
+    def decide(question: pb.Question) -> pb.Decision | None:
+        decision = control.round_robin(question)
+        assert decision is not None
+        decision.data_parallel_rank = 3
+        return decision
+
+    async def pause(index: int) -> None:
+        await turns(10)
+
+    control.decide = decide
+    proxy = await start_proxy(control=control)
+    steps = [chat_json("a"), chat_stream(["a", "b"]), chat_stream(["a", "b"], pause=pause)]
+    for number in range(9):
+        backend.script(steps[number % 3])
+        answer = await ask(proxy.port, request(chat(stream=number % 3 > 0)))
+        assert answer.status == 200
+        assert answer.headers["x-headway-rank"] == "3", number
+        assert backend.requests[-1].headers["x-data-parallel-rank"] == "3"
+
+
+async def test_a_stream_without_the_control_plane_says_so_whichever_way_it_comes(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    control.serve("m", backend.url)
+    proxy = await start_proxy(control=control)
+    await ask(proxy.port, request(chat()))
+    await control.stop()
+    await proxy.until(lambda app: not app.control.connected)
+
+    async def pause(index: int) -> None:
+        await turns(10)
+
+    for number in range(6):
+        backend.script(chat_stream(["a", "b"], pause=pause if number % 2 else None))
+        answer = await ask(proxy.port, request(chat(stream=True)))
+        assert answer.headers.get("x-headway-fallback") == "1", number
+        assert "x-headway-decision" not in answer.headers
 
 
 @pytest.mark.parametrize("decided", [True, False])
