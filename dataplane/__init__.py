@@ -10,7 +10,8 @@ connection  one client connection: HTTP/1.1 parsed, pipelined requests one after
 listening   a port that can be left without losing who is at the door; handover: its sockets given to a successor
 server      what is answered here, deadlines, drain
 exchange    one routed request as a state machine: attempts, retries, failures, exactly one outcome an attempt
-usual       the same by the shortest way, where nothing is out of the ordinary
+usual       the same by the shortest way, where nothing is out of the ordinary; rows: what it says to the control plane
+engines     what is known of each base URL; token_times: when tokens came from there
 gateway     what exchanges share; where a request goes
 question    a request as a question to the control plane
 headers     response heads and error events
