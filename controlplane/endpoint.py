@@ -17,7 +17,7 @@ import msgspec
 from contract.features import FEATURES, INDEX, prefill_work
 from contract.keyspace import EngineState, WorkerRecord
 from controlplane.breaker import Breaker
-from controlplane.ledger import Load, attention_pairs
+from controlplane.ledger import Load, Reservation, attention_pairs
 from controlplane.queue_plan import AT_ONCE, Beginning, planned, seated
 from controlplane.ranks import place
 from controlplane.rates import Rates, StepClock
@@ -144,6 +144,39 @@ class Standing(msgspec.Struct, gc=False):
         head = prefill_work(self.head_tokens, attention_pairs(self.head_tokens, self.head_input_tokens))
         work = prefill_work(self.prefill_tokens, self.prefill_pairs)
         return seated(head, work, self.queued_since, self.prefill_tokens_per_s)
+
+    def plus(self, count: int, uncached_tokens: int, pairs: float, context_tokens: int, first: Reservation) -> Standing:
+        """With so many more that all came with the first of them, where each has a seat. uncached_tokens, pairs,
+        context_tokens: of all of them."""
+        active, reported = self.active + count, self.running + self.waiting
+        idle, queued = self.moved_at == inf, self.queued_since < inf
+        return Standing(
+            self.endpoint,
+            self.slot,
+            self.changes,
+            active,
+            self.no_first_byte + count,
+            self.prefill_tokens + uncached_tokens,
+            self.prefill_pairs + pairs,
+            self.queued_since if queued else first.reserved_at,
+            first.reserved_at if idle else self.moved_at,
+            self.head_tokens if queued else first.uncached_tokens,
+            self.context_tokens + context_tokens,
+            self.running,
+            self.waiting,
+            self.kv_usage,
+            self.reported_at,
+            self.prefill_tokens_per_s,
+            self.decode_itl_s,
+            self.ttft_ewma_s,
+            self.cache_tokens,
+            self.seats,
+            self.hold_s,
+            self.step_s,
+            self.head_input_tokens if queued else first.input_tokens,
+            self.planned,
+            active if active > reported else reported,
+        )
 
 
 def _standing(endpoint: Endpoint, now: float) -> Standing:

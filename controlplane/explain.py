@@ -9,12 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from math import inf
 from operator import attrgetter
 from typing import ClassVar
 
 import msgspec
-from msgspec.structs import replace
 
 from controlplane.endpoint import Candidate, Endpoint, Standing
 from controlplane.ledger import Reservation
@@ -132,58 +130,40 @@ class Placed(Reservation, gc=False, eq=False):
 
     @property
     def candidate(self) -> Candidate:
-        there = self.moment.standings[self.at]
-        for one in self._those_before():
-            if one.at == self.at:
-                there = _with(there, one)
-        return self._row(there, self.at)
+        return self._row(self.row.at)
 
     @property
     def reason(self) -> str:
         return in_words(self.candidate)
 
     def trace(self) -> Trace:
-        standings = list(self.moment.standings)
-        for one in self._those_before():
-            standings[one.at] = _with(standings[one.at], one)
-        rows = tuple(self._row(there, at) for at, there in enumerate(standings))
         moment = self.moment
+        rows = tuple([self._row(at) for at in range(len(moment.standings))])
         return Trace(self.decision_id, moment.decided_at, moment.profile, self.request, rows, moment.absent, self)
 
-    def _those_before(self) -> list[Placed]:
-        """Of its moment, in their order."""
-        those, one = [], self.before
-        while one is not None:
-            those.append(one)
-            one = one.before
-        those.reverse()
-        return those
-
-    def _row(self, there: Standing, at: int) -> Candidate:
+    def _row(self, at: int) -> Candidate:
+        """Of the endpoint at this place, as it was before this decision."""
         moment, tokens = self.moment, self.input_tokens
-        whole = max(0, tokens - 1) // moment.block_size
-        matched = min(self.matches.get(there.slot, 0), whole) * moment.block_size
+        there = moment.standings[at]
+        count = uncached = context = 0
+        pairs = 0.0
+        one, first = self.before, None
+        while one is not None:
+            if one.row.at == at:
+                count += 1
+                uncached += one.uncached_tokens
+                pairs += one.pairs
+                context += one.input_tokens
+                first = one
+            one = one.before
+        if first is not None:
+            there = there.plus(count, uncached, pairs, context, first)
+        matched = self.matches.get(there.slot, 0)
+        if matched:
+            whole = (tokens - 1) // moment.block_size
+            matched = (matched if matched < whole else whole) * moment.block_size
         token_at = moment.token_ats[at]
         return Candidate(there, tokens, matched, tokens - matched, self.request.max_tokens, moment.now, True, token_at)
-
-
-def _with(there: Standing, placed: Placed) -> Standing:
-    """With one more, where there is a seat for it."""
-    first, active = there.queued_since == inf, there.active + 1
-    return replace(
-        there,
-        active=active,
-        no_first_byte=there.no_first_byte + 1,
-        prefill_tokens=there.prefill_tokens + placed.uncached_tokens,
-        prefill_pairs=there.prefill_pairs + placed.pairs,
-        queued_since=placed.reserved_at if first else there.queued_since,
-        moved_at=placed.reserved_at if there.moved_at == inf else there.moved_at,
-        head_tokens=placed.uncached_tokens if first else there.head_tokens,
-        head_input_tokens=placed.input_tokens if first else there.head_input_tokens,
-        context_tokens=there.context_tokens + placed.input_tokens,
-        batch=max(active, there.running + there.waiting),
-        packed=b"",
-    )
 
 
 class DecisionRing:

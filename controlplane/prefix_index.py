@@ -54,6 +54,7 @@ EXPIRE_BLOCKS = 4_096
 
 _CREDITED = (IndexState.EXACT,)
 _NO_CLAIMS: dict[int, int] = {}
+_NONE: dict[int, int] = {}
 
 
 class Table(Protocol):
@@ -199,21 +200,32 @@ class PrefixIndex:
         Returns slot -> blocks, only those above 0; not to be changed.
         """
         self.claims, self.awaited = _NO_CLAIMS, NEVER
-        found: dict[int, int] = {}
         if not hashes:
-            return found
-        if self._credited:
-            slot_of_lane = self._slot_of_lane
-            for lanes, length in self._table.prefixes(hashes, self._credited):
-                while lanes:
-                    low = lanes & -lanes
-                    lanes ^= low
-                    slot = slot_of_lane[low.bit_length() - 1]
-                    if length > found.get(slot, 0):
-                        found[slot] = length
-        self._asked, self._announced = hashes, found
-        if self._guessing:
-            found = self._with_guesses(hashes, found)
+            return {}
+        found = announced = self._announced_of(hashes) if self._credited else _NONE
+        self._asked, self._announced = hashes, announced
+        first = hashes[0]
+        for slot, guesses in self._guessing.items():
+            made_at = guesses.made_at
+            if announced and slot in announced:
+                start = announced[slot]
+                if start == len(hashes) or hashes[start] not in made_at:
+                    continue
+                length = self._extend(self._slots[slot], hashes, start)
+            elif first in made_at:
+                if self._credited or (len(hashes) > FEW_BLOCKS and hashes[1] in made_at):
+                    length = self._extend(self._slots[slot], hashes, 0)
+                else:  # most often no more than a beginning that all prompts share
+                    length = 0
+                    for block in hashes:
+                        if block not in made_at:
+                            break
+                        length += 1
+            else:
+                continue
+            if found is announced:
+                found = dict(announced) if announced else {}
+            found[slot] = length
         if found and self._answers.order:
             found = self._answers.extend(hashes, found)
             self.claims = self._answers.claims
@@ -224,35 +236,17 @@ class PrefixIndex:
             return {slot: length for slot, length in found.items() if live_mask >> slot & 1}
         return found
 
-    def _with_guesses(self, hashes: Chain, announced: dict[int, int]) -> dict[int, int]:
-        """The same object where there is none."""
-        found = announced
-        first = hashes[0]
-        for slot, guesses in self._guessing.items():
-            if announced and slot in announced:
-                start = announced[slot]
-                if start == len(hashes) or hashes[start] not in guesses.made_at:
-                    continue
-                length = self._extend(self._slots[slot], hashes, start)
-            elif first in guesses.made_at:
-                length = self._guessed(slot, guesses.made_at, hashes)
-            else:
-                continue
-            if found is announced:
-                found = dict(announced)
-            found[slot] = length
+    def _announced_of(self, hashes: Chain) -> dict[int, int]:
+        found: dict[int, int] = {}
+        slot_of_lane = self._slot_of_lane
+        for lanes, length in self._table.prefixes(hashes, self._credited):
+            while lanes:
+                low = lanes & -lanes
+                lanes ^= low
+                slot = slot_of_lane[low.bit_length() - 1]
+                if length > found.get(slot, 0):
+                    found[slot] = length
         return found
-
-    def _guessed(self, slot: int, made_at: dict[int, float], hashes: Chain) -> int:
-        """Of a chain whose first block is a guess."""
-        entry = self._slots[slot]
-        blocks = len(hashes)
-        if (blocks > FEW_BLOCKS and hashes[1] in made_at) or entry.lanes:
-            return self._extend(entry, hashes, 0)
-        length = 1  # most often no more than a beginning that all prompts share
-        while length < blocks and hashes[length] in made_at:
-            length += 1
-        return length
 
     def _extend(self, entry: _Slot, hashes: Chain, start: int) -> int:
         """Guessed blocks from `start` on, with announced ones between them."""

@@ -51,7 +51,7 @@ class Guesses:
         """blocks: in the order of the prompt."""
         made_at = self.made_at
         if len(blocks) <= FEW_BLOCKS:
-            for block in blocks[::-1]:
+            for block in reversed(blocks):
                 if block in made_at:
                     del made_at[block]
                 made_at[block] = now
@@ -61,9 +61,8 @@ class Guesses:
                 for block in newest:
                     made_at.pop(block, None)
             made_at.update(dict.fromkeys(newest, now))
-        excess = len(made_at) - self._capacity
-        if excess > 0:
-            self._forget_oldest(excess + int(self._capacity * EVICTED_SHARE))
+        if len(made_at) > self._capacity:
+            self._forget_oldest(len(made_at) - self._capacity + int(self._capacity * EVICTED_SHARE))
 
     def since(self, at: float) -> list[int]:
         """Those made after this moment; of one prompt the first block first."""
