@@ -35,10 +35,13 @@ END_NAMES = {int(end): end.name for end in End}
 """Looked up once a request: making a member of a number takes a microsecond."""
 
 
-class Outcome(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """One request at one endpoint. Counts are tokens, times seconds, -1 is "not known"."""
+class Outcome(msgspec.Struct, array_like=True, frozen=True):
+    """One request at one endpoint. schema: SCHEMA. Counts are tokens, times seconds, -1 is "not known".
 
-    schema: int = SCHEMA
+    Where many are made they are made of positional arguments: a call with more than fifteen keywords makes a dictionary of
+    them, at eight times the price."""
+
+    schema: int
     decision_id: int
     request_id: str
     decided_at: float  # Unix time

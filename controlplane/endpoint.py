@@ -14,7 +14,7 @@ from operator import attrgetter
 
 import msgspec
 
-from contract.features import FEATURES, INDEX, prefill_work
+from contract.features import FEATURES, prefill_work
 from contract.keyspace import EngineState, WorkerRecord
 from controlplane.breaker import Breaker
 from controlplane.ledger import Load, Reservation, attention_pairs
@@ -340,21 +340,36 @@ _IN_PLACE = {"prefill_wait_s": "queued_since", "step_age_s": "moved_at", "report
 of_standing = attrgetter(*[_IN_PLACE.get(name, "slot" if name in _OF_THE_QUESTION else name) for name in FEATURES])
 """What a row of FEATURES takes from a Standing: moments in place of times that grow with `now`, anything where the question
 has its say."""
-_INPUT, _MATCHED, _UNCACHED, _MAX_TOKENS, _BEGINS, _WAIT, _STEP_AGE, _REPORT_AGE = (INDEX[name] for name in _OF_THE_QUESTION)
 
 
 def features(candidate: Candidate) -> list[float]:
-    """The row of contract.features.FEATURES, in order. Of many at once: controlplane.feature_rows."""
+    """The row of contract.features.FEATURES, in order: a test compares. Of many at once: controlplane.feature_rows."""
     there, now = candidate.standing, candidate.now
-    row = list(of_standing(there))
-    row[_INPUT] = candidate.input_tokens
-    row[_MATCHED] = candidate.matched_tokens
-    row[_UNCACHED] = candidate.uncached_tokens
-    row[_MAX_TOKENS] = candidate.max_tokens
-    row[_BEGINS] = candidate.begins_s
-    waited_s = now - there.queued_since
-    row[_WAIT] = waited_s if waited_s > 0.0 else 0.0
-    came_s = now - (there.moved_at if there.moved_at > candidate.token_at else candidate.token_at)
-    row[_STEP_AGE] = came_s if came_s > 0.0 else 0.0
-    row[_REPORT_AGE] = now - there.reported_at
-    return row
+    waited_s, moved_at, token_at = now - there.queued_since, there.moved_at, candidate.token_at
+    came_s = now - (moved_at if moved_at > token_at else token_at)
+    return [
+        candidate.input_tokens,
+        candidate.matched_tokens,
+        candidate.uncached_tokens,
+        there.active,
+        there.no_first_byte,
+        there.prefill_tokens,
+        there.prefill_pairs,
+        waited_s if waited_s > 0.0 else 0.0,
+        came_s if came_s > 0.0 else 0.0,
+        there.head_tokens,
+        there.context_tokens,
+        there.running,
+        there.waiting,
+        there.kv_usage,
+        now - there.reported_at,
+        candidate.max_tokens,
+        there.prefill_tokens_per_s,
+        there.decode_itl_s,
+        there.ttft_ewma_s,
+        there.cache_tokens,
+        there.seats,
+        there.hold_s,
+        there.step_s,
+        candidate.begins_s,
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contract.features import VERSION
-from contract.outcome import End, Outcome
+from contract.outcome import SCHEMA, End, Outcome
 from controlplane.endpoint import Endpoint, features
 from controlplane.ledger import Reservation
 from controlplane.question import Ended, Request, Shed
@@ -22,40 +22,44 @@ def request_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint |
     if decision is None:
         return _rebuilt_outcome(reservation, ended, endpoint, decided_at=decided_at)
     request, row = decision.request, decision.candidate
+    input_tokens = ended.prompt_tokens if ended.prompt_tokens >= 0 else reservation.input_tokens
     return Outcome(
-        decision_id=reservation.decision_id,
-        request_id=ended.request_id or request.request_id,
-        decided_at=decided_at,
-        model=request.model,
-        tenant=request.tenant,
-        worker="" if endpoint is None else endpoint.record.worker,
-        url=_url(reservation, endpoint),
-        policy=decision.policy,
-        end=ended.end,
-        http_status=ended.http_status,
-        attempt=request.attempt,
-        streamed=ended.streamed,
-        input_tokens=ended.prompt_tokens if ended.prompt_tokens >= 0 else reservation.input_tokens,
-        matched_tokens=row.matched_tokens,
-        cached_tokens=ended.cached_tokens,
-        output_tokens=ended.output_tokens,
-        ttft_s=ended.ttft_s,
-        itl_s=ended.itl_s,
-        e2e_s=ended.e2e_s,
-        predicted_ttft_s=decision.predicted_ttft_s or NOT_KNOWN,
-        snapshot_age_s=row.report_age_s,
-        candidates=decision.candidates,
-        feature_version=VERSION,
-        features=features(row),
-        accelerator="" if endpoint is None else endpoint.record.accelerator,
-        predicted_p90_s=decision.predicted_p90_s or NOT_KNOWN,
-        model_id=decision.model_id,
-        rank=-1 if endpoint is None else endpoint.rank,
+        SCHEMA,
+        reservation.decision_id,
+        ended.request_id or request.request_id,
+        decided_at,
+        request.model,
+        request.tenant,
+        "" if endpoint is None else endpoint.record.worker,
+        _url(reservation, endpoint),
+        decision.policy,
+        ended.end,
+        ended.http_status,
+        request.attempt,
+        ended.streamed,
+        input_tokens,
+        row.matched_tokens,
+        ended.cached_tokens,
+        ended.output_tokens,
+        ended.ttft_s,
+        ended.itl_s,
+        ended.e2e_s,
+        decision.predicted_ttft_s or NOT_KNOWN,
+        row.now - row.standing.reported_at,
+        decision.candidates,
+        VERSION,
+        features(row),
+        "",  # shed_reason
+        "" if endpoint is None else endpoint.record.accelerator,
+        decision.predicted_p90_s or NOT_KNOWN,
+        decision.model_id,
+        -1 if endpoint is None else endpoint.rank,
     )
 
 
 def _rebuilt_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
     return Outcome(
+        schema=SCHEMA,
         decision_id=reservation.decision_id,
         request_id=ended.request_id,
         decided_at=decided_at,
@@ -88,6 +92,7 @@ def _rebuilt_outcome(reservation: Reservation, ended: Ended, endpoint: Endpoint 
 def fallback_outcome(ended: Ended, endpoint: Endpoint | None, *, decided_at: float) -> Outcome:
     """Of a request that a data plane placed by itself."""
     return Outcome(
+        schema=SCHEMA,
         decision_id=0,
         request_id=ended.request_id,
         decided_at=decided_at - max(0.0, ended.e2e_s),
@@ -119,6 +124,7 @@ def fallback_outcome(ended: Ended, endpoint: Endpoint | None, *, decided_at: flo
 def shed_outcome(request: Request, shed: Shed, *, policy: str, decided_at: float, candidates: int) -> Outcome:
     """Of a request that no endpoint ever saw."""
     return Outcome(
+        schema=SCHEMA,
         decision_id=shed.decision_id,
         request_id=request.request_id,
         decided_at=decided_at,

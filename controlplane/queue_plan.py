@@ -35,7 +35,8 @@ class Beginning(NamedTuple):
 
     def wait_s(self, now: float) -> float:
         """0 where it would begin at once."""
-        return max(0.0, self.at - now) + self.rest_s
+        ahead_s = self.at - now
+        return (ahead_s if ahead_s > 0.0 else 0.0) + self.rest_s
 
 
 AT_ONCE = Beginning(0.0, 0.0)

@@ -6,11 +6,12 @@ import msgspec
 import pytest
 
 from contract import outcome
-from contract.outcome import End, Outcome
+from contract.outcome import SCHEMA, End, Outcome
 
 
 def record() -> Outcome:
     return Outcome(
+        schema=SCHEMA,
         decision_id=7,
         request_id="r",
         decided_at=1.5,

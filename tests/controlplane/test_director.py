@@ -13,11 +13,12 @@ from contract.keyspace import EngineState
 from contract.outcome import End, Outcome, decode, encode
 from controlplane.breaker import BreakerState
 from controlplane.director import UnknownPolicyError
+from controlplane.endpoint import Standing, features
 from controlplane.index_state import IndexState
 from controlplane.progress import HUNG_AFTER_S
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
 from proto import routing_pb2
-from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, question, report
+from tests.controlplane.parts import BLOCK, MODEL, Plant, candidate, hashes, question, report
 
 
 def refusal(plant: Plant, asked: Question | None = None) -> Shed:
@@ -513,3 +514,12 @@ def test_features_are_in_the_order_of_the_contract() -> None:
     plant.end(plant.place(question(tokens=123)))
     outcome: Outcome = plant.outcomes[0]
     assert outcome.features[INDEX["input_tokens"]] == outcome.features[INDEX["uncached_tokens"]] == 123
+
+
+def test_every_feature_is_what_its_name_says() -> None:
+    whole = {name: 1000 + place for place, name in enumerate(FEATURES) if name in Standing.__struct_fields__}
+    times = {"prefill_wait_s": 1.0, "step_age_s": 2.0, "report_age_s": 3.0, "begins_s": 4.0}
+    row = candidate(input_tokens=50, matched_tokens=20, max_tokens=7, **(whole | times))  # type: ignore[arg-type]
+    values = features(row)
+    assert values == [getattr(row, name) for name in FEATURES]
+    assert len(set(values)) == len(values), "no two are alike, so none is in another's place"

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.features import FEATURES, INDEX, PAIRS_A_TOKEN, VERSION
-from contract.outcome import End, Outcome
+from contract.outcome import SCHEMA, End, Outcome
 from prediction import dataset
 from prediction.dataset import Dataset
 
@@ -78,6 +78,7 @@ def outcomes(
         ttft_s = rng.permutation(ttft_s)
     return [
         Outcome(
+            schema=SCHEMA,
             decision_id=first_id + place,
             request_id=f"r{first_id + place}",
             decided_at=at + place / RATE,
