@@ -261,8 +261,8 @@ class Ledger:
     def drop_all(self, ended: Sequence[Reservation], now: float) -> None:
         """As `drop` for each, at a fraction of its price."""
         reservations, stamp = self.reservations, self.stamp()
-        name = ""
-        held: dict[int, Reservation] = {}
+        name, nothing = "", _Owner()
+        let_go = nothing.held.pop
         for one in ended:
             decision_id, load = one.decision_id, one.load
             del reservations[decision_id]
@@ -278,8 +278,8 @@ class Ledger:
                 del load.ends[bisect_left(load.ends, one.ends_at)]
             if one.owner is not name:
                 name = one.owner
-                held = self._owners[name].held if name in self._owners else {}
-            held.pop(one.question_id, None)
+                let_go = self._owners.get(name, nothing).held.pop
+            let_go(one.question_id, None)
             assert load.active >= 0, f"{one.url}: {load.active} active after a release"
 
     def cancel(self, owner: str, question_id: int, now: float) -> Reservation | None:

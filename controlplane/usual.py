@@ -56,7 +56,7 @@ class UsualEnds(Ends):
                     row.completed += 1
                     if ended.ttft_s > 0 or ended.itl_s > 0 or ended.cached_tokens >= 0:
                         self._learn(row.endpoint, placed, ended)
-                    if placed.last_block and ended.output_tokens > 0:
+                    if placed.last_block and ended.output_tokens > 0 and ended.prompt_tokens in (-1, placed.input_tokens):
                         self._note_answer(row.endpoint, placed, ended, now)
                     well.append(placed)
                     continue
@@ -132,12 +132,12 @@ class UsualDirector(Director):
                 else:
                     lane = None
             tokens, chains = request.input_tokens, one.chains
-            usual = lane is not None and tokens + request.max_tokens <= tokens_max
-            if usual and (request.exclude or request.slo_ttft_ms):
-                usual = False
             found, matched, last_block = _NO_MATCH, _NO_ROWS, 0
             hashes: Chain | None = None
-            if chains and usual:
+            usual = True
+            if lane is None or tokens + request.max_tokens > tokens_max or request.exclude or request.slo_ttft_ms:
+                usual = False
+            elif chains:
                 size, packed = chains[0]
                 length = len(packed)
                 read = READERS[length] if length <= CHAIN_BYTES else None if length % 8 else unpack_hashes
@@ -166,15 +166,13 @@ class UsualDirector(Director):
                 lane = None
                 continue
             row = choose(rows, matched, tokens, model, turn)
-            there = uncached = tokens
+            there, uncached = 0, tokens
             if matched:
                 there = row.matched_tokens
                 matched_tokens += there
                 uncached = tokens - there
                 for other in matched:
                     other.matched_tokens = 0
-            else:
-                there = 0
             ahead, pairs = row.prefill_tokens + uncached, uncached * (tokens + tokens - uncached) / 2
             load, question_id, url = row.load, one.question_id, row.url
             before = Placed(
