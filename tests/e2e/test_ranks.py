@@ -74,6 +74,7 @@ async def stream(session: aiohttp.ClientSession, stack: RunningStack, text: str,
 
 async def test_a_control_plane_that_was_killed_counts_at_each_rank_what_is_there(ranked: RunningStack) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+        await stream(session, ranked, "Is anybody there?", 2)  # whatever the first request takes longer is over
         asked = [asyncio.create_task(stream(session, ranked, f"Tell a tale, number {n}.", 6_000)) for n in range(9)]
         before = await until_elsewhere(lambda: _all_placed(ranked, 9), what="nine requests over all ranks")
         ranked.kill("controlplane")
