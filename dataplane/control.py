@@ -133,7 +133,9 @@ class ControlClient:
             take(None)
             return 0
         question_id = asked.question_id = next(self._ids)
-        self._gather(question_id, (take, now, asked))
+        self._waiting[question_id] = (take, now, asked)
+        self._questions.append(asked)
+        self._gather()
         return question_id
 
     def ask_usual(self, wanted: RequestRow, chains: Chains, take: Take, now: float) -> int:
@@ -143,18 +145,18 @@ class ControlClient:
             return 0
         question_id = next(self._ids)
         asked = (question_id, wanted, chains)
-        self._gather(question_id, (take, now, asked))
+        self._waiting[question_id] = (take, now, asked)
+        self._questions.append(asked)
+        if not self._leaving or self._timer is None:
+            self._gather()
         return question_id
 
-    def _gather(self, question_id: int, waiting: _Waiting) -> None:
-        self._waiting[question_id] = waiting
+    def _gather(self) -> None:
+        """One more question is to be sent, and answered in time."""
         if self._timer is None:
             self._timer = self._loop.call_later(self._patience_s, self._on_timer)
-        questions = self._questions
-        questions.append(waiting[2])
-        if not self._unanswered or len(questions) >= GATHERED_MAX:
-            if not self._leaving:
-                self._send_soon()
+        if not self._unanswered or len(self._questions) >= GATHERED_MAX:
+            self._send_soon()
         elif self._hold_timer is None:
             self._hold_timer = self._loop.call_later(HOLD_S_MAX, self._on_hold)
 
