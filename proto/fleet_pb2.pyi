@@ -180,7 +180,7 @@ Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 @_typing.final
 class RankStatus(_message.Message):
     """One data-parallel rank of an engine: a scheduler and a KV cache of its own behind the engine's one address. The fields of
-    its worker are the sums; kv_usage is the largest, index and match_ratio the worst.
+    its worker are the sums; kv_usage is the largest, index the worst, match_ratio that of the responses of all.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
