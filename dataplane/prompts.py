@@ -22,6 +22,7 @@ from contract import blocks
 from contract.blocks import short_chain
 from contract.tokens import NotTokenizable, PromptError, TokenizerUnavailable, text_of
 from contract.tokens.chains import SHORT_BLOCKS_MAX, ChainCache
+from dataplane.chat import Chat
 from dataplane.openai import SLICED_BYTES_MIN, Ask
 from dataplane.unescape import unescaped
 
@@ -46,6 +47,9 @@ class Tokenizer(Protocol):
 
     def usual(self, path: str, body: object) -> bytes | None:
         """`prompts` of what most requests are, in fewer steps; None: it is another."""
+
+    def of_texts(self, messages: list[Any]) -> bytes | None:
+        """The same of a chat's messages that have no more than a role and a content each, both strings."""
 
     def prompts(self, path: str, body: Mapping[str, Any]) -> list[bytes]:
         """Flat little-endian uint32 token ids of every prompt in a body."""
@@ -193,11 +197,16 @@ class Prompts:
     def prepare(self, path: str, ask: Ask, body: bytes, plan: Plan, fields: Any = None) -> Prompt:
         """Tokenise and hash; may run in a thread. Never raises: a prompt that cannot be read is routed without a chain.
 
-        fields: what the body says, where it was read already.
+        fields: what the body says, a `Chat` or JSON as it is, where it was read already.
         """
         try:
             loaded = plan.loaded
             tokenizer = loaded.tokenizer if loaded is not None else None
+            if type(fields) is Chat:
+                flat = tokenizer.of_texts(fields.messages) if tokenizer is not None else None
+                if flat is not None:
+                    return self._token_prompt(flat, len(flat) // 4, ask, plan)
+                fields = None
             if tokenizer is None:
                 if loaded is not None and loaded.loading:
                     return LOADING

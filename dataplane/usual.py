@@ -10,11 +10,14 @@ It is chosen by the server, for processes without keys, credentials and hedging,
 
 from __future__ import annotations
 
+from typing import Any
+
 from contract.outcome import End
 from contract.routing import Answer
 from dataplane import preparing
 from dataplane.admission import RETRY_TOKENS_MAX
 from dataplane.attempt import Attempt
+from dataplane.chat import read_chat
 from dataplane.exchange import Exchange, State
 from dataplane.gateway import Client, Gateway
 from dataplane.headers import LAST_BITS, LAST_DIGITS, matched
@@ -73,11 +76,11 @@ class UsualExchange(Exchange):
         self._state = _PREPARING
         body, path, wanted = request.body, request.path, gateway.prompts.wanted
         ask: Ask | None
-        fields = None
+        fields: Any = None
         if not wanted:
             ask = read_usual_json(body)
         elif len(body) <= QUICK_BYTES_MAX:
-            ask, fields = read_whole_json(body, path) or (None, None)
+            ask, fields = read_chat(body, path) or read_whole_json(body, path) or (None, None)
         else:
             ask = None
         if ask is None or not ask.model:

@@ -54,6 +54,20 @@ def plain_until(messages: list[Any]) -> int:
     return plain
 
 
+def are_plain(messages: list[dict[str, str]]) -> bool:
+    """The same of all messages of a list, where each is known to have no more than a role and a content, both texts."""
+    for message in messages:
+        if len(message) != 2:
+            return False
+        role = message["role"]
+        if role == "system":
+            if BILLING_BEGINS <= message["content"] < BILLING_ENDS:
+                return False
+        elif role != "user" and role != "assistant":
+            return False
+    return True
+
+
 def _message(message: object, param: str, content_format: str) -> dict[str, Any]:
     """One message, with the fields that vLLM keeps, and without null ones, which transformers drops before it renders."""
     if not isinstance(message, Mapping):

@@ -24,7 +24,7 @@ RESERVED = frozenset({"chat_template", "tokenize", "messages"})
 
 _OPTIONS = frozenset({"chat_template_kwargs", "chat_template", "reasoning_effort"})
 
-_SHAPING = _OPTIONS | {
+SHAPING = _OPTIONS | {
     *("tools", "documents", "add_generation_prompt", "continue_final_message", "add_special_tokens", "truncate_prompt_tokens")
 }
 """Fields by which a chat differs from its messages alone."""
@@ -105,7 +105,7 @@ class PromptTokenizer:
         Read: messages, tools, documents, add_generation_prompt, continue_final_message, chat_template_kwargs,
         reasoning_effort, add_special_tokens (off unless asked for: the template writes them).
         """
-        if _SHAPING.isdisjoint(body):
+        if SHAPING.isdisjoint(body):
             return self._plain_chat(body)
         _refuse_truncation(body)
         return self.encode(self.render(body), add_special_tokens=bool(body.get("add_special_tokens", False)))
@@ -182,15 +182,22 @@ class PromptTokenizer:
         return of_path(body)
 
     def usual(self, path: str, body: object) -> bytes | None:
-        """`prompts` of a chat of nothing but messages that a template gets as they are: most are, and the least steps are
-        taken. None: it is another, or wrong in some way that `prompts` says."""
-        template = self._default
-        if path != CHAT_PATH or type(body) is not dict or template is None or template.content_format != "string":
+        """`prompts` of a chat of nothing but messages that a template gets as they are, in fewer steps. None: it is another,
+        or wrong in some way that `prompts` says."""
+        if path != CHAT_PATH or type(body) is not dict or not SHAPING.isdisjoint(body):
             return None
         messages = body.get("messages")
-        if type(messages) is not list or not messages or not _SHAPING.isdisjoint(body):
+        if type(messages) is not list or conversation.plain_until(messages) != len(messages):
             return None
-        if conversation.plain_until(messages) != len(messages):
+        return self._of_plain(messages)
+
+    def of_texts(self, messages: list[Any]) -> bytes | None:
+        """`usual` of a chat's messages that have no more than a role and a content each, both strings."""
+        return self._of_plain(messages) if conversation.are_plain(messages) else None
+
+    def _of_plain(self, messages: list[dict[str, str]]) -> bytes | None:
+        template = self._default
+        if not messages or template is None or template.content_format != "string":
             return None
         named = self._plain.copy()
         named["messages"] = messages
