@@ -14,8 +14,6 @@ from runtime import addresses
 
 Value = TypeVar("Value", int, float, str)
 
-PRESETS = ("llama3-8b-h100", "llama2-13b-a100-40gb", "tiny-cpu")
-
 
 @dataclass(frozen=True)
 class StackOptions:

@@ -22,11 +22,12 @@ from typing import Any, TextIO, TypeVar
 
 from controlplane.profiles import NAMES as POLICIES
 from controlplane.ranks import AUTO, OFF
+from emulator.presets import PRESETS
 from headway import health, runfile
 from headway.arguments import positive
 from headway.embedded_redis import RedisUnavailable
 from headway.errors import UsageError
-from headway.plan import PRESETS, Process, StackOptions, check_ports, stack, trainer_target
+from headway.plan import Process, StackOptions, check_ports, stack, trainer_target
 from headway.supervisor import Child, describe_exit
 
 Number = TypeVar("Number", int, float)
