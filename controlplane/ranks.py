@@ -4,7 +4,7 @@ Where requests can be steered to them, each rank is an endpoint by itself: a num
 own blocks, rates and self-check. What belongs to the address is shared: the breaker, whether it lives, whether it is drained.
 Whoever was tried at one rank is not sent to another of the same address: what fails there is mostly the server.
 
-Which engines. vLLM reads the header X-data-parallel-rank from 0.11 on; older ones ignore it and balance by themselves, and then
+Which engines. vLLM reads the header X-data-parallel-rank from 0.11.1 on; older ones ignore it and balance by themselves, and then
 every figure kept by rank would be wrong. So `auto` steers where the agent found that the ranks can be named and where the
 version is known to be new enough; elsewhere an engine of several ranks is one endpoint, and the best match of its ranks is its
 match. Pure.
@@ -20,10 +20,10 @@ from contract.keyspace import WorkerRecord
 
 AUTO: Final = "auto"
 OFF: Final = "off"
-HEADER_SINCE = (0, 11)
+HEADER_SINCE = (0, 11, 1)
 """The first vLLM that does as the header says."""
 
-_VERSION = re.compile(r"v?(\d+)\.(\d+)")
+_VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 _DEVELOPMENT = "dev"
 
 Steering = Callable[[WorkerRecord], int]
@@ -43,7 +43,7 @@ def together(record: WorkerRecord) -> int:
 def obeys(version: str) -> bool:
     """Whether an engine of this version does as the header says. A build from source counts as new."""
     found = _VERSION.match(version)
-    return found is not None and (_DEVELOPMENT in version or (int(found[1]), int(found[2])) >= HEADER_SINCE)
+    return found is not None and (_DEVELOPMENT in version or (int(found[1]), int(found[2]), int(found[3] or 0)) >= HEADER_SINCE)
 
 
 def place(url: str, rank: int) -> str:

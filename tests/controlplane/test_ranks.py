@@ -48,7 +48,12 @@ class TestSteering:
     @pytest.mark.parametrize(
         ("version", "obeys"),
         [
-            ("0.11.0", True),
+            ("0.11.1", True),
+            ("0.11.1.post2", True),
+            ("0.12", True),
+            ("0.11.0", False),
+            ("0.11.0.post2", False),
+            ("0.11", False),
             ("0.32.0+cpu", True),
             ("v1.2.3", True),
             ("0.1.dev20175+g2573878a3.d20260821", True),
