@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from random import Random
+
 from contract.outcome import End
 from controlplane.thinning import BURST_S, Thinning
 from tests.controlplane.parts import Plant
@@ -30,6 +32,17 @@ def test_what_is_taken_is_spread_over_the_time() -> None:
 def test_zero_is_no_bound() -> None:
     thinning = Thinning(0)
     assert all(thinning.takes(0.0) for _ in range(1000))
+    assert thinning.takes_of(1000, 0.0) == 1000
+
+
+def test_several_of_one_moment_are_as_many_one_by_one() -> None:
+    rng, several, single = Random(3), Thinning(PER_S), Thinning(PER_S)
+    now = 0.0
+    for _ in range(2000):
+        now += rng.choice((0.0, 0.002, 0.01))
+        count = rng.randrange(20)
+        assert several.takes_of(count, now) == sum(single.takes(now) for _ in range(count))
+    assert several.left_out == single.left_out > 0
 
 
 def test_records_of_complete_requests_are_thinned_and_failures_are_not() -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from contract.outcome import End
 from contract.routing import Answer, Asked, pack, unpack_answers
 from controlplane import packed, wire
 from controlplane.director import Director
-from controlplane.explain import Placed
+from controlplane.endpoint import features
+from controlplane.explain import Placed, Trace
 from controlplane.foreign import Foreign, Part
 from controlplane.index_state import IndexState
+from controlplane.ledger import Claim
 from controlplane.profiles import NAMES, build
-from controlplane.question import Ended, Request
-from controlplane.usual import UsualDirector
+from controlplane.question import Decided, Ended, Request
+from controlplane.usual import TOGETHER_MAX, UsualDirector
 from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, report
 
 MESSAGES = 250
@@ -27,9 +31,11 @@ ODD = [End.RESET, End.CLIENT_GONE, End.BACK_PRESSURE, End.TIMED_OUT]
 class Pair:
     """Two plants of which one takes the short way where it can; whatever is done is done to both."""
 
-    def __init__(self, policy: str, seed: int, *, exact: bool) -> None:
+    def __init__(self, policy: str, seed: int, *, exact: bool, active_max: int = 4, most: int = 6) -> None:
+        """most: questions of a message."""
         self.rng = Random(seed)
-        parts = {"workers": 0, "policy": policy, "active_max": 4, "waiting_max": 4, "settle_s": 0.1, "seed": seed}
+        self.most = most
+        parts = {"workers": 0, "policy": policy, "active_max": active_max, "waiting_max": 4, "settle_s": 0.1, "seed": seed}
         self.plants = [Plant(director=kind, **parts) for kind in (Director, UsualDirector)]  # type: ignore[arg-type]
         self.exact = exact
         for number in range(4):
@@ -63,7 +69,8 @@ class Pair:
         )
         chain = hashes(*blocks).tobytes()
         chains = ((BLOCK, chain),) if odd < 0.9 else ((BLOCK, chain[:-1]),) if odd < 0.93 else ((8, chain), (BLOCK, chain))
-        return Asked(self.questions, request, chains if rng.random() < 0.9 else ())
+        question_id = self.questions if rng.random() < 0.98 else max(1, self.questions - 3)  # as no data plane does
+        return Asked(question_id, request, chains if rng.random() < 0.9 else ())
 
     def ended(self, decision_id: int) -> Ended:
         rng = self.rng
@@ -75,14 +82,15 @@ class Pair:
 
     def message(self) -> None:
         rng = self.rng
-        asked = [self.asked() for _ in range(rng.randint(0, 6))]
+        asked = [self.asked() for _ in range(rng.randint(0, self.most))]
         rng.shuffle(self.under_way)
-        count = rng.randint(0, min(8, len(self.under_way)))
+        count = rng.randint(0, min(self.most + 2, len(self.under_way)))
         ended = [self.ended(self.under_way.pop()) for _ in range(count)]
         if ended and rng.random() < 0.1:
             ended.append(ended[0])
         first_bytes = rng.sample(self.under_way, min(2, len(self.under_way)))
         step_s = rng.choice((0.0, 0.001, 0.3))
+        owner = "dp" if rng.random() < 0.8 else "other"
         said: list[list[Answer]] = []
         for plant in self.plants:
             plant.now += step_s
@@ -92,7 +100,7 @@ class Pair:
                 director.first_byte(decision_id, 0.02, now)
             director.ended_all(ended, now)
             later = [packed.answer(one.result, one.question_id, director.policy) for one in director.answers(now)]
-            said.append(later + unpack_answers(pack(director.answer_all(asked, now, owner="dp"))))
+            said.append(later + unpack_answers(pack(director.answer_all(asked, now, owner=owner))))
         assert said[0] == said[1]
         self.under_way += [answer.decision_id for answer in said[0] if answer.decision_id and answer.refusal is None]
 
@@ -100,7 +108,7 @@ class Pair:
         """Something else that happens to a fleet."""
         rng = self.rng
         worker, blocks = f"w{rng.randrange(4)}", hashes(*rng.choice(self.prompts)[: rng.randint(1, 30)])
-        kind, flag = rng.randrange(9), rng.random() < 0.5
+        kind, flag = rng.randrange(11), rng.random() < 0.5
         policy, cancelled = rng.choice(NAMES), rng.randint(1, self.questions + 1)
         elsewhere = rng.randint(1, 4)
         for plant in self.plants:
@@ -128,8 +136,18 @@ class Pair:
                 load.changes += 1
             elif kind == 7 and flag:
                 plant.join("w0", epoch=int(plant.now * 1000), max_num_seqs=8)
+            elif kind == 9:
+                plant.director.departed("other", plant.now)
+            elif kind == 10:
+                plant.director.arrived("other", self.claims(plant, flag), plant.now)
             for one in plant.snapshot.endpoints():
                 plant.snapshot.worker_registered(one.record, plant.now)
+
+    def claims(self, plant: Plant, some: bool) -> list[Claim]:
+        """Of a data plane that comes back: what it holds, or every second one of them."""
+        held = [one for one in plant.ledger if one.owner == "other"]
+        claims = [Claim(one.decision_id, one.url, one.uncached_tokens, one.input_tokens, False) for one in held]
+        return claims[:: 1 + some]
 
     def compare(self) -> None:
         general, usual = self.plants
@@ -143,9 +161,19 @@ class Pair:
             assert (one.requests, one.failures, one.credit) == (other.requests, other.failures, other.credit)
             assert one.breaker.view(general.now) == other.breaker.view(usual.now)
             assert _load(one) == _load(other)
-            assert one.rates.ttft_ewma_s == other.rates.ttft_ewma_s
+            for rate in one.rates.__slots__:
+                assert getattr(one.rates, rate) == getattr(other.rates, rate), rate
             guesses, others = general.index._slots[one.slot].guesses, usual.index._slots[other.slot].guesses
             assert list(guesses.made_at.items()) == list(others.made_at.items())
+        owners, others = general.ledger._owners, usual.ledger._owners
+        assert {name: sorted(owner.held) for name, owner in owners.items() if owner.held} == {
+            name: sorted(owner.held) for name, owner in others.items() if owner.held
+        }
+        taught, also = [
+            [(one.decision_id, features(one.candidate), ttft_s) for one, ttft_s, _ in plant.director.ends._samples]
+            for plant in self.plants
+        ]
+        assert taught == also
         for decision_id in range(1, general.director._next_id):
             explained = [plant.ring.get(decision_id) for plant in self.plants]
             assert explained[0] is not None
@@ -155,7 +183,9 @@ class Pair:
 
 def _load(one: object) -> object:
     load = one.load  # type: ignore[attr-defined]
-    return load.active, load.no_first_byte, load.prefill_tokens, load.prefill_pairs, load.context_tokens, list(load.queue)
+    numbers = load.active, load.no_first_byte, load.prefill_tokens, load.prefill_pairs, load.context_tokens
+    moments = load.prefill_since if load.queue else 0.0, load.moved_at if load.active else 0.0, load.token_at
+    return numbers, moments, list(load.queue), load.ends
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -173,3 +203,45 @@ def test_both_ways_say_and_do_the_same(policy: str, exact: bool) -> None:
     usual = pair.plants[1].ring
     short = sum(isinstance(entry, Placed) for entry in usual._entries)
     assert short > len(usual) / 10, f"{short} of {len(usual)} decisions took the short way"
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 1 << 32),
+    policy=st.sampled_from(CHOOSING),
+    exact=st.booleans(),
+    active_max=st.sampled_from([2, 6, 100]),
+    most=st.sampled_from([1, 4, TOGETHER_MAX + 16]),
+)
+def test_whatever_is_asked_and_whatever_happens_meanwhile(
+    seed: int, policy: str, exact: bool, active_max: int, most: int
+) -> None:
+    pair = Pair(policy, seed, exact=exact, active_max=active_max, most=most)
+    for _ in range(25):
+        pair.message()
+        if pair.rng.random() < 0.3:
+            pair.incident()
+    pair.compare()
+
+
+def test_a_row_made_later_is_the_row_as_it_was() -> None:
+    """Of each decision of one message, whatever came after it."""
+    pair = Pair("lmetric", seed=5, exact=False, active_max=1000, most=1)
+    request = Request(model=MODEL, input_tokens=3 * BLOCK + 5, request_id="r")
+    asked = [Asked(number, request, ((BLOCK, hashes(number, 2, 3).tobytes()),)) for number in range(1, 40)]
+    for plant in pair.plants:
+        plant.director.answer_all(asked, plant.now, owner="dp")
+    general, usual = ([entry.candidate for entry in _decisions(plant)] for plant in pair.plants)
+    assert all(isinstance(entry, Placed) for entry in pair.plants[1].ring._entries)
+    before = [features(row) for row in usual]
+    assert before == [features(row) for row in general]
+    for plant in pair.plants:
+        plant.now += 1.0
+        for number in range(1, 30):
+            plant.director.ended_all([Ended(decision_id=number, end=End.COMPLETE)], plant.now)
+        plant.director.answer_all(asked[:5], plant.now, owner="dp")
+    assert [features(entry.candidate) for entry in _decisions(pair.plants[1])[: len(before)]] == before
+
+
+def _decisions(plant: Plant) -> list[Decided]:
+    return [entry.result if isinstance(entry, Trace) else entry for entry in plant.ring._entries]  # type: ignore[misc]
