@@ -4,8 +4,8 @@ Where requests can be steered to them, each rank is an endpoint by itself: a num
 own blocks, rates and self-check. What belongs to the address is shared: the breaker, whether it lives, whether it is drained.
 Whoever was tried at one rank is not sent to another of the same address: what fails there is mostly the server.
 
-Which engines. vLLM reads the header X-data-parallel-rank from 0.11.1 on; older ones ignore it and balance by themselves, and then
-every figure kept by rank would be wrong. So `auto` steers where the agent found that the ranks can be named and where the
+Which engines. vLLM reads the header X-data-parallel-rank from 0.11.1 on; older ones ignore it and balance by themselves, and
+then every figure kept by rank would be wrong. So `auto` steers where the agent found that the ranks can be named and where the
 version is known to be new enough; elsewhere an engine of several ranks is one endpoint, and the best match of its ranks is its
 match. Pure.
 """
