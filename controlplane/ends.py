@@ -80,8 +80,8 @@ class Ends:
             return
         endpoint.breaker.first_byte(now, decision_id)
         endpoint.standing = None  # what was learned of its rates below shows from the next decision on
-        if reservation.decision is not None:
-            decision = reservation.decision
+        decision = reservation.decision
+        if decision is not None:
             endpoint.rates.first_byte(
                 ttft_s,
                 work=prefill_work(reservation.uncached_tokens, reservation.pairs),
