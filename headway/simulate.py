@@ -108,8 +108,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--experiment",
         choices=simulate_experiments.NAMES,
-        help="fixed fleets and workloads instead of TRACE; options that count: --policies (fleets), --plot (slowdown), --seed, "
-        "--seeds, --jobs, --json",
+        help="fixed fleets and workloads instead of TRACE; options that count: --policies (fleets), --plot (slowdown), "
+        "--no-kv-events (replicas), --seed, --seeds, --jobs, --json",
     )
     group.add_argument("--seeds", type=whole, default=simulate_experiments.SEEDS_DEFAULT, help="of an experiment (default 4)")
     group.add_argument("--faults", type=int, default=0, metavar="N", help="so many of all kinds, drawn from the seed")

@@ -2,6 +2,7 @@
 
 slowdown   half of a fleet becomes 2.5 times slower under load: how long until `predictive` is back, as a plot
 fleets     policies on equal and unequal fleets, as a table
+replicas   one control plane, and two that tell each other everything, their loads alone, or nothing
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
@@ -22,11 +23,12 @@ from loadgen.report import duration, percent
 from simulation import fleets, slowdown
 from simulation.checks import Violation
 from simulation.parallel import ChildDied, play
+from simulation.replicas import Sharing
 from simulation.slowdown import LIVE, ORACLE, PLAIN, Slowdown
 from simulation.slowdown_figure import slowdown_svg
 from simulation.summary import Figures
 
-NAMES = ("slowdown", "fleets")
+NAMES = ("slowdown", "fleets", "replicas")
 SEEDS_DEFAULT = 4
 POLICIES = ("round_robin", "least_load", "weighted", "lmetric", "linear_online", "hierarchical", "predictive")
 """Of `fleets`, where none are named."""
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace, policies: Sequence[str]) -> int:
     """args: as `headway simulate` reads them. 0: done; 1: an invariant does not hold. UsageError: a file cannot be written."""
     console = Console(stderr=True)
     try:
-        document = {"slowdown": _slowdown, "fleets": _fleets}[args.experiment](args, policies, console)
+        document = {"slowdown": _slowdown, "fleets": _fleets, "replicas": _replicas}[args.experiment](args, policies, console)
     except (Violation, ChildDied) as error:
         console.print(f"simulate: {error}", style="bold red", markup=False)
         return 1
@@ -159,3 +161,31 @@ def _table(fleet: fleets.Fleet, rows: Sequence[Figures], comparison: fleets.Comp
             row.policy, *cells, percent(row.cached_share), percent(row.goodput_share), style="bold" if row is best else ""
         )
     return table
+
+
+# ----------------------------------------------------------------------------------------------------------------- replicas
+
+REPLICAS_S = 60.0
+"""Of traffic, each seed."""
+
+
+def _replicas(args: argparse.Namespace, _policies: Sequence[str], console: Console) -> object:
+    """`lmetric` on the equal fleet; with two control planes requests fall between them by chance."""
+    comparison, seeds, fleet = fleets.Comparison(duration_s=REPLICAS_S), _seeds(args), fleets.FLEETS[0]
+    base = [replace(comparison.setup(fleet, "lmetric", seed), kv_events=not args.no_kv_events) for seed in seeds]
+    setups = base + [replace(setup, controls=2, sharing=sharing.value) for sharing in Sharing for setup in base]
+    with _Bar(console, len(setups)) as progress:
+        reports = play(setups, _processes(args), progress)
+    count = len(seeds)
+    rows = [comparison.figures(fleet, reports[start : start + count], first_s=0.0) for start in range(0, len(setups), count)]
+    out = Console()
+    out.width = max(out.width, WIDTH)
+    out.print(_table(fleet, rows, comparison))
+    out.print(
+        f"{fleets.WORKERS} x {comparison.preset} at {comparison.load:.0%} of what they can serve, "
+        f"seeds {seeds[0]} to {seeds[-1]} together; goodput: TTFT within {duration(comparison.slo_s)}.\n"
+        "x2: two control planes, and what they tell each other",
+        style="dim",
+        highlight=False,
+    )
+    return rows

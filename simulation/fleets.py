@@ -116,9 +116,9 @@ class Comparison:
         """Virtual seconds from the first possible arrival on."""
         return max(self.train_every_s + Learning().takes_s, fleet.joins_s)
 
-    def figures(self, fleet: Fleet, reports: Sequence[Report]) -> Figures:
-        """One policy on one fleet, all seeds together."""
-        first_s = WARM_UP_S + self.counted_from_s(fleet)
+    def figures(self, fleet: Fleet, reports: Sequence[Report], *, first_s: float | None = None) -> Figures:
+        """One policy on one fleet, all seeds together. first_s: since when requests count, from the first possible arrival."""
+        first_s = WARM_UP_S + (self.counted_from_s(fleet) if first_s is None else first_s)
         counted = [one for report in reports for one in report.results if one.arrived_s >= first_s]
         whole = replace(reports[0], results=counted, virtual_s=sum(one.virtual_s for one in reports))
         return figures(whole, slo_ttft_s=self.slo_s, workers=[f"worker-{number}" for number in range(WORKERS)])
