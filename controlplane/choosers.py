@@ -94,9 +94,7 @@ def weighted(prefix_share: float, queue_share: float, kv_share: float) -> Choose
     def choose(rows: Sequence[Row], matched: Sequence[Row], tokens: int, model: str, turn: Turn) -> Row:
         low, high = _NEVER, 0
         for row in rows:
-            length = row.no_first_byte
-            if row.waiting > length:
-                length = row.waiting
+            length = row.queued
             if length < low:
                 low = length
             if length > high:
@@ -106,15 +104,8 @@ def weighted(prefix_share: float, queue_share: float, kv_share: float) -> Choose
         tied: list[Row] = []
         for row in rows:
             total = prefix_share * (row.matched_tokens / tokens) if row.matched_tokens else 0.0
-            if span:
-                length = row.no_first_byte
-                if row.waiting > length:
-                    length = row.waiting
-                total += queue_share * ((high - length) / span)
-            else:
-                total += queue_share
-            free = 1.0 - row.kv_usage
-            total += kv_share * (free if 0.0 <= free <= 1.0 else float(free > 1.0))
+            total += queue_share * ((high - row.queued) / span) if span else queue_share
+            total += kv_share * row.kv_free
             if total > best:
                 best, chosen = total, row
                 if tied:

@@ -51,24 +51,16 @@ class Trace(msgspec.Struct, gc=False):
         return None if isinstance(self.result, Shed) else self.result.ended
 
 
-class Moment:
+class Moment(msgspec.Struct, gc=False, eq=False):
     """What usual decisions of one message and one model have in common: the endpoints as they were before the first of them."""
 
-    __slots__ = ("absent", "block_size", "decided_at", "now", "profile", "standings", "token_ats")
-
-    def __init__(
-        self,
-        now: float,
-        decided_at: float,
-        profile: Profile,
-        standings: tuple[Standing, ...],
-        token_ats: tuple[float, ...],
-        block_size: int,
-        absent: Absent,
-    ) -> None:
-        """decided_at: `now` as Unix time; token_ats: see Candidate; block_size: of all of them."""
-        self.now, self.decided_at, self.profile = now, decided_at, profile
-        self.standings, self.token_ats, self.block_size, self.absent = standings, token_ats, block_size, absent
+    now: float
+    decided_at: float  # the same as Unix time
+    profile: Profile
+    standings: tuple[Standing, ...]
+    token_ats: tuple[float, ...]  # see Candidate
+    block_size: int
+    absent: Absent
 
 
 class Placed(Reservation, gc=False, eq=False):

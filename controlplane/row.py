@@ -14,8 +14,8 @@ class Row:
     """active_most: with more requests than this its Standing is to be made anew before the next choice."""
 
     __slots__ = (
-        *("active_most", "at", "cell", "complete", "completed", "context_tokens", "current", "endpoint", "kv_usage"),
-        *("load", "matched_tokens", "next_batch", "no_first_byte", "prefill_tokens", "slot", "standing", "url"),
+        *("active_most", "at", "cell", "complete", "completed", "context_tokens", "current", "endpoint", "kv_free"),
+        *("load", "matched_tokens", "next_batch", "prefill_tokens", "queued", "slot", "standing", "url"),
         *("waiting", "worker"),
     )
 
@@ -36,10 +36,12 @@ class Row:
         """Another one than before. active_max: of the guard."""
         self.standing = standing
         self.next_batch = standing.batch + 1
-        self.no_first_byte = standing.no_first_byte
+        waiting, free = standing.waiting, 1.0 - standing.kv_usage
+        self.waiting = waiting
+        self.queued = waiting if waiting > standing.no_first_byte else standing.no_first_byte
+        self.kv_free = free if 0.0 <= free <= 1.0 else float(free > 1.0)
         self.prefill_tokens = standing.prefill_tokens
         self.context_tokens = standing.context_tokens
-        self.waiting, self.kv_usage = standing.waiting, standing.kv_usage
         self.active_most = active_max
         if 0 < standing.seats <= active_max:
             self.active_most = standing.seats - 1  # from there on its queue is played ahead

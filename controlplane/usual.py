@@ -204,7 +204,7 @@ class UsualDirector(Director):
             if not queue:
                 load.prefill_since = now
             queue[decision_id] = before
-            load.no_first_byte += 1
+            waiting = load.no_first_byte = load.no_first_byte + 1
             load.prefill_tokens += uncached
             load.prefill_pairs += pairs
             load.context_tokens += tokens
@@ -218,7 +218,8 @@ class UsualDirector(Director):
                 row.next_batch = active + 1
             row.prefill_tokens = ahead
             row.context_tokens = load.context_tokens
-            row.no_first_byte = load.no_first_byte
+            if waiting > row.waiting:
+                row.queued = waiting
             slot, endpoint = row.slot, row.endpoint
             if hashes is not None:
                 index.speculate(slot, hashes, now)
