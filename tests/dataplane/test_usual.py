@@ -170,6 +170,25 @@ async def test_both_ways_do_the_same(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("streams", [False, True])
+async def test_both_ways_say_that_the_fallback_decided(
+    streams: bool, start_proxy: StartProxy, start_backend: StartBackend
+) -> None:
+    backend, found = await start_backend(), []
+    backend.script(chat_stream(["a", "b"]) if streams else raw(USUAL))
+    for short in (True, False):
+        proxy = await start_proxy(backend)
+        proxy.app.server.short_ways = short
+        client, seen = await Client.connect(proxy.port), []
+        for _ in range(WARMING + 2):
+            await client.send(request(chat(stream=streams)))
+            seen.append(shown(await client.read()))
+        client.close()
+        found.append(seen)
+    assert found[0] == found[1]
+    assert all(headers["x-headway-fallback"] == "1" for _, headers, _, _ in found[0])
+
+
 async def test_the_usual_request_takes_the_short_way(
     start_proxy: StartProxy, start_backend: StartBackend, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
