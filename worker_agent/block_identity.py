@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from contract import blocks
 from worker_agent.kv_events import BlockStored
 
 _PACK = msgspec.msgpack.Encoder()
@@ -41,6 +42,17 @@ def block_extras(extra_keys: Sequence[Any], lora: str, *, first: bool) -> list[b
         _split(keys, lora, may_have_salt=first and position == 0)[1] if keys else b""
         for position, keys in enumerate(extra_keys)
     ]
+
+
+def chain_with_extras(tokens: bytes, block_size: int, parent: int, extras: list[bytes]) -> list[int]:
+    """Block hashes of flat uint32 tokens after `parent`; extras: as `block_extras`, those missing at the end are none."""
+    step = 4 * block_size
+    hashes: list[int] = []
+    for position, start in enumerate(range(0, len(tokens), step)):
+        extra = extras[position] if position < len(extras) else b""
+        parent = blocks.extend(parent, tokens[start : start + step], extra)
+        hashes.append(parent)
+    return hashes
 
 
 def _split(keys: list[Any], lora: str, *, may_have_salt: bool) -> tuple[str, bytes]:

@@ -27,7 +27,7 @@ from xxhash import xxh64_intdigest
 
 from contract import blocks
 from contract.keyspace import Tier
-from worker_agent.block_identity import block_extras, first_block_salt, lora_of
+from worker_agent.block_identity import block_extras, chain_with_extras, first_block_salt, lora_of
 from worker_agent.kv_events import (
     CLEARED,
     FULL_ATTENTION,
@@ -348,7 +348,7 @@ class BlockSet:
             return None
         extras: list[bytes] = block_extras(extra_keys, lora, first=parent_name is None) if extra_keys else _NO_EXTRAS
         if any(extras):
-            hashes = _chain_with_extras(tokens.tobytes(), size, parent, extras)
+            hashes = chain_with_extras(tokens.tobytes(), size, parent, extras)
         elif len(names) == 1:  # decoding fills blocks one by one, an event each
             block = state.names[names[0]] = blocks.extend(parent, tokens)
             return [block]
@@ -392,13 +392,3 @@ def _known(names: dict[EngineHash | None, int], wanted: list[EngineHash | None])
 
 def _tier(medium: str | None) -> Tier:
     return Tier.GPU if medium is None or medium == "GPU" else _TIERS.get(medium.upper(), Tier.DISK)
-
-
-def _chain_with_extras(tokens: bytes, block_size: int, parent: int, extras: list[bytes]) -> list[int]:
-    step = 4 * block_size
-    hashes: list[int] = []
-    for position, start in enumerate(range(0, len(tokens), step)):
-        extra = extras[position] if position < len(extras) else b""
-        parent = blocks.extend(parent, tokens[start : start + step], extra)
-        hashes.append(parent)
-    return hashes
