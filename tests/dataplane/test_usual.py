@@ -40,6 +40,7 @@ from tests.fakes.backend import (
     status,
 )
 from tests.fakes.control import Control
+from tests.waiting import until
 
 CHANGING = frozenset(("x-request-id", "traceparent", "x-headway-decision", "date"))
 WARMING = 2
@@ -174,8 +175,16 @@ async def test_both_ways_do_the_same(
 async def test_both_ways_say_that_the_fallback_decided(
     streams: bool, start_proxy: StartProxy, start_backend: StartBackend
 ) -> None:
-    backend, found = await start_backend(), []
-    backend.script(chat_stream(["a", "b"]) if streams else raw(USUAL))
+    backend, found, proxy = await start_backend(), [], None
+
+    async def apart(index: int) -> None:
+        """The first event comes once the head is read."""
+        assert proxy is not None
+        exchanges = proxy.app.gateway.exchanges
+        if index == 0:
+            await until(lambda: any(each._relay.head is not None for each in exchanges))  # type: ignore[attr-defined]
+
+    backend.script(chat_stream(["a", "b"], pause=apart) if streams else raw(USUAL))
     for short in (True, False):
         proxy = await start_proxy(backend)
         proxy.app.server.short_ways = short
