@@ -5,9 +5,11 @@ What it costs is printed: `pytest tests/e2e/test_two_controls.py -m slow -s`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,8 +19,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from tests.dataplane_process import until_ready
 from tests.e2e.stack import RunningStack, running_stack
 from tests.e2e.test_survival import IN_FLIGHT, Load, load_on
+from tests.ports import free_ports
 from tests.waiting import until_elsewhere as until
 from tests.waiting import wait_until
 
@@ -190,3 +194,34 @@ async def test_both_killed_together_leave_the_fallback_and_come_back(pair: Runni
         await load.completed(2 * IN_FLIGHT)
     assert set(load.ends) == {"complete"}, (load.ends, load.problems[:5])
     await rest(pair)
+
+
+@pytest.mark.slow
+async def test_both_decide_for_a_data_plane_each_and_know_what_the_other_has_in_flight(pair: RunningStack) -> None:
+    await until(lambda: decides(pair, 1), seconds_max=BACK_S_MAX, what="the first decides")
+    port, grpc_port = free_ports(1), (urlsplit(pair.url).port or 0) + 1
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "dataplane", "--port", str(port)),
+        *("--control", f"127.0.0.1:{grpc_port + 100},127.0.0.1:{grpc_port}"),
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        await until_ready(process, 1)
+        assert process.stderr is not None
+        reading = asyncio.create_task(process.stderr.read())
+        await until(lambda: decides(pair, 2, processes=1), seconds_max=10, what="the second decides for the other data plane")
+        async with load_on(pair) as load, load_on(pair, url=f"http://127.0.0.1:{port}") as other:
+            for control in (1, 2):
+                await until(
+                    lambda control=control: metric(pair, "headway_worker_active_elsewhere", control=control) > 0,  # type: ignore[misc]
+                    seconds_max=10,
+                    what=f"control plane {control} hears of the other's requests",
+                )
+            await asyncio.gather(load.completed(2 * IN_FLIGHT), other.completed(2 * IN_FLIGHT))
+        assert set(load.ends) == set(other.ends) == {"complete"}, (load.problems[:3], other.problems[:3])
+        await rest(pair)
+    finally:
+        process.terminate()
+        await process.wait()
+    await reading
