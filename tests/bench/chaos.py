@@ -429,7 +429,7 @@ async def _accounts(
     names = ("headway_outcomes_written_total", "headway_outcomes_dropped_total")
     records = sum(control[name] for control in controls for name in names)
     ended = sum(control["headway_request_ends_total"] + control["headway_sheds_total"] for control in controls)
-    report.facts |= {"ends and refusals, last control plane": ended, "records it wrote": records}
+    report.facts |= {"ends and refusals, control planes up at the end": ended, "records it wrote": records}
     if not ended <= records <= ended + 50:  # records of workers that were not known yet have no end to count under
         say(f"the control plane counted {ended:.0f} ends and refusals, and wrote {records:.0f} records")
     _compare(clients, tail, faults, report)
