@@ -34,8 +34,9 @@ class Live:
 class Rules:
     """coverage: of the p90, widened by two standard errors of 90 % of the samples that judge. A perfect p90 judged by 400 would
     else be refused one time in four; with one standard error one set by 1,600 samples, which know it to a percent, still is
-    now and then. zone_samples_min: a zone with fewer is not judged apart. zone_slack: what a zone may be worse while the whole is
-    better. better_by: of the whole. baseline_share: of a constant's loss, at most, where nothing serves to be compared with."""
+    now and then. zone_samples_min: a zone with fewer is not judged apart. zone_slack: what a zone may be worse while the whole
+    is better. better_by: of the whole. baseline_share: of a constant's loss, at most, where nothing serves to be compared
+    with."""
 
     coverage: tuple[float, float] = COVERAGE_BOUNDS
     judged_min: int = 200
