@@ -92,9 +92,9 @@ class KeptConnection:
                     lambda: _Conversation(self._body_max), self._host, self._port, ssl=self._context
                 )
         except TimeoutError:
-            raise NoConnection(f"no connection in {self._connect_s:g} s") from None
+            raise NoConnection(f"no connection to {self._host}:{self._port} in {self._connect_s:g} s") from None
         except OSError as error:
-            raise NoConnection(str(error) or type(error).__name__) from error
+            raise NoConnection(f"{self._host}:{self._port}: {str(error) or type(error).__name__}") from error
         return one
 
 
