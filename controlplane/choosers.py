@@ -12,6 +12,7 @@ from math import inf
 
 from controlplane.picker import Turn
 from controlplane.row import Row
+from controlplane.scorers import CACHE_AWARE_BALANCE_ABS, CACHE_AWARE_BALANCE_REL, CACHE_AWARE_MATCH_MIN
 
 _NEVER = 1 << 62
 
@@ -57,6 +58,26 @@ def prefix(rows: Sequence[Row], matched: Sequence[Row], tokens: int, model: str,
     if not ties:
         return chosen
     return turn.rng.choice([row for row in rows if row.matched_tokens == longest and row.next_batch == low])
+
+
+def cache_aware(rows: Sequence[Row], matched: Sequence[Row], tokens: int, model: str, turn: Turn) -> Row:
+    """The longest match where it is worth it and the fleet is balanced, else the fewest requests."""
+    longest = 0
+    for row in matched:
+        if row.matched_tokens > longest:
+            longest = row.matched_tokens
+    if not longest or longest / tokens <= CACHE_AWARE_MATCH_MIN:
+        return least_load(rows, matched, tokens, model, turn)
+    low, high = _NEVER, 0
+    for row in rows:
+        load = row.next_batch
+        if load < low:
+            low = load
+        if load > high:
+            high = load
+    if high - low > CACHE_AWARE_BALANCE_ABS and high - 1 > CACHE_AWARE_BALANCE_REL * (low - 1):
+        return least_load(rows, matched, tokens, model, turn)
+    return prefix(rows, matched, tokens, model, turn)
 
 
 def lmetric(rows: Sequence[Row], matched: Sequence[Row], tokens: int, model: str, turn: Turn) -> Row:

@@ -100,7 +100,9 @@ def build(
         profile("least_load", picker.highest, load, choose=choosers.least_load),
         profile("power_of_two", picker.power_of_two),
         profile("prefix", picker.highest, WeightedScorer("prefix", 1, scorers.prefix_length), choose=choosers.prefix),
-        profile("cache_aware", picker.highest, WeightedScorer("cache_aware", 1, scorers.cache_aware)),
+        profile(
+            "cache_aware", picker.highest, WeightedScorer("cache_aware", 1, scorers.cache_aware), choose=choosers.cache_aware
+        ),
         profile(
             "weighted",
             picker.highest,

@@ -51,7 +51,7 @@ def _figures_file(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    names = _chosen(args.routers, routers.NAMES, "router")
+    names = _chosen(args.routers, routers.NAMES, "router", routers.ON_REQUEST)
     wanted = _chosen(args.scenarios, SCENARIOS, "scenario")
     console = Console(width=WIDTH, stderr=args.json == "-")
     if args.install_peers:
@@ -159,11 +159,12 @@ def _method(args: argparse.Namespace, built: Programs) -> str:
     )
 
 
-def _chosen(text: str, known: tuple[str, ...], what: str) -> list[str]:
+def _chosen(text: str, known: tuple[str, ...], what: str, on_request: tuple[str, ...] = ()) -> list[str]:
+    """on_request: not among "all"."""
     names = list(known) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in known:
-            raise UsageError(f"no {what} {name!r}; there are {', '.join(known)}")
+        if name not in known + on_request:
+            raise UsageError(f"no {what} {name!r}; there are {', '.join(known + on_request)}")
     return list(dict.fromkeys(names))
 
 

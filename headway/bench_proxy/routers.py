@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 
+from controlplane.profiles import NAMES as PROFILES
 from headway.bench_proxy import peers
 from headway.bench_proxy.fleet import Fleet
 from headway.bench_proxy.processes import NotStarted, Process, free_port
@@ -36,6 +37,8 @@ NAMES = (
     *(f"{peer}:{policy}" for peer in RUST for policy in POLICIES),
     "litellm",
 )
+ON_REQUEST = tuple(f"{kind}:{policy}" for kind in KINDS for policy in PROFILES if f"{kind}:{policy}" not in NAMES)
+"""Those that are measured where they are named."""
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,25 @@ def test_both_ways_say_and_do_the_same(policy: str, exact: bool) -> None:
     assert short > len(usual) / 10, f"{short} of {len(usual)} decisions took the short way"
 
 
+@pytest.mark.parametrize("policy", CHOOSING)
+def test_and_where_one_worker_has_far_more_to_do_than_the_others(policy: str) -> None:
+    pair = Pair(policy, seed=7, exact=False, active_max=300)
+    for _ in range(MESSAGES // 4):
+        pair.message()  # so that it holds something
+    before = pair.plants[1].director._next_id
+    for _ in range(MESSAGES // 2):
+        for plant in pair.plants:
+            plant.snapshot.worker_reported(report("w0", running=120), plant.now)
+        pair.message()
+    pair.compare()
+    placed = [entry for entry in pair.plants[1].ring._entries if isinstance(entry, Placed)]
+    assert "w0" in [entry.row.endpoint.worker for entry in placed if entry.decision_id < before]
+    chosen = [entry.row.endpoint.worker for entry in placed if entry.decision_id >= before]
+    assert len(chosen) > MESSAGES // 4
+    if policy == "cache_aware":
+        assert "w0" not in chosen, "it is out of balance, whatever it holds"
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 1 << 32),
