@@ -147,11 +147,7 @@ def _row(status: fleet_pb2.WorkerStatus) -> list[Text]:
         Text(status.worker),
         Text(state, style),
         Text(breaker.lower(), _BREAKER_STYLE.get(breaker, "")),
-        Text(str(status.active)),
-        Text(f"{status.prefill_tokens:,}"),
-        Text(str(status.running)),
-        Text(str(status.waiting)),
-        Text(f"{status.kv_usage:.0%}"),
+        *_load(status),
         Text(f"{status.blocks:,}/{status.cache_blocks:,}"),
         Text(index.lower(), _INDEX_STYLE.get(index, "")),
         Text(match),
@@ -159,6 +155,16 @@ def _row(status: fleet_pb2.WorkerStatus) -> list[Text]:
         Text(f"{status.failures:,}"),
         Text(f"{status.report_age_s:.1f} s"),
         Text(status.url),
+    ]
+
+
+def _load(status: fleet_pb2.WorkerStatus | fleet_pb2.RankStatus) -> list[Text]:
+    return [
+        Text(str(status.active)),
+        Text(f"{status.prefill_tokens:,}"),
+        Text(str(status.running)),
+        Text(str(status.waiting)),
+        Text(f"{status.kv_usage:.0%}"),
     ]
 
 
@@ -170,11 +176,7 @@ def _rank_row(status: fleet_pb2.RankStatus) -> list[Text]:
         Text(f"  rank {status.rank}", "dim"),
         Text(""),
         Text(""),
-        Text(str(status.active)),
-        Text(f"{status.prefill_tokens:,}"),
-        Text(str(status.running)),
-        Text(str(status.waiting)),
-        Text(f"{status.kv_usage:.0%}"),
+        *_load(status),
         Text(f"{status.blocks:,}"),
         Text(index.lower(), _INDEX_STYLE.get(index, "")),
         Text(match),

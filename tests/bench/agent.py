@@ -265,9 +265,10 @@ async def _steady(filling: list[bytes], payloads: list[bytes], steps_per_s: int,
     await asyncio.to_thread(orders.recv)
     began, length_s = time.perf_counter(), _length_s(len(payloads), steps_per_s)
     for number in range(int(steps_per_s * length_s)):
+        # the pace of the engine
         await asyncio.sleep(max(0.0, began + number / steps_per_s - time.perf_counter()))
         send(len(filling) + number, payloads[number])
-    await asyncio.sleep(max(0.0, began + length_s - time.perf_counter()))
+    await asyncio.sleep(max(0.0, began + length_s - time.perf_counter()))  # to the end of the span
     orders.send("end")
     await asyncio.to_thread(orders.recv)
     context.destroy(linger=0)

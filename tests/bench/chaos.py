@@ -357,7 +357,7 @@ async def storm(stack: RunningStack, *, seconds: float, requests: int, seed: int
         for number in range(requests):
             due = began + number * seconds / requests
             if due > time.monotonic():
-                await asyncio.sleep(due - time.monotonic())
+                await asyncio.sleep(due - time.monotonic())  # open loop: each is sent when it is due
             tasks.append(asyncio.create_task(clients.one(number, rng.choice(todo))))
         await asyncio.gather(*tasks)
         await breaking
@@ -392,7 +392,7 @@ async def _settle(stack: RunningStack, session: aiohttp.ClientSession, port: int
             state = f"{active} active, {reservations:.0f} reservations, {flying:.0f} in flight, {alive} workers alive"
             if not active and not reservations and not flying and alive == stack.workers:
                 return
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.25)  # figures of other processes, bounded by QUIET_S_MAX
     report.problems.append(f"not at rest {QUIET_S_MAX:.0f} s after the end: {state}")
 
 

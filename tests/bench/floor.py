@@ -159,7 +159,7 @@ class AskingRelay(Relay):
             for number, engine, _ in _ANSWER.iter_unpack(await self._call.read()):
                 client, data = self._waiting.pop(number)
                 self.send(engine, client, data)
-            await asyncio.sleep(GATHER_S)
+            await asyncio.sleep(GATHER_S)  # what is measured: questions gather for so long
 
 
 async def relay(port: int, first_engine: int, target: str) -> None:

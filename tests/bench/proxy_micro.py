@@ -115,7 +115,7 @@ def _until_answers(url: str, wanted: str) -> None:
                     return
         except OSError:
             pass
-        time.sleep(0.05)
+        time.sleep(0.05)  # another process, asked over HTTP
     raise TimeoutError(f"{url} did not say {wanted!r}")
 
 

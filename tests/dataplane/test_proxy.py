@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -144,18 +145,23 @@ async def test_the_control_plane_decides_and_hears_how_it_ended(
     assert [first_byte.decision_id for first_byte in control.first_bytes] == [outcome.decision_id]
 
 
-async def test_a_data_parallel_rank_is_passed_to_the_engine(
-    start_proxy: StartProxy, backend: Backend, control: Control
-) -> None:
-    control.serve("m", backend.url)
+def at_rank(control: Control, rank: int) -> Callable[[pb.Question], pb.Decision | None]:
+    """Decides as `control` does, and for this rank."""
 
     def decide(question: pb.Question) -> pb.Decision | None:
         decision = control.round_robin(question)
         assert decision is not None
-        decision.data_parallel_rank = 3
+        decision.data_parallel_rank = rank
         return decision
 
-    control.decide = decide
+    return decide
+
+
+async def test_a_data_parallel_rank_is_passed_to_the_engine(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    control.serve("m", backend.url)
+    control.decide = at_rank(control, 3)
     proxy = await start_proxy(control=control)
     answer = await ask(proxy.port, request(chat(), headers={"X-Data-Parallel-Rank": "9"}))
     assert backend.requests[0].headers["x-data-parallel-rank"] == "3"
@@ -170,16 +176,10 @@ async def test_the_rank_is_said_whichever_way_an_answer_comes(
     """Over requests whose head is known, with a stream's head before its events."""
     control.serve("m", backend.url)
 
-    def decide(question: pb.Question) -> pb.Decision | None:
-        decision = control.round_robin(question)
-        assert decision is not None
-        decision.data_parallel_rank = 3
-        return decision
-
     async def pause(index: int) -> None:
         await turns(10)
 
-    control.decide = decide
+    control.decide = at_rank(control, 3)
     proxy = await start_proxy(control=control)
     steps = [chat_json("a"), chat_stream(["a", "b"]), chat_stream(["a", "b"], pause=pause)]
     for number in range(9):

@@ -58,16 +58,18 @@ class Load:
             self.ends[end] += 1
             self._progress.set()
 
-    async def _one(self, session: aiohttp.ClientSession, text: str) -> str:
-        body = {
+    def _body(self, text: str) -> dict[str, object]:
+        return {
             "model": self._model,
             "messages": [{"role": "system", "content": "Answer briefly. " * 30}, {"role": "user", "content": text}],
             "max_tokens": 24,
             "ignore_eos": True,
             "stream": True,
         }
+
+    async def _one(self, session: aiohttp.ClientSession, text: str) -> str:
         try:
-            async with session.post(self._url, json=body) as reply:
+            async with session.post(self._url, json=self._body(text)) as reply:
                 if reply.status != 200:
                     self.problems.append(f"{reply.status}: {(await reply.text())[:300]}")
                     return f"status {reply.status}"

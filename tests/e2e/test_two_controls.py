@@ -60,15 +60,8 @@ class Watched(Load):
 
     async def _one(self, session: aiohttp.ClientSession, text: str) -> str:
         asked_at = time.monotonic()
-        body = {
-            "model": self._model,
-            "messages": [{"role": "system", "content": "Answer briefly. " * 30}, {"role": "user", "content": text}],
-            "max_tokens": 24,
-            "ignore_eos": True,
-            "stream": True,
-        }
         try:
-            async with session.post(self._url, json=body) as reply:
+            async with session.post(self._url, json=self._body(text)) as reply:
                 raw = await reply.read()
                 if reply.status != 200 or not raw.rstrip().endswith(b"data: [DONE]") or b'data: {"error"' in raw:
                     self.problems.append(f"{reply.status}: {raw[-200:]!r}")

@@ -6,6 +6,7 @@ blocks before the first that is not in the set.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable
 
@@ -65,11 +66,11 @@ def swept(table: Table) -> list[int]:
     return freed
 
 
-class TableSuite:
+class TableSuite(ABC):
     """Subclasses say how to make one."""
 
-    def make(self) -> Table:
-        raise NotImplementedError
+    @abstractmethod
+    def make(self) -> Table: ...
 
     def test_a_match_ends_before_the_first_hole_although_the_tail_is_there(self) -> None:
         table = self.make()
@@ -212,11 +213,11 @@ def table_machine(make: Callable[[], Table]) -> type[RuleBasedStateMachine]:
     return Machine
 
 
-class IndexSuite:
+class IndexSuite(ABC):
     """The index over one kind of table."""
 
-    def make(self) -> PrefixIndex:
-        raise NotImplementedError
+    @abstractmethod
+    def make(self) -> PrefixIndex: ...
 
     @pytest.fixture
     def index(self) -> PrefixIndex:
