@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.stack import RunningStack, running_stack
 from tests.e2e.test_routing import replayed
-from tests.waiting import until_elsewhere, wait_until
+from tests.waiting import until, until_elsewhere, wait_until
 
 ROUNDS = "multi-round:users=12,rounds=6,system=400,history=800,question=20,output=60"
 RANKS = ("--ranks", "2", "--speed", "4")
@@ -57,8 +57,14 @@ def test_turns_come_back_to_their_rank_and_predictions_come_true(
     assert left_alone["cached_share"] < steered["cached_share"] - 0.1, (left_alone, steered)
 
 
-async def stream(session: aiohttp.ClientSession, stack: RunningStack, text: str, tokens: int) -> tuple[str, str, str]:
-    """Worker, rank and the whole of an answer."""
+async def stream(
+    session: aiohttp.ClientSession,
+    stack: RunningStack,
+    text: str,
+    tokens: int,
+    began: Callable[[str], None] = lambda _worker: None,
+) -> tuple[str, str, str]:
+    """Worker, rank and the whole of an answer; `began` is told the worker with the answer's first bytes."""
     body = {
         "model": stack.facts()["model"],
         "messages": [{"role": "user", "content": text}],
@@ -68,8 +74,10 @@ async def stream(session: aiohttp.ClientSession, stack: RunningStack, text: str,
     }
     async with session.post(f"{stack.url}/v1/chat/completions", json=body) as reply:
         assert reply.status == 200, await reply.text()
-        answer = (await reply.read()).decode()
-        return reply.headers["x-headway-worker"], reply.headers["x-headway-rank"], answer
+        answer = await reply.content.readany()
+        began(reply.headers["x-headway-worker"])
+        answer += await reply.read()
+        return reply.headers["x-headway-worker"], reply.headers["x-headway-rank"], answer.decode()
 
 
 async def test_a_control_plane_that_was_killed_counts_at_each_rank_what_is_there(ranked: RunningStack) -> None:
@@ -98,14 +106,20 @@ def _all_placed(stack: RunningStack, requests: int) -> dict[str, int]:
 
 async def test_an_engine_killed_amid_its_streams_leaves_nothing_counted_at_its_ranks(ranked: RunningStack) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-        asked = [asyncio.create_task(stream(session, ranked, f"Tell a long story, number {n}.", 4_000)) for n in range(8)]
-        await until_elsewhere(lambda: all(active_by_rank(ranked).values()), what="requests at every rank")
+        begun: list[str] = []
+        asked = [
+            asyncio.create_task(stream(session, ranked, f"Tell a long story, number {n}.", 4_000, begun.append))
+            for n in range(8)
+        ]
+        # a request without a byte yet would go to the other worker, and its client notice nothing
+        await until(lambda: len(begun) == len(asked), "the first bytes of every answer")
+        assert all(active_by_rank(ranked).values())
         port = next(status.url for status in ranked.list_workers().workers if status.worker == "worker-1").rpartition(":")[2]
         ranked.kill(f"engine@{port}")
         answers = await asyncio.gather(*asked)
         broken = [answer for _, _, answer in answers if '"error"' in answer]
         whole = [answer for _, _, answer in answers if '"error"' not in answer and answer.rstrip().endswith("data: [DONE]")]
-        assert broken, "some were amid their streams where the engine died"
+        assert len(broken) == begun.count("worker-1") > 0, "those amid their streams where the engine died, and no other"
         assert len(broken) + len(whole) == len(answers)
         _, rank, answer = await stream(session, ranked, "And a short one.", 8)
         assert '"error"' not in answer
