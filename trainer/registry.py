@@ -164,12 +164,16 @@ class Registry:
             previous=old.previous if previous is None else previous,
             shadow=old.shadow if shadow is None else shadow,
             changed_at=now_unix,
-            standings=old.standings | dict(standings or {}),
+            standings={name: one for name, one in (old.standings | dict(standings or {})).items() if self._has(name)},
             history=(*old.history, Event(now_unix, what, model_id, why))[-HISTORY_MAX:],
         )
         replace_file(self._disk, self.directory / STATE_FILE, msgspec.json.format(msgspec.json.encode(state), indent=1))
         self.state = state
         return state
+
+    def _has(self, model_id: str) -> bool:
+        """Whether its directory is there: what became of others is in the history."""
+        return (self.directory / model_id).is_dir()
 
     def raise_sequence(self, above: int) -> None:
         """The next state is numbered above this: somebody has seen it. In memory only; the next change writes it."""

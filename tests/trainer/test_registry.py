@@ -180,6 +180,8 @@ def test_models_are_bounded_and_those_in_use_stay(tmp_path: Path, three: list[Tr
     for trained in three[1:]:
         registry.add(trained.bundle, trained.scores, now_unix=2.0)
     assert registry.ids() == ["m-1", "m-3"]
+    registry.change("shadow", "m-3", "", now_unix=3.0, shadow="m-3", standings={"m-3": Standing.SHADOW})
+    assert set(registry.state.standings) == {"m-1", "m-3"}, "of those that are gone the history tells, not the state forever"
 
 
 def test_a_model_whose_files_were_changed_is_not_served(tmp_path: Path, three: list[Trained]) -> None:
