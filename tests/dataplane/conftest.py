@@ -22,6 +22,8 @@ from tests.fakes.control import Control
 from tests.waiting import until
 
 WAIT_S = 10.0
+DECISION_TIMEOUT_MS = 5_000
+"""A machine that stands still for a moment must not send a question to the fallback; tests of the deadline set their own."""
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
@@ -136,6 +138,7 @@ async def start_proxy(short_dir: Path, warm: bool) -> AsyncIterator[StartProxy]:
                 "control": target,
                 "endpoint": tuple(f"m={backend.url}" for backend in backends),
                 "drain_timeout_s": 0.2,
+                "decision_timeout_ms": DECISION_TIMEOUT_MS,
                 **more,
             }
         )

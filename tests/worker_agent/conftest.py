@@ -97,6 +97,14 @@ class Rig:
         data = await self.client.get(keyspace.worker_key("w1"))
         return keyspace.decode_worker(data) if data else None
 
+    async def registered(self) -> None:
+        """Returns once there is a record, which may have lapsed for a moment where its time to live is short."""
+
+        async def there() -> bool:
+            return await self.record() is not None
+
+        await until(there, "the registration")
+
     async def report(self) -> EngineReport | None:
         """The newest."""
         entries = await self.client.xrevrange(keyspace.REPORTS, count=1)
