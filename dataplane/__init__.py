@@ -20,6 +20,7 @@ prompts     body -> token ids -> block hashes; tokenizers in the background
 control     RouteStream and WatchFleet: questions of a tick in one message, deadlines, outcomes
 fallback    the last fleet view, and decisions without the control plane
 access      who may call: keys, limits (keys, limits: pure; shared_limits: one state for several processes)
+access_log  one JSON line a request, where it is asked for; logged: server and exchanges that write it
 credentials what engines are shown in place of the caller's key
 admission   local bounds: concurrency, retry budget
 upstream    pooled connections to engines

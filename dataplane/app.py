@@ -14,6 +14,7 @@ import grpc
 
 from contract import tokens
 from dataplane.access import Access
+from dataplane.access_log import AccessLog
 from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
 from dataplane.credentials import UpstreamKeys
@@ -22,6 +23,7 @@ from dataplane.fallback import Fleet, static_view
 from dataplane.gateway import Gateway
 from dataplane.handover import Offer, take
 from dataplane.hedge import Hedges
+from dataplane.logged import LoggedServer
 from dataplane.metrics import LabelledGauge, Metrics
 from dataplane.prompt_process import PromptProcess
 from dataplane.prompts import Prompts
@@ -101,6 +103,7 @@ class App:
             last_lines=b"".join([b"\r\n" + line for line in _cors(settings.cors_origin)]) + b"\r\n\r\n",
             access=_access(settings, clock.now(), limits),
             credentials=_upstream_keys(settings),
+            access_log=AccessLog(settings.access_log, clock.unix) if settings.access_log else None,
         )
         if settings.prompt_process:
             self.gateway.prompt_process = PromptProcess(metrics, log_level=settings.log_level, log_format=settings.log_format)
@@ -117,8 +120,9 @@ class App:
         if settings.endpoint:
             fleet.apply(static_view(pairs(settings.endpoint, "--endpoint")))
             self._on_view()
-        self.server = Server(self.gateway, admin=False if settings.admin_port else None)
-        self.admin = Server(self.gateway, admin=True) if settings.admin_port else None
+        server_class = LoggedServer if settings.access_log else Server
+        self.server = server_class(self.gateway, admin=False if settings.admin_port else None)
+        self.admin = server_class(self.gateway, admin=True) if settings.admin_port else None
         self._tls = tls.server_context(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
         self._declare_gauges(metrics)
         self._files_timer: asyncio.TimerHandle | None = None
@@ -128,6 +132,8 @@ class App:
     async def start(self, *, reuse_port: bool = False, process_number: int = 0) -> int:
         """Listens; the port. OSError: it cannot be had."""
         settings = self.settings
+        if self.gateway.access_log is not None:
+            self.gateway.access_log.start()
         self._control_task = asyncio.create_task(self.control.run(), name="control")
         if settings.share_port or settings.processes > 1:
             await self._know_the_fleet()  # whoever listens beside others gets its share of the callers at once
@@ -180,6 +186,8 @@ class App:
             await asyncio.gather(self._control_task, return_exceptions=True)
         if self.gateway.prompt_process is not None:
             await self.gateway.prompt_process.stop()
+        if self.gateway.access_log is not None:
+            self.gateway.access_log.close()
         self.gateway.pool.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
@@ -235,6 +243,11 @@ class App:
         metrics.gauge(
             "headway_proxy_endpoints_available", "endpoints of the last view", lambda: gateway.fleet.endpoints_available
         )
+        if gateway.access_log is not None:
+            access_log = gateway.access_log
+            metrics.gauge(
+                "headway_proxy_access_log_dropped", "lines that could not be written in time", lambda: access_log.dropped
+            )
         metrics.gauge("headway_proxy_retry_tokens", "retries left in the budget", lambda: gateway.budget.tokens)
 
 

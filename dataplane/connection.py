@@ -266,7 +266,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _reject(self, refusal: ApiError) -> None:
         """Answer and close, but go on reading for a moment: a reset would reach the client before the answer."""
-        self._server.metrics.protocol_errors.add(refusal.code or str(refusal.status))
+        self._server.rejected(self, self._request, refusal)
         if self.transport is not None:
             self.write(
                 reply(refusal.status, refusal.body_for(self._request.path), extra=self._server.extra_headers, close=True)

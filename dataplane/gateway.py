@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from dataplane.access import Access
+from dataplane.access_log import AccessLog
 from dataplane.admission import Concurrency, RetryBudget
 from dataplane.control import ControlClient
 from dataplane.credentials import UpstreamKeys
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 class Client(Protocol):
     """The connection that the request came on."""
 
+    transport: asyncio.Transport | None  # None: it has left
     stalled_since: float  # 0: it reads
     write: Callable[[bytes], None]
     served_by: UsualExchange | None
@@ -75,6 +78,7 @@ class Gateway:
     access: Access | None = None  # None: whoever reaches the port may call
     prompt_process: PromptProcess | None = None  # None: long prompts are prepared in a thread
     credentials: UpstreamKeys | None = None  # None: engines are shown what the caller sent
+    access_log: AccessLog | None = None
 
     def held(self) -> list[pb.Held]:
         """What this process is relaying right now, for a control plane that has forgotten."""

@@ -41,6 +41,9 @@ _PREFLIGHT_HEADERS = (
 class Server:
     """The HTTP side of one process. admin: whether health, readiness and metrics are answered, and nothing else."""
 
+    exchange_class: type[Exchange] = Exchange
+    usual_class: type[UsualExchange] = UsualExchange
+
     def __init__(self, gateway: Gateway, *, admin: bool | None = None) -> None:
         self.gateway = gateway
         self.settings = gateway.settings
@@ -128,7 +131,7 @@ class Server:
             concurrency.in_flight += 1
             exchange = connection.served_by
             if exchange is None:
-                exchange = UsualExchange(self.gateway, connection)
+                exchange = self.usual_class(self.gateway, connection)
             else:
                 connection.served_by = None
             connection.exchange = exchange
@@ -164,7 +167,7 @@ class Server:
             full = f"This router is serving {self.settings.requests_max} requests already."
             self._refuse(connection, request, errors.overloaded(full, "router_full"))
         else:
-            exchange = Exchange(self.gateway, connection, request, permit)
+            exchange = self.exchange_class(self.gateway, connection, request, permit)
             connection.exchange = exchange
             exchange.start()
 
@@ -234,7 +237,8 @@ class Server:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
         if refusal.allow:
             extra.append(b"allow: " + refusal.allow.encode())
-        self._send(connection, request, refusal.status, refusal.body_for(request.path), extra=tuple(extra))
+        body = refusal.body_for(request.path)
+        self._send(connection, request, refusal.status, body, extra=tuple(extra), code=refusal.code or "")
 
     def _send(
         self,
@@ -245,23 +249,31 @@ class Server:
         *,
         content_type: bytes = b"application/json",
         extra: tuple[bytes, ...] = (),
+        code: str = "",
     ) -> None:
+        request_id = request.get(b"x-request-id") or b"%032x" % random.getrandbits(128)
         close = request.http10 or not request.keep_alive or self.gateway.draining
         connection.write(
             reply(
                 status,
                 body,
                 content_type=content_type,
-                extra=(
-                    *extra,
-                    b"x-request-id: " + (request.get(b"x-request-id") or b"%032x" % random.getrandbits(128)),
-                    *self.extra_headers,
-                ),
+                extra=(*extra, b"x-request-id: " + request_id, *self.extra_headers),
                 close=close,
                 head_only=request.method == "HEAD",
             )
         )
+        self.answered(connection, request, status, request_id, code)
         connection.finished(close=close)
+
+    # --- what an access log hears of ---
+
+    def answered(self, connection: ClientConnection, request: Request, status: int, request_id: bytes, code: str) -> None:
+        """Without a worker. code: of the error object, where it was one."""
+
+    def rejected(self, connection: ClientConnection, request: Request, refusal: ApiError) -> None:
+        """It is not the HTTP that is spoken here."""
+        self.metrics.protocol_errors.add(refusal.code or str(refusal.status))
 
     # --- deadlines ---
 

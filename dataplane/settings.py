@@ -71,6 +71,7 @@ class Settings:
     hedge_multiple: float = setting(4.0, "silence before a second attempt, in first tokens of that worker")
 
     cors_origin: str = setting("", "value of Access-Control-Allow-Origin; empty: no CORS")
+    access_log: str = setting("", "file for one JSON line a request, or - for stdout; empty: none")
     log_level: str = setting("info", "log level", choices=LEVELS)
     log_format: str = setting("text", "log format", choices=FORMATS)
 
