@@ -62,7 +62,7 @@ async def test_requests_in_flight_at_the_end_may_finish(start_proxy: StartProxy,
         await wire.send(b"".join(map(chunk, stream_events(["b"])[1:])) + b"0\r\n\r\n")
 
     backend.script(step)
-    proxy = await start_proxy(backend, drain_timeout_s=10.0)
+    proxy = await start_proxy(backend, drain_timeout_s=10.0, drain_idle_s=0.2)
     client, idle = await Client.connect(proxy.port), await Client.connect(proxy.port)
     await client.send(request(chat(stream=True)))
     async with asyncio.timeout(5):
