@@ -34,7 +34,8 @@ from controlplane.picker import Turn
 from controlplane.profiles import Profile
 from controlplane.progress import HUNG_AFTER_S, suspect_hung
 from controlplane.question import Decision, Ended, Question, Request, Shed, ShedReason
-from controlplane.rankers import LeastPredicted, Ranking
+from controlplane.rankers import LeastPredicted
+from controlplane.ranking import Ranking
 from controlplane.scheduler import schedule
 from controlplane.self_check import SelfCheck
 from controlplane.settling import Settling

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import ClassVar
 
@@ -16,9 +16,10 @@ import msgspec
 
 from controlplane.endpoint import Candidate, Endpoint, Standing
 from controlplane.ledger import Reservation
+from controlplane.predictor import Forecast
 from controlplane.profiles import Profile
 from controlplane.question import Decided, Ended, Request, Shed, in_words
-from controlplane.rankers import Ranking
+from controlplane.ranking import Brief, Ranking
 from controlplane.row import Row
 
 DECISIONS_MAX = 8_192
@@ -61,6 +62,8 @@ class Moment(msgspec.Struct, gc=False, eq=False):
     token_ats: tuple[float, ...]  # see Candidate
     block_size: int
     absent: Absent
+    brief: Brief | None = None  # what judged them, where the policy predicts
+    reason: str = ""  # why a policy that predicts judged none of them
 
 
 class Placed(Reservation, gc=False, eq=False):
@@ -125,13 +128,21 @@ class Placed(Reservation, gc=False, eq=False):
         return self._row(self.row.at)
 
     @property
+    def fell_back(self) -> str:
+        return self.moment.reason
+
+    @property
+    def ranking(self) -> Ranking | None:
+        return Ranking(reason=self.moment.reason) if self.moment.reason else None
+
+    @property
     def reason(self) -> str:
-        return in_words(self.candidate)
+        return in_words(self)
 
     def trace(self) -> Trace:
         moment = self.moment
         rows = tuple([self._row(at) for at in range(len(moment.standings))])
-        return Trace(self.decision_id, moment.decided_at, moment.profile, self.request, rows, moment.absent, self)
+        return Trace(self.decision_id, moment.decided_at, moment.profile, self.request, rows, moment.absent, self, self.ranking)
 
     def _row(self, at: int) -> Candidate:
         """Of the endpoint at this place, as it was before this decision."""
@@ -156,6 +167,43 @@ class Placed(Reservation, gc=False, eq=False):
             matched = (matched if matched < whole else whole) * moment.block_size
         token_at = moment.token_ats[at]
         return Candidate(there, tokens, matched, tokens - matched, self.request.max_tokens, moment.now, True, token_at)
+
+
+class Foretold(Placed, gc=False, eq=False):
+    """One whose candidates were judged by the brief of its moment."""
+
+    judged: Sequence[float] = ()
+
+    @property
+    def ranking(self) -> Ranking | None:
+        brief = self.moment.brief
+        assert brief is not None
+        return brief.ranking(self.judged)
+
+    @property
+    def _forecast(self) -> Forecast | None:
+        ranking = self.ranking
+        return None if ranking is None else ranking.forecast
+
+    @property
+    def fell_back(self) -> str:
+        ranking = self.ranking
+        return "" if ranking is None else ranking.reason
+
+    @property
+    def predicted_ttft_s(self) -> float:  # type: ignore[override]
+        forecast = self._forecast
+        return 0.0 if forecast is None else forecast.p50_s[self.at]
+
+    @property
+    def predicted_p90_s(self) -> float:  # type: ignore[override]
+        forecast = self._forecast
+        return 0.0 if forecast is None else forecast.p90_s[self.at]
+
+    @property
+    def model_id(self) -> str:  # type: ignore[override]
+        forecast = self._forecast
+        return "" if forecast is None else forecast.model_id
 
 
 class DecisionRing:

@@ -10,6 +10,7 @@ from contract.outcome import END_NAMES, End
 from controlplane.director import TOO_SHORT
 from controlplane.explain import Absent, Moment
 from controlplane.profiles import Profile
+from controlplane.ranking import Brief
 from controlplane.row import Row
 from controlplane.snapshot import FleetSnapshot, Lane
 from controlplane.tally import Tally
@@ -30,7 +31,8 @@ class ReadyLane:
         self.absent: Absent = tuple((endpoint, endpoint.absence or TOO_SHORT) for endpoint in lane.absent)
 
     def begin(self, profile: Profile, now: float, unix_offset_s: float) -> Moment | None:
-        """Brings the rows up to date. None: not all of them take requests like any other."""
+        """Brings the rows up to date. None: not all of them take requests like any other, or the ranker has no short way among
+        them."""
         active_max = profile.active_max
         standings, token_ats = [], []
         for row in self.rows:
@@ -46,7 +48,18 @@ class ReadyLane:
                 row.stands(standing, active_max)
             standings.append(standing)
             token_ats.append(load.token_at)
-        return Moment(now, now + unix_offset_s, profile, tuple(standings), tuple(token_ats), self.block_size, self.absent)
+        brief: Brief | None = None
+        reason = ""
+        if profile.brief is not None:
+            assert profile.choose is not None, f"{profile.name}: a short way of its ranker, none of its scorers"
+            found = profile.brief.brief(self.rows, profile.choose)
+            if found is None:
+                return None
+            brief, reason = (None, found) if isinstance(found, str) else (found, "")
+        return Moment(
+            *(now, now + unix_offset_s, profile, tuple(standings), tuple(token_ats), self.block_size, self.absent),
+            *(brief, reason),
+        )
 
 
 class ReadyLanes:

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from controlplane.predictor import Forecaster
-from controlplane.rankers import Tally
+from controlplane.ranking import Tally
 from prediction.bundle import Manifest
 
 MODEL_SERVING = "headway_model_serving"

@@ -69,11 +69,21 @@ class OnlineLinear:
     def weights(self) -> Floats:
         return self._squares.weights
 
+    @property
+    def steady(self) -> bool:
+        """Whether its predictions are numbers, whatever it is asked."""
+        return bool(np.isfinite(self._squares.weights).all())
+
+    @property
+    def p90_ratio(self) -> float:
+        """Of the 90th percentile to the median, of all its predictions."""
+        return math.exp(P90_DEVIATIONS * self.spread)
+
     def predict(self, rows: Floats) -> tuple[Floats, Floats]:
         """As prediction.Predictor."""
         log_p50 = np.clip(self._columns(rows) @ self._squares.weights, *LOG_BOUNDS)
         p50 = np.exp(log_p50)
-        return p50, p50 * math.exp(P90_DEVIATIONS * self.spread)
+        return p50, p50 * self.p90_ratio
 
     def learn(self, row: Floats, ttft_s: float) -> None:
         """row: (len(FEATURES),), as it was when the request was placed."""

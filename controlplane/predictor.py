@@ -172,6 +172,10 @@ class Forecaster:
         known = self._known[endpoint] = _Known(record, correction)
         return known
 
+    def correction(self, endpoint: Endpoint) -> Correction:
+        """The living one."""
+        return self._of(endpoint).correction
+
     def factor(self, endpoint: Endpoint) -> float:
         """What its predictions are multiplied by."""
         return self._of(endpoint).correction.factor

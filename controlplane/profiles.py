@@ -22,6 +22,7 @@ from controlplane.filters import ACTIVE_MAX, Filter
 from controlplane.picker import Picker
 from controlplane.predictor import Forecaster
 from controlplane.rankers import Layered, LeastOnline, LeastPredicted, Ranker
+from controlplane.ranking import Briefing
 from controlplane.scorers import Costs, Scorer
 
 NAMES = (
@@ -55,8 +56,8 @@ class WeightedScorer:
 class Profile:
     """One policy. Totals are the weighted mean of its scorers, so in [0, 1]; without scorers they are 0. Where it has a
     ranker, that one decides, and the scorers among what it finds equal or leaves to them. costs: those of its only scorer,
-    where the least of them is what it picks. choose: the same choice in one go, where there is such; active_max: of the guard
-    among its filters."""
+    where the least of them is what it picks. choose: the same choice in one go, where there is such, without its ranker;
+    brief: its ranker, where that has a short way; active_max: of the guard among its filters."""
 
     name: str
     filters: tuple[Filter, ...]
@@ -65,7 +66,14 @@ class Profile:
     ranker: Ranker | None = None
     costs: Costs | None = None
     choose: Chooser | None = None
+    brief: Briefing | None = None
     active_max: int = ACTIVE_MAX
+
+    @property
+    def short(self) -> bool:
+        """Whether it has a short way."""
+        ranker: object = self.ranker
+        return self.choose is not None and self.brief is ranker
 
     @property
     def needs_chains(self) -> bool:
@@ -86,11 +94,11 @@ def build(
         name: str,
         pick: Picker,
         *weighted: WeightedScorer,
-        ranker: Ranker | None = None,
+        ranker: LeastPredicted | LeastOnline | Layered | None = None,
         choose: Chooser | None = None,
     ) -> Profile:
         costs = weighted[0].costs if len(weighted) == 1 and pick is picker.highest else None
-        return Profile(name, guards, weighted, pick, ranker, costs, choose, active_max)
+        return Profile(name, guards, weighted, pick, ranker, costs, choose, ranker, active_max)
 
     lmetric = WeightedScorer("lmetric", 1, scorers.lmetric, scorers.lmetric_costs)
     load = WeightedScorer("load", 1, scorers.load, scorers.load_costs)
@@ -115,9 +123,15 @@ def build(
             "kv_cost", picker.highest, WeightedScorer("kv_cost", 1, scorers.kv_cost, scorers.kv_costs), choose=choosers.kv_cost
         ),
         profile("lmetric", picker.highest, lmetric, choose=choosers.lmetric),
-        profile("linear_online", picker.highest, lmetric, ranker=LeastOnline()),
-        profile("predictive", picker.highest, lmetric, ranker=predicted or LeastPredicted(Forecaster())),
-        profile("hierarchical", picker.highest, load, ranker=layered or Layered()),
+        profile("linear_online", picker.highest, lmetric, ranker=LeastOnline(), choose=choosers.lmetric),
+        profile(
+            "predictive",
+            picker.highest,
+            lmetric,
+            ranker=predicted or LeastPredicted(Forecaster()),
+            choose=choosers.lmetric,
+        ),
+        profile("hierarchical", picker.highest, load, ranker=layered or Layered(), choose=choosers.least_load),
     )
     assert tuple(entry.name for entry in profiles) == NAMES, "NAMES lists every profile once, in this order"
     return {entry.name: entry for entry in profiles}

@@ -69,17 +69,18 @@ class Decision(msgspec.Struct, gc=False):
     @property
     def reason(self) -> str:
         """What decided it, in a few words; made when somebody asks."""
-        there = in_words(self.candidate)
-        if self.fell_back:
-            return f"not by prediction ({self.fell_back}): {there}"
-        if self.predicted_ttft_s:
-            return f"first token in {self.predicted_ttft_s:.3g} s, p90 {self.predicted_p90_s:.3g} s: {there}"
-        return there
+        return in_words(self)
 
 
-def in_words(row: Candidate) -> str:
-    """What was there."""
-    return f"{row.matched_tokens} of {row.input_tokens} tokens cached, {row.batch} requests there"
+def in_words(decided: Decided) -> str:
+    """What decided it."""
+    row = decided.candidate
+    there = f"{row.matched_tokens} of {row.input_tokens} tokens cached, {row.batch} requests there"
+    if decided.fell_back:
+        return f"not by prediction ({decided.fell_back}): {there}"
+    if decided.predicted_ttft_s:
+        return f"first token in {decided.predicted_ttft_s:.3g} s, p90 {decided.predicted_p90_s:.3g} s: {there}"
+    return there
 
 
 class Decided(Protocol):
@@ -111,6 +112,8 @@ class Decided(Protocol):
     def predicted_p90_s(self) -> float: ...
     @property
     def model_id(self) -> str: ...
+    @property
+    def fell_back(self) -> str: ...
     @property
     def tokens_ahead(self) -> int: ...
     @property

@@ -11,18 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
+from controlplane.choosers import Chooser
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.feature_rows import Rows
-from controlplane.online import (
-    RUNNING_PRIOR,
-    WORK_PRIOR,
-    OnlineLinear,
-    running_columns,
-    work_columns,
-)
+from controlplane.online import RUNNING_PRIOR, WORK_PRIOR, OnlineLinear, running_columns, work_columns
+from controlplane.online_briefs import LayersBrief, WorkBrief
 from controlplane.predictor import Forecast, Forecaster, Sample
+from controlplane.ranking import NO_MODEL, OUTSIDE, UNLEARNED, UNSTEADY, WIDE, Brief, Ranking, Tally
+from controlplane.row import Row
 
 RATIO_MAX = 10.0
 """p90 over median of the best candidate, above which its prediction does not decide."""
@@ -39,14 +35,6 @@ ZONE_SAMPLES_MIN = 50
 ZONE_SPREAD_MAX = 0.7
 
 
-class Ranking(msgspec.Struct, frozen=True, gc=False):
-    """Of the candidates in their order. costs: least is best; none: the profile's scorers decide. reason: a few words."""
-
-    costs: Sequence[float] = ()
-    forecast: Forecast | None = None
-    reason: str = ""
-
-
 class Ranker(Protocol):
     """rank: never asked without candidates. learn: first tokens since the last call. forget: this endpoint is gone for good."""
 
@@ -55,26 +43,6 @@ class Ranker(Protocol):
     def learn(self, samples: Sequence[Sample]) -> None: ...
 
     def forget(self, endpoint: Endpoint) -> None: ...
-
-
-class Tally(msgspec.Struct, gc=False):
-    """Decisions since the start, and how many of them a ranker left to the scorers, by reason."""
-
-    ranked: int = 0
-    fell_back: dict[str, int] = {}
-
-    def count(self, ranking: Ranking) -> None:
-        if ranking.costs:
-            self.ranked += 1
-        else:
-            self.fell_back[ranking.reason] = self.fell_back.get(ranking.reason, 0) + 1
-
-
-NO_MODEL = "no model"
-WIDE = "wide prediction"
-UNSTEADY = "unsteady worker"
-OUTSIDE = "outside the middle zone"
-UNLEARNED = "too little learned"
 
 
 class LeastPredicted:
@@ -105,6 +73,9 @@ class LeastPredicted:
             return Ranking(forecast=forecast, reason=UNSTEADY)
         return Ranking(p50_s, forecast)
 
+    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
+        return None if self.forecaster.serving else NO_MODEL
+
     def learn(self, samples: Sequence[Sample]) -> None:
         self.forecaster.learn(samples)
 
@@ -118,10 +89,19 @@ class LeastOnline:
     def __init__(self) -> None:
         self.model = OnlineLinear(work_columns, WORK_PRIOR)
         self._forecaster = Forecaster(self.model, "linear_online")
+        self.tally = Tally()
 
     def rank(self, candidates: Sequence[Candidate]) -> Ranking:
         forecast = self._forecaster.forecast(candidates)
-        return Ranking(reason=NO_MODEL) if forecast is None else Ranking(forecast.p50_s, forecast)
+        ranking = Ranking(reason=NO_MODEL) if forecast is None else Ranking(forecast.p50_s, forecast)
+        self.tally.count(ranking)
+        return ranking
+
+    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
+        if not self.model.steady:
+            return None
+        corrections = [self._forecaster.correction(row.endpoint) for row in rows]
+        return WorkBrief(rows, choose, self.model, self._forecaster.model_id, corrections, self.tally)
 
     def learn(self, samples: Sequence[Sample]) -> None:
         """The worker's own speed goes into its correction; the model learns what is left, so that neither learns it twice."""
@@ -156,8 +136,19 @@ class Layered:
         self.tally.count(ranking)
         return ranking
 
+    @property
+    def _learned(self) -> bool:
+        return self.middle.samples >= ZONE_SAMPLES_MIN and self.middle.spread <= ZONE_SPREAD_MAX
+
+    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
+        if not self._learned:
+            return UNLEARNED
+        if not (self.all.steady and self.middle.steady):
+            return None
+        return LayersBrief(rows, choose, self.all, self.middle, (self._low_s, self._high_s), self.tally)
+
     def _judge(self, candidates: Sequence[Candidate]) -> Ranking:
-        if self.middle.samples < ZONE_SAMPLES_MIN or self.middle.spread > ZONE_SPREAD_MAX:
+        if not self._learned:
             return Ranking(reason=UNLEARNED)
         rows = self._rows.of_one(candidates)
         if not self._low_s <= float(self.all.predict(rows)[0].min()) < self._high_s:

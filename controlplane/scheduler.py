@@ -11,10 +11,7 @@ from controlplane.filters import Filter
 from controlplane.picker import Turn, lowest
 from controlplane.profiles import Profile
 from controlplane.question import Request
-from controlplane.rankers import Ranking
-
-TIED = 0.02
-"""Predictions this much above the least are as good as it: the profile's scorers choose among them."""
+from controlplane.ranking import TIED, Ranking
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):

@@ -18,11 +18,12 @@ from contract.outcome import End
 from contract.routing import Answer, Asked, Placement
 from controlplane.director import Director
 from controlplane.ends import Ends
-from controlplane.explain import Moment, Placed
+from controlplane.explain import Foretold, Moment, Placed
 from controlplane.lanes import ReadyLane, ReadyLanes
 from controlplane.outcome_record import request_outcome
 from controlplane.packed import CHAIN_BYTES, READERS
 from controlplane.question import Ended
+from controlplane.ranking import Brief
 from controlplane.row import Row
 from controlplane.speculation import Chain
 
@@ -49,7 +50,7 @@ class UsualEnds(Ends):
         well: list[Placed] = []  # those that took the short way
         for ended in outcomes:
             placed = reservations.get(ended.decision_id)
-            if type(placed) is Placed and ended.end == _COMPLETE and placed.ended is None:
+            if (type(placed) is Placed or type(placed) is Foretold) and ended.end == _COMPLETE and placed.ended is None:
                 row = placed.row
                 if row.current and row.endpoint.breaker.closed:
                     placed.ended = ended
@@ -95,7 +96,7 @@ class UsualDirector(Director):
         self.ends.policy = name
 
     def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[Answer | Placement]:
-        if self._profile.choose is None or not owner:
+        if not owner or not self._profile.short:
             return super().answer_all(asked, now, owner=owner)
         if len(asked) <= TOGETHER_MAX:
             return self._answer_together(asked, now, owner)
@@ -117,6 +118,10 @@ class UsualDirector(Director):
         model = ""
         input_tokens = matched_tokens = 0
         decision_id = self._next_id
+        left, reason = 0, ""
+        brief: Brief | None = None
+        kind: type[Placed] = Placed
+        judged: Sequence[float] = ()
         for one in asked:
             request = one.request
             if lane is None or request.model != model:
@@ -128,6 +133,8 @@ class UsualDirector(Director):
                     rows, by_slot, block_size, tokens_max = lane.rows, lane.by_slot, lane.block_size, lane.tokens_max
                     stamp = ledger.stamp()
                     before: Placed | None = None
+                    brief, reason = moment.brief, moment.reason
+                    kind = Placed if brief is None else Foretold
                     remember = self._ring.adder(len(rows))
                 else:
                     lane = None
@@ -165,7 +172,12 @@ class UsualDirector(Director):
                 decision_id = self._next_id
                 lane = None
                 continue
-            row = choose(rows, matched, tokens, model, turn)
+            if brief is None:
+                row = choose(rows, matched, tokens, model, turn)
+                if reason:
+                    left += 1
+            else:
+                row, judged = brief.choose(matched, tokens, request.max_tokens, model, turn)
             there, uncached = 0, tokens
             if matched:
                 there = row.matched_tokens
@@ -175,7 +187,7 @@ class UsualDirector(Director):
                     other.matched_tokens = 0
             ahead, pairs = row.prefill_tokens + uncached, uncached * (tokens + tokens - uncached) / 2
             load, question_id, url = row.load, one.question_id, row.url
-            before = Placed(
+            before = kind(
                 decision_id,
                 url,
                 owner,
@@ -197,6 +209,8 @@ class UsualDirector(Director):
                 moment,
                 before,
             )
+            if brief is not None:
+                before.judged = judged  # type: ignore[attr-defined]
             reservations[decision_id] = before
             if keep(question_id, before) is not before:
                 ledger.hold(before)
@@ -232,6 +246,8 @@ class UsualDirector(Director):
             if active > row.active_most:
                 lane = None
         self._next_id = decision_id
+        if left and profile.brief is not None:
+            profile.brief.tally.leave(reason, left)
         self.tally.input_tokens += input_tokens
         self.tally.matched_tokens += matched_tokens
         return answers

@@ -25,7 +25,7 @@ from controlplane.endpoint import Candidate, Endpoint, features
 from controlplane.ledger import Ledger, Reservation
 from controlplane.predictor import Sample
 from controlplane.profiles import Profile
-from controlplane.rankers import Ranking
+from controlplane.ranking import Ranking
 from headway.errors import UsageError
 from loadgen.sweep import Step
 from prediction import choices, dataset

@@ -14,7 +14,7 @@ import redis.asyncio
 from contract import keyspace
 from contract.features import VERSION
 from contract.keyspace import ModelsState
-from controlplane import profiles, rankers
+from controlplane import profiles, ranking
 from controlplane.model_metrics import ModelCollector
 from controlplane.model_store import ModelStore
 from controlplane.predictor import Forecaster, Sample
@@ -184,7 +184,7 @@ async def test_no_decision_is_dropped_while_models_are_swapped_under_a_stream(re
     assert set(known) == {round(value, 3) for value in medians.values()}
     assert known == sorted(known), "a model that was replaced decided again"
     assert predicted_by.tally.ranked == len(known)
-    assert set(predicted_by.tally.fell_back) <= {rankers.NO_MODEL}
+    assert set(predicted_by.tally.fell_back) <= {ranking.NO_MODEL}
     assert predicted_by.tally.ranked + sum(predicted_by.tally.fell_back.values()) == answered
 
 
@@ -206,4 +206,4 @@ async def test_the_metrics_say_which_model_serves_and_how_it_does(redis_url: str
     assert found["headway_worker_prediction_correction", "w0"] == pytest.approx(2.0, rel=0.05)
     assert found["headway_worker_prediction_log_error", "w0"] < 0.2
     assert found["headway_predicted_decisions_total", "predictive"] == 1
-    assert found["headway_prediction_fallbacks_total", "predictive", rankers.NO_MODEL] == 1
+    assert found["headway_prediction_fallbacks_total", "predictive", ranking.NO_MODEL] == 1

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from contract.outcome import End
-from controlplane import profiles, rankers, wire
+from controlplane import profiles, rankers, ranking, wire
 from controlplane.predictor import Forecaster
 from controlplane.question import Decision, Shed, ShedReason
 from controlplane.rankers import LeastPredicted
@@ -56,7 +56,7 @@ def test_a_decision_that_fell_back_says_why_and_predicts_nothing() -> None:
     plant = PredictingPlant(None)
     decision = plant.place()
     assert decision.predicted_ttft_s == 0.0
-    assert decision.reason.startswith(f"not by prediction ({rankers.NO_MODEL}): ")
+    assert decision.reason.startswith(f"not by prediction ({ranking.NO_MODEL}): ")
     plant.end(decision, ttft_s=0.3, streamed=True)
     assert (plant.outcomes[0].model_id, plant.outcomes[0].predicted_ttft_s, plant.outcomes[0].predicted_p90_s) == ("", -1, -1)
 
@@ -144,13 +144,13 @@ def test_a_wide_prediction_is_shown_and_counted_and_does_not_decide() -> None:
     plant = PredictingPlant(linear("m-7", per="running", p90_ratio=rankers.RATIO_MAX * 1.1))
     plant.running(3, 1)
     decision = plant.place()
-    assert decision.fell_back == rankers.WIDE
+    assert decision.fell_back == ranking.WIDE
     trace = plant.ring.get(0)
     assert trace is not None
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(render(wire.explanation(trace)))
     text = console.export_text()
-    assert f"not by prediction ({rankers.WIDE})" in text
+    assert f"not by prediction ({ranking.WIDE})" in text
     assert "predicted by m-7" in text
-    assert plant.ranker.tally.fell_back == {rankers.WIDE: 1}
+    assert plant.ranker.tally.fell_back == {ranking.WIDE: 1}
     assert plant.ranker.tally.ranked == 0

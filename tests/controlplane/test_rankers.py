@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contract.features import FEATURES
-from controlplane import profiles, rankers
+from controlplane import profiles, rankers, ranking
 from controlplane.endpoint import Candidate, features
 from controlplane.online import OnlineLinear
 from controlplane.picker import Turn
@@ -75,8 +75,8 @@ def test_without_a_model_lmetric_decides_and_the_choice_says_so() -> None:
     choice = choose(profile, [candidate(0, prefill_tokens=900), candidate(1, prefill_tokens=10)])
     assert choice.candidate.slot == 1
     assert choice.ranking is not None
-    assert choice.ranking.reason == rankers.NO_MODEL
-    assert ranker.tally.fell_back == {rankers.NO_MODEL: 1}
+    assert choice.ranking.reason == ranking.NO_MODEL
+    assert ranker.tally.fell_back == {ranking.NO_MODEL: 1}
     assert ranker.tally.ranked == 0
 
 
@@ -85,8 +85,8 @@ def test_a_wide_prediction_leaves_the_decision_to_lmetric() -> None:
     choice = choose(profile, [candidate(0, running=0, prefill_tokens=900), candidate(1, running=5, prefill_tokens=10)])
     assert choice.candidate.slot == 1
     assert choice.ranking is not None
-    assert choice.ranking.reason == rankers.WIDE
-    assert ranker.tally.fell_back == {rankers.WIDE: 1}
+    assert choice.ranking.reason == ranking.WIDE
+    assert ranker.tally.fell_back == {ranking.WIDE: 1}
 
 
 def test_a_worker_whose_residuals_scatter_leaves_the_decision_to_lmetric() -> None:
@@ -96,7 +96,7 @@ def test_a_worker_whose_residuals_scatter_leaves_the_decision_to_lmetric() -> No
         forecaster.learn([sample(wild, 0.1 * math.exp(1.3 * (-1) ** turn))])
     choice = choose(profile, [wild, candidate(1, running=90, prefill_tokens=900)])
     assert choice.ranking is not None
-    assert choice.ranking.reason == rankers.UNSTEADY
+    assert choice.ranking.reason == ranking.UNSTEADY
 
 
 def test_a_worker_that_turned_slow_is_avoided_by_its_correction() -> None:
@@ -206,8 +206,8 @@ def test_at_low_load_the_least_active_is_chosen() -> None:
     choice = choose(profile, rows)
     assert choice.candidate.slot == 1
     assert choice.ranking is not None
-    assert choice.ranking.reason == rankers.OUTSIDE
-    assert ranker.tally.fell_back == {rankers.OUTSIDE: 1}
+    assert choice.ranking.reason == ranking.OUTSIDE
+    assert ranker.tally.fell_back == {ranking.OUTSIDE: 1}
 
 
 def test_before_the_middle_zone_was_seen_often_enough_the_least_active_is_chosen() -> None:
@@ -219,7 +219,7 @@ def test_before_the_middle_zone_was_seen_often_enough_the_least_active_is_chosen
     choice = choose(profile, rows)
     assert choice.candidate.slot == 1
     assert choice.ranking is not None
-    assert choice.ranking.reason == rankers.UNLEARNED
+    assert choice.ranking.reason == ranking.UNLEARNED
 
 
 def test_above_the_guard_an_endpoint_gets_nothing_until_its_backlog_clears() -> None:

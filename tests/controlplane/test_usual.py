@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.outcome import End
+from contract.outcome import End, Outcome
 from contract.routing import Answer, Asked, pack, unpack_answers
-from controlplane import packed, wire
+from controlplane import packed, ranking, wire
 from controlplane.director import Director
 from controlplane.endpoint import features
 from controlplane.explain import Placed, Trace
 from controlplane.foreign import Foreign, Part
 from controlplane.index_state import IndexState
 from controlplane.ledger import Claim
+from controlplane.predictor import Forecaster, Predictor, residuals
 from controlplane.profiles import NAMES, build
 from controlplane.question import Decided, Ended, Request
+from controlplane.rankers import Layered, LeastPredicted
 from controlplane.usual import TOGETHER_MAX, UsualDirector
+from prediction import predictor
+from proto import routing_pb2 as pb
+from tests.controlplane.models import linear
 from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, report
+from tests.trainer.traffic import samples
+from trainer.train import train
 
 MESSAGES = 250
-CHOOSING = [profile.name for profile in build().values() if profile.choose is not None]
+SHORT = [profile.name for profile in build().values() if profile.short]
+SAME = 1e-9
+"""Predictions of both ways, relative: the last bits of logarithms differ."""
 USUAL = [End.COMPLETE] * 12
 ODD = [End.RESET, End.CLIENT_GONE, End.BACK_PRESSURE, End.TIMED_OUT]
+
+
+@cache
+def model(kind: str) -> Predictor:
+    """One that has a short way for few rows, and one that has none."""
+    if kind == "linear":
+        return predictor.load(linear(per="prefill_tokens"))
+    return train(samples(600, 1), kind=kind, model_id=kind, seed=1, now_unix=0.0).predictor
 
 
 class Pair:
@@ -35,8 +55,20 @@ class Pair:
         """most: questions of a message."""
         self.rng = Random(seed)
         self.most = most
-        parts = {"workers": 0, "policy": policy, "active_max": active_max, "waiting_max": 4, "settle_s": 0.1, "seed": seed}
-        self.plants = [Plant(director=kind, **parts) for kind in (Director, UsualDirector)]  # type: ignore[arg-type]
+        self.rankers = [(LeastPredicted(Forecaster()), Layered(low_s=0.017, high_s=0.5)) for _ in range(2)]
+        self.plants = [
+            Plant(
+                0,
+                policy=policy,
+                waiting_max=4,
+                settle_s=0.1,
+                seed=seed,
+                profiles=build(active_max, predicted=predicted, layered=layered),
+                predicted=predicted,
+                director=kind,
+            )
+            for kind, (predicted, layered) in zip((Director, UsualDirector), self.rankers, strict=True)
+        ]
         self.exact = exact
         for number in range(4):
             self.join(f"w{number}")
@@ -88,7 +120,8 @@ class Pair:
         ended = [self.ended(self.under_way.pop()) for _ in range(count)]
         if ended and rng.random() < 0.1:
             ended.append(ended[0])
-        first_bytes = rng.sample(self.under_way, min(2, len(self.under_way)))
+        begun = rng.sample(self.under_way, min(2, len(self.under_way)))
+        first_bytes = [(decision_id, rng.choice((0.01, 0.02, 0.02, 0.03))) for decision_id in begun]
         step_s = rng.choice((0.0, 0.001, 0.3))
         owner = "dp" if rng.random() < 0.8 else "other"
         said: list[list[Answer]] = []
@@ -96,8 +129,8 @@ class Pair:
             plant.now += step_s
             director, now = plant.director, plant.now
             director.tokens_came([(0, 0.0001), (2, 0.2)] if step_s else [], now)
-            for decision_id in first_bytes:
-                director.first_byte(decision_id, 0.02, now)
+            for decision_id, ttft_s in first_bytes:
+                director.first_byte(decision_id, ttft_s, now)
             director.ended_all(ended, now)
             later = [packed.answer(one.result, one.question_id, director.policy) for one in director.answers(now)]
             said.append(later + unpack_answers(pack(director.answer_all(asked, now, owner=owner))))
@@ -108,7 +141,9 @@ class Pair:
         """Something else that happens to a fleet."""
         rng = self.rng
         worker, blocks = f"w{rng.randrange(4)}", hashes(*rng.choice(self.prompts)[: rng.randint(1, 30)])
-        kind, flag = rng.randrange(11), rng.random() < 0.5
+        kind, flag = rng.randrange(12), rng.random() < 0.5
+        if kind == 11:
+            self.serve(rng.choice(("", "", "linear", "lightgbm")))
         policy, cancelled = rng.choice(NAMES), rng.randint(1, self.questions + 1)
         elsewhere = rng.randint(1, 4)
         for plant in self.plants:
@@ -143,6 +178,13 @@ class Pair:
             for one in plant.snapshot.endpoints():
                 plant.snapshot.worker_registered(one.record, plant.now)
 
+    def serve(self, kind: str) -> None:
+        """Another model from the next message on, or none."""
+        served = model(kind) if kind else None
+        for predicted, _ in self.rankers:
+            forecaster = predicted.forecaster
+            forecaster.swap(served, kind, residuals(served, forecaster.recent()) if served is not None else ())
+
     def claims(self, plant: Plant, some: bool) -> list[Claim]:
         """Of a data plane that comes back: what it holds, or every second one of them."""
         held = [one for one in plant.ledger if one.owner == "other"]
@@ -152,7 +194,9 @@ class Pair:
     def compare(self) -> None:
         general, usual = self.plants
         assert len(general.ledger) == len(usual.ledger)
-        assert general.outcomes == usual.outcomes
+        assert_alike(general.outcomes, usual.outcomes)
+        for one, other in zip(*self.rankers, strict=True):
+            assert one.tally == other.tally
         assert general.director._turn.rng.getstate() == usual.director._turn.rng.getstate()
         for name in ("decisions", "sheds", "ends", "input_tokens", "matched_tokens", "duplicates", "breakers_opened"):
             assert getattr(general.director.tally, name) == getattr(usual.director.tally, name), name
@@ -178,7 +222,26 @@ class Pair:
             explained = [plant.ring.get(decision_id) for plant in self.plants]
             assert explained[0] is not None
             assert explained[1] is not None
-            assert wire.explanation(explained[0]) == wire.explanation(explained[1])
+            assert_explained_alike(wire.explanation(explained[0]), wire.explanation(explained[1]))
+
+
+def assert_alike(some: Sequence[Outcome], others: Sequence[Outcome]) -> None:
+    """Records; what was predicted to the last bits but some."""
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        predicted = {name: pytest.approx(getattr(one, name), rel=SAME) for name in ("predicted_ttft_s", "predicted_p90_s")}
+        assert {name: getattr(other, name) for name in predicted} == predicted
+        exact = dict.fromkeys(predicted, 0.0)
+        assert msgspec.structs.replace(one, **exact) == msgspec.structs.replace(other, **exact)
+
+
+def assert_explained_alike(one: pb.Explanation, other: pb.Explanation) -> None:
+    for first, second in zip(one.candidates, other.candidates, strict=True):
+        for name in ("predicted_ttft_s", "predicted_p90_s"):
+            assert getattr(second, name) == pytest.approx(getattr(first, name), rel=SAME)
+            second.ClearField(name)  # type: ignore[arg-type]
+            first.ClearField(name)  # type: ignore[arg-type]
+    assert one == other
 
 
 def _load(one: object) -> object:
@@ -188,8 +251,12 @@ def _load(one: object) -> object:
     return numbers, moments, list(load.queue), load.ends
 
 
+def test_every_policy_that_predicts_has_a_short_way() -> None:
+    assert {"linear_online", "predictive", "hierarchical"} < set(SHORT)
+
+
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("policy", CHOOSING)
+@pytest.mark.parametrize("policy", SHORT)
 def test_both_ways_say_and_do_the_same(policy: str, exact: bool) -> None:
     pair = Pair(policy, seed=sum(policy.encode()), exact=exact)
     for number in range(MESSAGES):
@@ -205,7 +272,7 @@ def test_both_ways_say_and_do_the_same(policy: str, exact: bool) -> None:
     assert short > len(usual) / 10, f"{short} of {len(usual)} decisions took the short way"
 
 
-@pytest.mark.parametrize("policy", CHOOSING)
+@pytest.mark.parametrize("policy", SHORT)
 def test_and_where_one_worker_has_far_more_to_do_than_the_others(policy: str) -> None:
     pair = Pair(policy, seed=7, exact=False, active_max=300)
     for _ in range(MESSAGES // 4):
@@ -227,7 +294,7 @@ def test_and_where_one_worker_has_far_more_to_do_than_the_others(policy: str) ->
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 1 << 32),
-    policy=st.sampled_from(CHOOSING),
+    policy=st.sampled_from(SHORT),
     exact=st.booleans(),
     active_max=st.sampled_from([2, 6, 100]),
     most=st.sampled_from([1, 4, TOGETHER_MAX + 16]),
@@ -241,6 +308,31 @@ def test_whatever_is_asked_and_whatever_happens_meanwhile(
         if pair.rng.random() < 0.3:
             pair.incident()
     pair.compare()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("policy", ["linear_online", "predictive", "hierarchical"])
+def test_and_where_a_policy_learns_what_it_predicts_by(policy: str, exact: bool) -> None:
+    """A model comes, another, and none is left; first tokens teach with every tick."""
+    pair = Pair(policy, seed=11, exact=exact, active_max=30)
+    for number in range(MESSAGES):
+        if number % 50 == 10:
+            pair.serve(("lightgbm", "", "linear", "lightgbm", "")[number // 50])
+        pair.message()
+        if number % 5 == 4:
+            for plant in pair.plants:
+                plant.director.tick(plant.now, connected=True)
+                plant.snapshot.worker_reported(report("w2", running=number % 7), plant.now)
+    pair.compare()
+    placed = [entry for entry in pair.plants[1].ring._entries if isinstance(entry, Placed)]
+    told = {entry.fell_back for entry in placed}
+    assert len({entry.row.at for entry in placed}) == 4
+    if policy == "linear_online":
+        assert told == {""}
+    elif policy == "hierarchical":
+        assert told == {ranking.UNLEARNED, ranking.OUTSIDE, ""}
+    else:
+        assert ranking.NO_MODEL in told
 
 
 def test_a_row_made_later_is_the_row_as_it_was() -> None:

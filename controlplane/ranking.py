@@ -1,0 +1,89 @@
+"""What a ranker says of a decision's candidates, and how decisions are counted by it. And the short way to say it (`Brief`),
+for the questions of one moment, from rows instead of candidates: see `usual`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from controlplane.choosers import Chooser
+from controlplane.picker import Turn
+from controlplane.predictor import Forecast
+from controlplane.row import Row
+
+TIED = 0.02
+"""Predictions this much above the least are as good as it: the profile's scorers choose among them."""
+
+NO_MODEL = "no model"
+WIDE = "wide prediction"
+UNSTEADY = "unsteady worker"
+OUTSIDE = "outside the middle zone"
+UNLEARNED = "too little learned"
+
+
+class Ranking(msgspec.Struct, frozen=True, gc=False):
+    """Of the candidates in their order. costs: least is best; none: the profile's scorers decide. reason: a few words."""
+
+    costs: Sequence[float] = ()
+    forecast: Forecast | None = None
+    reason: str = ""
+
+
+class Tally(msgspec.Struct, gc=False):
+    """Decisions since the start, and how many of them a ranker left to the scorers, by reason."""
+
+    ranked: int = 0
+    fell_back: dict[str, int] = {}
+
+    def count(self, ranking: Ranking) -> None:
+        if ranking.costs:
+            self.ranked += 1
+        else:
+            self.leave(ranking.reason)
+
+    def leave(self, reason: str, count: int = 1) -> None:
+        """So many decisions to the scorers."""
+        self.fell_back[reason] = self.fell_back.get(reason, 0) + count
+
+
+class Brief(Protocol):
+    """A ranker for the questions of one moment, over rows that change by what it chooses alone. It counts what it decides."""
+
+    def choose(
+        self, matched: Sequence[Row], tokens: int, max_tokens: int, model: str, turn: Turn
+    ) -> tuple[Row, Sequence[float]]:
+        """As a Chooser: the chosen one, whose reservation follows at once; and what it judged by, in numbers of its own."""
+
+    def ranking(self, judged: Sequence[float]) -> Ranking:
+        """What those numbers say, for whoever asks later."""
+
+
+class Briefing(Protocol):
+    """A ranker that has a short way. tally: what its briefs count, too."""
+
+    tally: Tally
+
+    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
+        """For one moment; rows: all that serve, never none; choose: the scorers' choice. A reason: all decisions of this moment
+        are left to them. None: not these rows."""
+
+
+def chosen(
+    costs: Sequence[float], rows: Sequence[Row], choose: Chooser, matched: Sequence[Row], tokens: int, model: str, turn: Turn
+) -> Row:
+    """The least cost; among those as good what the scorers say."""
+    bound = min(costs) * (1.0 + TIED)
+    row, others = rows[0], 0
+    for cost, one in zip(costs, rows, strict=True):
+        if cost <= bound:
+            row = one
+            others += 1
+    if others == 1:
+        return row
+    if others == len(rows):
+        return choose(rows, matched, tokens, model, turn)
+    tied = [one for cost, one in zip(costs, rows, strict=True) if cost <= bound]
+    return choose(tied, [one for one in tied if one.matched_tokens] if matched else matched, tokens, model, turn)
