@@ -16,8 +16,17 @@ import msgspec
 VERSION = 1
 
 
+RANK_STEP = 1 << 20
+"""Between the numbers under which ranks of one endpoint are excluded: more than endpoints."""
+
+
+def tried(endpoint: int, rank: int = -1) -> int:
+    """What excludes this endpoint, or of several data-parallel ranks that one alone."""
+    return endpoint + (rank + 1) * RANK_STEP
+
+
 class Request(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=True):
-    """What is asked for, without its prompt: small enough to be remembered by the thousands."""
+    """What is asked for, without its prompt: small enough to be remembered by the thousands. exclude: see `tried`."""
 
     model: str
     input_tokens: int = 0

@@ -16,9 +16,9 @@ import msgspec
 
 from contract.features import FEATURES, prefill_work
 from contract.keyspace import EngineState, WorkerRecord
-from controlplane.breaker import Breaker
 from controlplane.ledger import Load, Reservation, attention_pairs
 from controlplane.queue_plan import AT_ONCE, Beginning, planned, seated
+from controlplane.rank_breaker import AnyBreaker
 from controlplane.ranks import place
 from controlplane.rates import Rates, StepClock
 
@@ -31,7 +31,7 @@ class Endpoint:
     slot: int
     record: WorkerRecord
     load: Load
-    breaker: Breaker
+    breaker: AnyBreaker
     rates: Rates
     last_seen: float
     clock: StepClock = field(default_factory=StepClock)

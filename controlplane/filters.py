@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from contract.routing import tried
 from controlplane.endpoint import Candidate
 from controlplane.question import Request, ShedReason
 
@@ -24,13 +25,16 @@ class Filter:
 
 
 def _not_tried(candidate: Candidate, request: Request) -> bool:
-    return candidate.endpoint.number not in request.exclude
+    endpoint = candidate.endpoint
+    return endpoint.number not in request.exclude and (
+        endpoint.rank < 0 or tried(endpoint.number, endpoint.rank) not in request.exclude
+    )
 
 
 def _sift_tried(candidates: Sequence[Candidate], request: Request) -> Sequence[Candidate]:
     if not request.exclude:
         return candidates
-    return [candidate for candidate in candidates if candidate.standing.endpoint.number not in request.exclude]
+    return [candidate for candidate in candidates if _not_tried(candidate, request)]
 
 
 def _admits(candidate: Candidate, request: Request) -> bool:

@@ -10,6 +10,7 @@ import grpc
 
 from contract.keyspace import EngineState
 from controlplane.alarms import alarm
+from controlplane.breaker import BreakerState
 from controlplane.director import Director, UnknownPolicyError
 from controlplane.endpoint import Endpoint
 from controlplane.index_state import IndexState
@@ -25,6 +26,7 @@ NAME_CHARS_MAX = 128
 """Of what a caller names, in what it is told: a status longer than a few KB ends the call without a word."""
 NAMED_MAX = 20
 """Workers in such a message."""
+_DANGER = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN)
 _BADNESS = (IndexState.EXACT, IndexState.SPECULATIVE, IndexState.CATCHING_UP, IndexState.DEGRADED, IndexState.UNSPECIFIED)
 
 
@@ -132,7 +134,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             models=endpoint.models,
             alive=endpoint.alive and endpoint.state == EngineState.READY,
             draining=endpoint.draining,
-            breaker=endpoint.breaker.view(now).value,  # type: ignore[arg-type]
+            breaker=min([one.breaker.view(now) for one in everywhere], key=_DANGER.index).value,  # type: ignore[arg-type]
             index=max(map(self._index_state, everywhere), key=_BADNESS.index).value,  # type: ignore[arg-type]
             blocks=sum([self._index.blocks(one.slot) for one in everywhere]),
             active=sum([one.load.active for one in everywhere]),
@@ -147,7 +149,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             engine_version=record.engine_version,
             requests=sum([one.requests for one in everywhere]),
             failures=sum([one.failures for one in everywhere]),
-            alarm=next((text for one in everywhere if (text := self.alarm(one, now))), ""),
+            alarm=self._alarm_of_all(everywhere, now),
             accelerator=record.accelerator,
             incarnation=record.epoch,
             ranks=[self._rank(one, now) for one in endpoint.ranks],
@@ -170,6 +172,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             match_samples=samples,
             requests=endpoint.requests,
             alarm=self.alarm(endpoint, now),
+            breaker=endpoint.breaker.view(now).value,  # type: ignore[arg-type]
         )
         if ratio is not None:
             status.match_ratio = ratio
@@ -182,6 +185,12 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         if not samples:
             return None, 0
         return sum([(verdict.match_ratio or 0.0) * verdict.samples for verdict in verdicts]) / samples, samples
+
+    def _alarm_of_all(self, endpoints: tuple[Endpoint, ...], now: float) -> str:
+        """The first rank's that has one; it is named where the others have another, or none."""
+        texts = [self.alarm(one, now) for one in endpoints]
+        found = next((at for at, text in enumerate(texts) if text), 0)
+        return texts[found] if len(set(texts)) == 1 else f"rank {endpoints[found].rank}: {texts[found]}"
 
     def alarm(self, endpoint: Endpoint, now: float) -> str:
         """What an operator should read of this worker; empty where all is well."""

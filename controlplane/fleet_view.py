@@ -75,16 +75,19 @@ def _endpoint(endpoint: Endpoint, now: float) -> pb.EndpointView:
         worker=endpoint.worker,
         url=endpoint.url,
         models=endpoint.models,
-        available=endpoint.serving and endpoint.breaker.view(now) != BreakerState.OPEN,
+        available=endpoint.serving and any(one.breaker.view(now) != BreakerState.OPEN for one in endpoint.everywhere),
         active=sum([one.load.active for one in endpoint.everywhere]),
         block_size=endpoint.record.block_size,
         stuck=_is_stuck(endpoint),
+        stuck_ranks=[one.rank for one in endpoint.ranks if one.alive and one.breaker.suspected],
     )
 
 
 def _is_stuck(endpoint: Endpoint) -> bool:
-    """It hangs, or its agent says that nothing answers there. What an agent that is gone said last does not count."""
-    return endpoint.alive and (endpoint.state == EngineState.UNREACHABLE or endpoint.breaker.suspected)
+    """It hangs, all of its ranks, or its agent says that nothing answers there. What an agent that is gone said last does not
+    count."""
+    hangs = all(one.breaker.suspected for one in endpoint.everywhere)
+    return endpoint.alive and (endpoint.state == EngineState.UNREACHABLE or hangs)
 
 
 def _model(name: str, served: list[tuple[ModelCard, Endpoint]]) -> pb.ModelView:

@@ -1,4 +1,4 @@
-"""The gray failure: an engine of which everything says healthy, and nothing moves."""
+"""The gray failure: an engine, or one data-parallel rank of it, of which everything says healthy, and nothing moves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPORT_FRESH_S = 2.0
 
 
 def suspect_hung(endpoint: Endpoint, now: float, hung_after_s: float) -> bool:
-    """Opens the breaker of an engine that has not moved for so long. Returns whether it did."""
+    """Opens the breaker of an engine that has not moved for so long; of a rank its own. Returns whether it did."""
     still_s = stalled_s(endpoint, now)
     heard = now - endpoint.reported_at < REPORT_FRESH_S
     hung = still_s >= hung_after_s and heard and endpoint.serving and endpoint.breaker.admits(now)

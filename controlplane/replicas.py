@@ -20,11 +20,14 @@ from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from contract.replicas import ALONE_S, GUESSES_BLOCKS_MAX, PEER_S_MAX, SAY_S, WHOLE_S, InFlight, Message, Opened
+from controlplane.breaker import Breaker
 from controlplane.director import Director, UnknownPolicyError
+from controlplane.endpoint import Endpoint
 from controlplane.foreign import Foreign, Part
 from controlplane.ledger import Ledger, Load, Reservation
 from controlplane.orders import Orders
 from controlplane.prefix_index import PrefixIndex
+from controlplane.rank_breaker import RankBreaker
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
 
@@ -150,10 +153,10 @@ class Replicas:
             rates = tuple([(endpoint.place, endpoint.rates.told()) for endpoint in endpoints])
         opened = []
         for endpoint in endpoints:
-            breaker = endpoint.breaker
-            if not breaker.closed and not breaker.told and endpoint.rank <= 0:  # ranks of one address share theirs
-                left_s, times = breaker.hold_off(now)
-                opened.append(Opened(endpoint.place, breaker.openings, left_s, times, breaker.reason, breaker.suspected))
+            for name, breaker in () if endpoint.breaker.closed else _breakers(endpoint):
+                if not breaker.closed and not breaker.told:
+                    left_s, times = breaker.hold_off(now)
+                    opened.append(Opened(name, breaker.openings, left_s, times, breaker.reason, breaker.suspected))
         in_flight = self._changed(now)
         return self._message(now, whole=True, in_flight=in_flight, opened=tuple(opened), rates=rates)
 
@@ -317,17 +320,20 @@ class Replicas:
                 self._index.speculate(endpoint.slot, array("Q", packed), now)
 
     def _hear_breakers(self, peer: _Peer, opened: tuple[Opened, ...], now: float) -> None:
+        if not opened and not peer.opened:
+            return
+        breakers = {name: breaker for endpoint in self._snapshot.endpoints() for name, breaker in _breakers(endpoint)}
         for one in opened:
-            endpoint = self._snapshot.at_url(one.place)
-            if endpoint is not None and peer.openings.get(one.place, 0) < one.opening:
+            breaker = breakers.get(one.place)
+            if breaker is not None and peer.openings.get(one.place, 0) < one.opening:
                 peer.openings[one.place] = one.opening
-                endpoint.breaker.told_open(now, one.left_s, one.times, one.reason, suspected=one.suspected)
+                breaker.told_open(now, one.left_s, one.times, one.reason, suspected=one.suspected)
         places = {one.place for one in opened}
         closed, peer.opened = peer.opened - places, places
         for place in closed:
-            endpoint = self._snapshot.at_url(place)
-            if endpoint is not None and not any(place in other.opened for other in self._peers.values()):
-                endpoint.breaker.told_closed()
+            breaker = breakers.get(place)
+            if breaker is not None and not any(place in other.opened for other in self._peers.values()):
+                breaker.told_closed()
 
     def _hear_doubts(self, peer: _Peer, doubted: tuple[str, ...]) -> None:
         peer.doubted = doubted
@@ -367,6 +373,15 @@ class Replicas:
             if load is not None and load.foreign is not self._foreign.get(place):
                 load.foreign = self._foreign.get(place)
                 load.changes += 1
+
+
+def _breakers(endpoint: Endpoint) -> list[tuple[str, Breaker]]:
+    """By name, as they are told of: a place's own, and of several ranks the address's, once, beside each one's own."""
+    breaker = endpoint.breaker
+    if not isinstance(breaker, RankBreaker):
+        return [(endpoint.place, breaker)]
+    own = f"{endpoint.url}#{endpoint.rank}", breaker.own
+    return [own] if endpoint.rank else [(endpoint.url, breaker.address), own]
 
 
 def _counts_by_place(reservations: Iterable[Reservation]) -> dict[str, Counts]:

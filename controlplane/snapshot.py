@@ -6,7 +6,7 @@ no candidate any more. The one exception: while Redis does not answer, silence s
 when it answers again everybody gets a whole TTL to be heard. The same holds after a pause of this process itself.
 
 An engine to whose data-parallel ranks requests are steered (see ranks) is an endpoint a rank. They come, live and go together;
-figures of a report are each rank's own.
+figures of a report are each rank's own, and so is what of its breaker is not the address's (see rank_breaker).
 
 `lane(model)` is what the hot path reads: the endpoints of a model, sorted into those that serve and those that do not, built
 once per change of the fleet.
@@ -21,6 +21,7 @@ from controlplane import ranks
 from controlplane.breaker import Breaker, BreakerBounds
 from controlplane.endpoint import Endpoint
 from controlplane.ledger import Ledger
+from controlplane.rank_breaker import AnyBreaker, RankBreaker
 from controlplane.rates import Rates, StepClock
 
 FORGET_AFTER_S = 600.0
@@ -225,7 +226,7 @@ class FleetSnapshot:
         self._become(first, record, now)
         return first
 
-    def _make(self, record: WorkerRecord, breaker: Breaker, now: float) -> Endpoint:
+    def _make(self, record: WorkerRecord, breaker: AnyBreaker, now: float) -> Endpoint:
         slot = 0
         while slot in self._by_slot:
             slot += 1
@@ -269,8 +270,13 @@ class FleetSnapshot:
         for endpoint in added:
             endpoint.draining, endpoint.state = first.draining, first.state
         endpoints = (*before[:wanted], *added)
+        address = first.breaker.address if isinstance(first.breaker, RankBreaker) else first.breaker
         for rank, endpoint in enumerate(endpoints):
             endpoint.rank, endpoint.ranks = (rank, endpoints) if wanted > 1 else (-1, ())
+            if wanted == 1:
+                endpoint.breaker = address
+            elif not isinstance(endpoint.breaker, RankBreaker):
+                endpoint.breaker = RankBreaker(address, Breaker(self._bounds))
             self._adopt(endpoint, record, wanted)
 
     def _adopt(self, endpoint: Endpoint, record: WorkerRecord, ranks: int) -> None:

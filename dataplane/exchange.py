@@ -136,7 +136,7 @@ class Exchange(Served):
             self._fall_back()
         elif answer.refusal is not None:
             self._shed(answer.refusal)
-        elif self.is_tried(answer.url):
+        elif self.is_tried(answer):
             # Endpoint numbers changed under a control plane restart: do not try the same engine twice.
             self._gateway.control.release(answer)
             self._fall_back()
@@ -387,8 +387,15 @@ class Exchange(Served):
     def steered(self, answer: Answer) -> Answer:
         return ranks.steered(answer, self._request.path)
 
-    def is_tried(self, url: str) -> bool:
-        return url in self._tried_urls()
+    def is_tried(self, answer: Answer) -> bool:
+        if (answer.url, answer.rank) in [(target.url, target.rank) for target in self._targets]:
+            return True
+        return answer.url in self._failed_urls()
+
+    def _failed_urls(self) -> list[str]:
+        """Less those of which one rank alone hangs: another rank of them will do."""
+        stuck_ranks = self._gateway.fleet.stuck_ranks
+        return [target.url for target in self._targets if (target.url, target.rank) not in stuck_ranks]
 
     def _tried_urls(self) -> list[str]:
         return [target.url for target in self._targets]
@@ -451,7 +458,8 @@ class Exchange(Served):
         elif self._state is _WAITING and now - attempt.sent_at > settings.first_byte_timeout_s:
             self._broke(End.TIMED_OUT, f"no first token within {settings.first_byte_timeout_s:g} s")
         elif self._state is _WAITING:
-            if self._gateway.fleet.stuck and now - attempt.sent_at > settings.stuck_after_s:
+            fleet = self._gateway.fleet
+            if (fleet.stuck or fleet.stuck_ranks) and now - attempt.sent_at > settings.stuck_after_s:
                 self._leave_stuck(attempt)
         elif self._state is _RELAYING:
             stalled_since = self._client.stalled_since
@@ -466,9 +474,11 @@ class Exchange(Served):
     def _leave_stuck(self, attempt: Attempt) -> None:
         """Nothing moves where it waits: elsewhere, if there is somewhere. Else waiting on is the better of two bad chances."""
         gateway, target = self._gateway, attempt.target
-        if target.url not in gateway.fleet.stuck or not gateway.control.connected:
+        fleet = gateway.fleet
+        is_stuck = target.url in fleet.stuck or (target.url, target.rank) in fleet.stuck_ranks
+        if not is_stuck or not gateway.control.connected:
             return
-        if gateway.fleet.has_other(self._ask.model, self._tried_urls()) and self._may_retry():
+        if fleet.has_other(self._ask.model, self._failed_urls()) and self._may_retry():
             failure = errors.gateway_timeout(f"Worker {target.worker} failed: it hangs.")
             self._failed(End.TIMED_OUT, failure, spare=None, retry=True)
 

@@ -24,6 +24,7 @@ class Fleet:
         self.models: dict[str, pb.ModelView] = {}
         self.warm = False  # the control plane that is connected now knows its fleet
         self.stuck: frozenset[str] = frozenset()  # URLs where nothing moves, as the last view says
+        self.stuck_ranks: frozenset[tuple[str, int]] = frozenset()  # and single ranks of others
         self.numbers: dict[str, int] = {}  # of endpoints, by URL
         self.wants_token_ages = False
         self._by_model: dict[str, list[pb.EndpointView]] = {}
@@ -43,6 +44,9 @@ class Fleet:
                 by_model.setdefault(name, []).append(endpoint)
         self._by_model = by_model
         self.stuck = frozenset([endpoint.url for endpoint in view.endpoints if endpoint.stuck])
+        self.stuck_ranks = frozenset(
+            [(endpoint.url, rank) for endpoint in view.endpoints if not endpoint.stuck for rank in endpoint.stuck_ranks]
+        )
         self.numbers = {endpoint.url: endpoint.endpoint for endpoint in view.endpoints}
         self.wants_token_ages = view.token_ages
         self._failed_at = {url: at for url, at in self._failed_at.items() if url in self.numbers}

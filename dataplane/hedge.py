@@ -53,7 +53,7 @@ class Racer(Protocol):
     def question(self) -> Asked:
         """For another worker than those tried."""
 
-    def is_tried(self, url: str) -> bool: ...
+    def is_tried(self, answer: Answer) -> bool: ...
 
     def steered(self, answer: Answer) -> Answer:
         """Without a rank that its engine would not look at."""
@@ -182,7 +182,7 @@ class Rival:
         self._question_id = 0
         if answer is None or answer.refusal is not None:
             self._over("refused")
-        elif self._racer.is_tried(answer.url):
+        elif self._racer.is_tried(answer):
             self._hedges.control.release(answer)
             self._over("refused")
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from contract.routing import Answer, Asked
+from contract.routing import Answer, Asked, tried
 from dataplane import headers, question, trace
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway
@@ -78,9 +78,15 @@ class Served:
         )
 
     def _tried(self) -> list[int]:
-        """As the control plane that is asked now numbers them; another one may have chosen them."""
-        numbers = self._gateway.fleet.numbers if self._targets else {}
-        return [numbers.get(target.url, target.endpoint) for target in self._targets]
+        """As the control plane that is asked now numbers them; another one may have chosen them. Of an engine of which one rank
+        hangs while others move that rank alone."""
+        if not self._targets:
+            return []
+        numbers, stuck_ranks = self._gateway.fleet.numbers, self._gateway.fleet.stuck_ranks
+        return [
+            tried(numbers.get(target.url, target.endpoint), target.rank if (target.url, target.rank) in stuck_ranks else -1)
+            for target in self._targets
+        ]
 
     def new_relay(self) -> Relay:
         """For one response to this request."""

@@ -3,7 +3,8 @@
 Each fault is set by `POST /emulator/faults {"kind": ..., ...}` (only with --faults). Those with a count wear off.
 
     die                    the engine dies: streams end with an error event, /health 503, new requests 500; later the exit
-    hang                   no step is made; /health and /metrics answer as if nothing were (seconds: then it goes on)
+    hang                   no step is made; /health and /metrics answer as if nothing were (seconds: then it goes on; rank: at
+                           that data-parallel rank alone)
     drain                  as after SIGTERM with a shutdown timeout: new requests get 200 and finish_reason "abort"
     slow                   every step takes `factor` times as long
     busy                   503, queue full (count)
@@ -36,6 +37,7 @@ class Fault:
     factor: float = 1.0
     seconds: float | None = None
     clean: bool = True
+    rank: int | None = None
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ def parse(body: Mapping[str, Any]) -> Fault:
     kind = body.get("kind")
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
-    known = {"kind", "count", "after_events", "factor", "seconds", "clean"}
+    known = {"kind", "count", "after_events", "factor", "seconds", "clean", "rank"}
     unknown = sorted(set(body) - known)
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
@@ -81,7 +83,10 @@ def parse(body: Mapping[str, Any]) -> Fault:
         factor=float(body.get("factor", 1.0)),
         seconds=None if body.get("seconds") is None else float(body["seconds"]),
         clean=bool(body.get("clean", True)),
+        rank=None if body.get("rank") is None else int(body["rank"]),
     )
+    if fault.rank is not None and fault.kind != "hang":
+        raise ValueError(f"rank goes with hang, not with {fault.kind}")
     if fault.count < 1 or fault.after_events < 0 or fault.factor <= 0:
         raise ValueError("count must be at least 1, after_events at least 0, factor above 0")
     return fault

@@ -203,6 +203,8 @@ class Routes:
             fault = faults.parse(calls.decode_body(await http.read()))
         except ValueError as error:
             raise errors.invalid(str(error)) from None
+        if fault.rank is not None and not 0 <= fault.rank < len(self._app.ranks.drivers):
+            raise errors.invalid(f"rank {fault.rank} is out of range [0, {len(self._app.ranks.drivers)})")
         self._apply(fault)
         return json_answer(self._app.faults.active())
 
@@ -219,7 +221,7 @@ class Routes:
         elif fault.kind == "slow":
             self._slow(fault.factor)
         elif fault.kind == "hang":
-            for driver in drivers:
+            for driver in drivers if fault.rank is None else (drivers[fault.rank],):
                 driver.is_hung = True
             if fault.seconds is not None:
                 asyncio.get_running_loop().call_later(fault.seconds, self._unhang)

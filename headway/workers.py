@@ -170,12 +170,13 @@ def _load(status: fleet_pb2.WorkerStatus | fleet_pb2.RankStatus) -> list[Text]:
 
 def _rank_row(status: fleet_pb2.RankStatus) -> list[Text]:
     """What its worker's line does not say of all."""
+    breaker = fleet_pb2.BreakerState.Name(status.breaker)
     index = fleet_pb2.IndexState.Name(status.index)
     match = f"{status.match_ratio:.0%}" if status.HasField("match_ratio") else "-"
     return [
         Text(f"  rank {status.rank}", "dim"),
         Text(""),
-        Text(""),
+        Text(breaker.lower(), _BREAKER_STYLE.get(breaker, "")) if status.breaker else Text(""),
         *_load(status),
         Text(f"{status.blocks:,}"),
         Text(index.lower(), _INDEX_STYLE.get(index, "")),

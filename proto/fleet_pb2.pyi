@@ -104,6 +104,7 @@ class WorkerStatus(_message.Message):
     """its agent is heard, and says that the engine is ready"""
     draining: _builtins.bool
     breaker: Global___BreakerState.ValueType
+    """of several ranks the best"""
     index: Global___IndexState.ValueType
     blocks: _builtins.int
     """of this worker in the index"""
@@ -197,6 +198,7 @@ class RankStatus(_message.Message):
     MATCH_SAMPLES_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     index: Global___IndexState.ValueType
     blocks: _builtins.int
@@ -209,6 +211,8 @@ class RankStatus(_message.Message):
     match_samples: _builtins.int
     requests: _builtins.int
     alarm: _builtins.str
+    breaker: Global___BreakerState.ValueType
+    """the address's, or its own: a rank that hangs leaves the others in peace"""
     def __init__(
         self,
         *,
@@ -224,10 +228,11 @@ class RankStatus(_message.Message):
         match_samples: _builtins.int = ...,
         requests: _builtins.int = ...,
         alarm: _builtins.str = ...,
+        breaker: Global___BreakerState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "match_ratio", b"match_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "active", b"active", "alarm", b"alarm", "blocks", b"blocks", "index", b"index", "kv_usage", b"kv_usage", "match_ratio", b"match_ratio", "match_samples", b"match_samples", "prefill_tokens", b"prefill_tokens", "rank", b"rank", "requests", b"requests", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio", "active", b"active", "alarm", b"alarm", "blocks", b"blocks", "breaker", b"breaker", "index", b"index", "kv_usage", b"kv_usage", "match_ratio", b"match_ratio", "match_samples", b"match_samples", "prefill_tokens", b"prefill_tokens", "rank", b"rank", "requests", b"requests", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__match_ratio: _TypeAlias = _typing.Literal["match_ratio"]  # noqa: Y015
     _WhichOneofArgType__match_ratio: _TypeAlias = _typing.Literal["_match_ratio", b"_match_ratio"]  # noqa: Y015

@@ -156,6 +156,7 @@ class Question(_message.Message):
     slo_ttft_ms: _builtins.float
     """0: the class's default"""
     session: _builtins.str
+    """number + (rank + 1) * 2^20 for one rank alone"""
     request_id: _builtins.str
     """the caller's x-request-id, for the logs"""
     attempt: _builtins.int
@@ -166,7 +167,7 @@ class Question(_message.Message):
     def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockChain]: ...
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """endpoint numbers that must not be chosen: those already tried"""
+        """endpoint numbers that must not be chosen: those already tried, with all their ranks, or"""
 
     def __init__(
         self,
@@ -729,6 +730,7 @@ class EndpointView(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     STUCK_FIELD_NUMBER: _builtins.int
+    STUCK_RANKS_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.int
     worker: _builtins.str
     url: _builtins.str
@@ -741,6 +743,10 @@ class EndpointView(_message.Message):
     """nothing moves there: requests that wait for a first token had better go elsewhere"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def stuck_ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """the same of single data-parallel ranks: another rank of this endpoint will do"""
+
     def __init__(
         self,
         *,
@@ -752,10 +758,11 @@ class EndpointView(_message.Message):
         active: _builtins.int = ...,
         block_size: _builtins.int = ...,
         stuck: _builtins.bool = ...,
+        stuck_ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "available", b"available", "block_size", b"block_size", "endpoint", b"endpoint", "models", b"models", "stuck", b"stuck", "url", b"url", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "available", b"available", "block_size", b"block_size", "endpoint", b"endpoint", "models", b"models", "stuck", b"stuck", "stuck_ranks", b"stuck_ranks", "url", b"url", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

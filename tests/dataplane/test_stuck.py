@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from contract.routing import tried
 from proto import routing_pb2 as pb
 from tests.dataplane.client import Client, Response, chat, request
 from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
@@ -129,3 +130,39 @@ async def test_a_control_plane_that_is_gone_is_not_believed(
     response: Response = await client.read()
     assert response.text == "late"
     client.close()
+
+
+async def test_of_an_engine_of_several_ranks_only_who_waits_at_the_stuck_one_goes_and_another_rank_of_it_will_do(
+    start_proxy: StartProxy, start_backend: StartBackend, control: Control
+) -> None:
+    engine = await start_backend()
+    engine.script(hangs(BEGUN), hangs(BEGUN), chat_stream(["fine"]))
+    control.serve("m", engine.url)
+    ranks = iter((1, 0, 0))
+
+    def decide(question: pb.Question) -> pb.Decision:
+        number = len(control.questions)
+        return pb.Decision(
+            decision_id=number, endpoint=1, url=engine.url, worker="w1", policy="test", data_parallel_rank=next(ranks)
+        )
+
+    control.decide = decide
+    proxy = await start_proxy(control=control, **SOON)
+    clients = [await Client.connect(proxy.port) for _ in range(2)]
+    for number, client in enumerate(clients, start=1):
+        await client.send(request(chat(stream=True)))
+        await engine.until(lambda backend, number=number: len(backend.requests) == number)
+    view = pb.FleetView()
+    view.CopyFrom(control.view)
+    view.version += 1
+    view.endpoints[0].stuck_ranks.append(1)
+    control.show(view)
+    response = await clients[0].read()
+    assert (response.text, response.headers["x-headway-attempts"]) == ("fine", "2")
+    assert list(control.questions[2].exclude) == [tried(1, 1)]
+    assert [sent.headers["x-data-parallel-rank"] for sent in engine.requests] == ["1", "0", "0"]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):  # several looks at the deadlines: at the rank that moves it waits on
+            await clients[1].reader.read(1)
+    for client in clients:
+        client.close()

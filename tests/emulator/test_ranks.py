@@ -184,3 +184,20 @@ class TestBalancing:
         turn = sum(step == "any" for step in steps)  # each choice of its own moves it
         again = [ranks.choose(None, 1e6 + at) for at in range(count)]
         assert again == [(turn + at) % count for at in range(count)], "empty again, it goes round as at the start"
+
+
+async def test_one_rank_hangs_while_the_other_answers(launch: Launch, http: aiohttp.ClientSession) -> None:
+    emulator = await launch(data_parallel_size=2)
+    faults = f"{emulator.url}/emulator/faults"
+    for body in ({"kind": "hang", "rank": 2}, {"kind": "hang", "rank": -1}, {"kind": "slow", "rank": 1}):
+        async with http.post(faults, json=body) as answer:
+            assert answer.status == 400, body
+    async with http.post(faults, json={"kind": "hang", "rank": 1}) as answer:
+        assert answer.status == 200
+    waits = asyncio.create_task(complete(http, emulator, "1"))
+    for _ in range(3):
+        assert (await complete(http, emulator, "0"))[0] == 200
+    assert not waits.done()
+    async with http.post(faults, json={"kind": "clear"}) as answer:
+        assert answer.status == 200
+    assert (await waits)[0] == 200

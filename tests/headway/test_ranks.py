@@ -46,12 +46,13 @@ def shown(what: object) -> list[list[str]]:
 def test_workers_have_a_line_for_each_rank_that_is_steered_to() -> None:
     whole = fleet_pb2.WorkerStatus(worker="w1", alive=True, active=5, requests=9, breaker=fleet_pb2.CLOSED)
     whole.ranks.add(rank=0, active=2, requests=4, index=fleet_pb2.EXACT, match_ratio=1.0)
-    whole.ranks.add(rank=1, active=3, requests=5, index=fleet_pb2.DEGRADED)
+    whole.ranks.add(rank=1, active=3, requests=5, index=fleet_pb2.DEGRADED, breaker=fleet_pb2.OPEN)
     plain = fleet_pb2.WorkerStatus(worker="w2", alive=True, breaker=fleet_pb2.CLOSED)
     lines = shown(workers.render(fleet_pb2.WorkerList(workers=[whole, plain], redis_connected=True, warm=True)))
     assert [line[:2] for line in lines[1:5]] == [["w1", "alive"], ["rank", "0"], ["rank", "1"], ["w2", "alive"]]
     assert lines[2][2] == "2"
     assert "degraded" in lines[3]
+    assert lines[3][2] == "open"
     assert "100%" in lines[2]
 
 
