@@ -29,6 +29,8 @@ PATH_CHARS_MAX = 512
 WRITE_BYTES_MAX = select.PIPE_BUF
 """At once, in whole lines: what several processes write to one pipe stays apart up to here."""
 
+_MILLISECONDS = [f".{number:03d}Z" for number in range(1000)]
+
 
 class Line(msgspec.Struct, omit_defaults=True, gc=False):
     """One request. What is not known, or does not apply, is left out. Neither prompts nor keys are in it.
@@ -61,6 +63,11 @@ class Line(msgspec.Struct, omit_defaults=True, gc=False):
     cached_tokens: int = -1
     output_tokens: int = -1
     ttft_s: float = -1.0
+
+
+def microseconds(seconds: float) -> float:
+    """Seconds to the microsecond; `round` takes ten times as long, as it promises more."""
+    return int(seconds * 1e6 + 0.5) / 1e6
 
 
 class AccessLog:
@@ -103,7 +110,7 @@ class AccessLog:
         second = int(unix)
         if second != self._second:
             self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._stamp}.{int((unix - second) * 1000):03d}Z"
+        return self._stamp + _MILLISECONDS[int((unix - second) * 1000)]
 
     def add(self, line: Line) -> None:
         if len(self._waiting) >= LINES_MAX:

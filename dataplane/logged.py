@@ -7,7 +7,7 @@ itself, and of what is no HTTP.
 from __future__ import annotations
 
 from contract.outcome import End
-from dataplane.access_log import PATH_CHARS_MAX, AccessLog, Line
+from dataplane.access_log import PATH_CHARS_MAX, AccessLog, Line, microseconds
 from dataplane.attempt import END_NAMES
 from dataplane.connection import ClientConnection
 from dataplane.errors import ApiError
@@ -70,7 +70,7 @@ class LoggedExchange(Exchange):
         line = self._line(self._status, self._end or (REFUSED if self._error else CLIENT_GONE), now)
         line.error = self._error
         if self._first_at:
-            line.ttft_s = round(self._first_at - self._started_at, 6)
+            line.ttft_s = microseconds(self._first_at - self._started_at)
         if relay is not None and not self._error:
             ending = relay.ending
             line.prompt_tokens = _known(ending.prompt_tokens)
@@ -86,7 +86,7 @@ class LoggedExchange(Exchange):
         access_log = log_of(self._gateway)
         line = Line(
             access_log.now(), self._request_name, self._peer, request.method, request.path[:PATH_CHARS_MAX], status, end,
-            round(now - self._started_at, 6), permit.key.tenant if permit is not None else "", "", ask.model, ask.streams,
+            microseconds(now - self._started_at), permit.key.tenant if permit is not None else "", "", ask.model, ask.streams,
         )  # fmt: skip
         if self._targets:
             target = self._targets[-1]
@@ -113,7 +113,7 @@ class LoggedUsualExchange(LoggedExchange, UsualExchange):
         line = self._line(200, "complete", now)
         _, _, _, _, _, line.output_tokens, line.prompt_tokens, line.cached_tokens, *_ = row
         if self._attempt.first_at:
-            line.ttft_s = round(self._attempt.first_at - self._started_at, 6)
+            line.ttft_s = microseconds(self._attempt.first_at - self._started_at)
         log_of(self._gateway).add(line)
         super()._done(connection, row, now)
 

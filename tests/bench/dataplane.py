@@ -8,6 +8,7 @@ head, EVENTS events of one chunk each, and its end in a read with the last. What
     small, prompts   the same, with the shipped tokenizer and block hashes
     stream           a policy that reads no prompt
     stream, prompts  one that reads it, and wants to know when tokens came last
+    ..., access log  the same with a line a request, but for its writing, which another thread does
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from random import Random
@@ -42,7 +44,7 @@ EVENTS = 64
 PROMPT_CHARS = 200
 BODIES = 500
 URL = "http://127.0.0.1:1"
-KINDS = ("small", "small, prompts", "stream", "stream, prompts")
+KINDS = ("small", "small, access log", "small, prompts", "stream", "stream, access log", "stream, prompts")
 
 
 class _Transport:
@@ -66,7 +68,8 @@ class _Bench:
     def __init__(self, kind: str, counter: Counter) -> None:
         self._counter = counter
         self.streams = kind.startswith("stream")
-        self.app = App(Settings(control="127.0.0.1:1"), SystemClock())
+        access_log = os.devnull if kind.endswith("access log") else ""
+        self.app = App(Settings(control=("127.0.0.1:1",), access_log=access_log), SystemClock())
         self.view = static_view([("m", URL)])
         self.view.without_chains = not kind.endswith("prompts")
         self.view.models[0].block_sizes.append(16)
