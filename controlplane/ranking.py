@@ -71,19 +71,18 @@ class Briefing(Protocol):
         are left to them. None: not these rows."""
 
 
-def chosen(
-    costs: Sequence[float], rows: Sequence[Row], choose: Chooser, matched: Sequence[Row], tokens: int, model: str, turn: Turn
+def among(
+    rows: Sequence[Row],
+    costs: Sequence[float],
+    bound: float,
+    choose: Chooser,
+    matched: Sequence[Row],
+    tokens: int,
+    model: str,
+    turn: Turn,
 ) -> Row:
-    """The least cost; among those as good what the scorers say."""
-    bound = min(costs) * (1.0 + TIED)
-    row, others = rows[0], 0
-    for cost, one in zip(costs, rows, strict=True):
-        if cost <= bound:
-            row = one
-            others += 1
-    if others == 1:
-        return row
-    if others == len(rows):
-        return choose(rows, matched, tokens, model, turn)
-    tied = [one for cost, one in zip(costs, rows, strict=True) if cost <= bound]
-    return choose(tied, [one for one in tied if one.matched_tokens] if matched else matched, tokens, model, turn)
+    """What the scorers say of those that cost no more than the bound; never none."""
+    tied = [row for row, cost in zip(rows, costs, strict=True) if cost <= bound]
+    if len(tied) == 1:
+        return tied[0]
+    return choose(tied, [row for row in tied if row.matched_tokens] if matched else matched, tokens, model, turn)
