@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.stack import RunningStack, running_stack
+from tests.e2e.stack import PATIENT, RunningStack, running_stack
 
-SETTINGS = {"HEADWAY_CONTROLPLANE_GRACE_S_MAX": "4"}
-"""Tests wait for it to pass; a data plane that lives is back well within it."""
+SETTINGS = PATIENT | {"HEADWAY_CONTROLPLANE_GRACE_S_MAX": "4"}
+"""Tests wait for the grace to pass; a data plane that lives is back well within it."""
 
 
 @pytest.fixture(scope="package")

@@ -19,10 +19,13 @@ import grpc
 
 from proto import fleet_pb2, fleet_pb2_grpc
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 START_S_MAX = 90.0
 UP = "Ctrl-C ends everything"
 """The last line of a stack that is up."""
+PATIENT = {"HEADWAY_DATAPLANE_DECISION_TIMEOUT_MS": "5000"}
+"""For stacks of tests that say where requests go: on a machine that stands still for a moment the fallback would decide."""
 
 
 @dataclass
@@ -49,6 +52,16 @@ class RunningStack:
             return {status.worker for status in self.list_workers().workers if status.alive}
         except grpc.RpcError:
             return set()
+
+    def sees(self, processes: int) -> bool:
+        """Requests are served before, by the text of their prompts and a part of the fleet."""
+        if self.log().count("tokenizer ready") < processes:
+            return False
+        try:
+            workers = self.list_workers().workers
+        except grpc.RpcError:
+            return False
+        return len(workers) == self.workers and all(one.alive and one.index == fleet_pb2.EXACT for one in workers)
 
     def set_policy(self, name: str) -> None:
         with grpc.insecure_channel(self.control) as channel:
@@ -136,6 +149,8 @@ def running_stack(
     try:
         assert up.wait(START_S_MAX), "did not come up:\n" + "".join(stack.output)
         assert any(UP in line for line in stack.output), "ended at start:\n" + "".join(stack.output)
+        processes = int(arguments[arguments.index("--processes") + 1]) if "--processes" in arguments else 1
+        wait_until(lambda: stack.sees(processes), seconds_max=START_S_MAX, what="prompts are read, the caches known")
         yield stack
         children = descendants(process.pid)
     finally:

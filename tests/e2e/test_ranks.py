@@ -14,7 +14,7 @@ import aiohttp
 import grpc
 import pytest
 
-from tests.e2e.stack import RunningStack, running_stack
+from tests.e2e.stack import PATIENT, RunningStack, running_stack
 from tests.e2e.test_routing import replayed
 from tests.waiting import until, until_elsewhere, wait_until
 
@@ -24,7 +24,7 @@ RANKS = ("--ranks", "2", "--speed", "4")
 
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with running_stack(tmp_path_factory.mktemp("home"), *RANKS, workers=2) as running:
+    with running_stack(tmp_path_factory.mktemp("home"), *RANKS, workers=2, environment=PATIENT) as running:
         yield running
 
 
@@ -50,7 +50,8 @@ def test_turns_come_back_to_their_rank_and_predictions_come_true(
     for status in ranked.list_workers().workers:
         assert all(rank.requests > 0 and rank.match_ratio >= 0.99 for rank in status.ranks), status
         assert status.requests == sum(rank.requests for rank in status.ranks)
-    with running_stack(tmp_path_factory.mktemp("home"), *RANKS, "--steer-ranks", "off", workers=2) as balanced:
+    home, unsteered = tmp_path_factory.mktemp("home"), (*RANKS, "--steer-ranks", "off")
+    with running_stack(home, *unsteered, workers=2, environment=PATIENT) as balanced:
         left_alone = conversations(balanced, tmp_path)
         assert not active_by_rank(balanced)
     assert left_alone["match_equal_share"] < 0.7, left_alone
@@ -82,8 +83,12 @@ async def stream(
 
 async def test_a_control_plane_that_was_killed_counts_at_each_rank_what_is_there(ranked: RunningStack) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-        await stream(session, ranked, "Is anybody there?", 2)  # whatever the first request takes longer is over
-        asked = [asyncio.create_task(stream(session, ranked, f"Tell a tale, number {n}.", 6_000)) for n in range(9)]
+        begun: list[str] = []
+        asked = [
+            asyncio.create_task(stream(session, ranked, f"Tell a tale, number {n}.", 6_000, begun.append)) for n in range(9)
+        ]
+        # the data plane tells the new one where a request is only once it knows that itself
+        await until(lambda: len(begun) == len(asked), "the first bytes of every answer")
         before = await until_elsewhere(lambda: _all_placed(ranked, 9), what="nine requests over all ranks")
         ranked.kill("controlplane")
         after = await until_elsewhere(lambda: _all_placed(ranked, 9), what="the same, of the new one")

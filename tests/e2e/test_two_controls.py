@@ -24,7 +24,6 @@ from tests.e2e.stack import RunningStack, running_stack
 from tests.e2e.test_survival import IN_FLIGHT, Load, load_on
 from tests.ports import free_ports
 from tests.waiting import until_elsewhere as until
-from tests.waiting import wait_until
 
 BACK_S_MAX = 40.0
 """From the kill to the return: a new process, its fleet read, three steady seconds."""
@@ -32,13 +31,15 @@ FALLBACK_S_MAX = 1.0
 """After a break the next one decides within tens of milliseconds; a busy machine may need longer."""
 FROZEN_FALLBACK_S_MAX = 3.0
 """The deadline of a question, and three that missed it."""
+SETTINGS = {"HEADWAY_DATAPLANE_DECISION_TIMEOUT_MS": "1000"}
+"""That deadline: below what a busy machine makes a question wait, it would be missed by control planes that live."""
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     home = tmp_path_factory.mktemp("home")
-    with running_stack(home, "--speed", "4", "--processes", "2", "--controls", "2", "--no-trainer", workers=3) as running:
-        wait_until(lambda: running.log().count("tokenizer ready") >= 2, seconds_max=30, what="both read prompts")
+    arguments = ("--speed", "4", "--processes", "2", "--controls", "2", "--no-trainer")
+    with running_stack(home, *arguments, workers=3, environment=SETTINGS) as running:
         yield running
 
 
