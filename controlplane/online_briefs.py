@@ -104,9 +104,8 @@ class WorkBrief:
     ) -> tuple[Row, Sequence[float]]:
         logs, alone = self._work.logs(matched, tokens)
         rows, least = self._rows, min(logs)
-        if alone:
-            row = rows[logs.index(least)]
-        else:
+        row = rows[logs.index(least)]
+        if not alone:
             row = among(rows, logs, least + _TIED, self._choose, matched, tokens, model, turn)
         self._work.placed(row, tokens)
         self._tally.ranked += 1
