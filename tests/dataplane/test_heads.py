@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataplane.connection import ClientConnection
+from dataplane.errors import ApiError
 from dataplane.heads import HEADS_MAX, KnownHeads
 from dataplane.http1 import Request, forward_head
 from dataplane.server import Server
@@ -58,21 +59,12 @@ class Transport:
     def resume_reading(self) -> None: ...
 
 
-class Counted:
-    def add(self, code: str) -> None: ...
-
-
-class Metrics:
-    protocol_errors = Counted()
-
-
 class Listening:
     """What a connection wants of its server: every request is answered at once, and kept. learns: heads are remembered."""
 
     def __init__(self, *, learns: bool, **bounds: int) -> None:
         self.settings = Settings(body_bytes_max=4096)
         self.clock = ManualClock()
-        self.metrics = Metrics()
         self.extra_headers = ()
         self.connections: set[ClientConnection] = set()
         self.heads = KnownHeads(self.settings.body_bytes_max if learns else -1, **bounds)
@@ -87,6 +79,9 @@ class Listening:
     def handle_known(self, connection: ClientConnection, request: Request) -> None:
         self.known += 1
         self.handle(connection, request)
+
+    def rejected(self, connection: ClientConnection, request: Request, refusal: ApiError) -> None:
+        """Said by the connection itself."""
 
 
 def served(reads: list[bytes], *, learns: bool, **bounds: int) -> tuple[Listening, Transport, list[object]]:
