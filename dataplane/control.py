@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 
 import grpc
 import grpc.aio
-import msgspec
 
 from contract.frames import VERSION as LINE_VERSION
 from contract.routing import VERSION as PACKED_VERSION
@@ -263,7 +262,7 @@ class ControlClient:
             return f"{error.code().name}: {error.details()}"
         except (TimeoutError, ConnectionError):
             return f"{plane.target} takes nothing"
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:  # msgspec's own, and of text that is no UTF-8
             return f"its packed message cannot be read: {error}"
         finally:
             self._call = self._line = None

@@ -117,6 +117,9 @@ def overloaded(message: str, code: str, retry_after_s: float = 1.0) -> ApiError:
     return ApiError(503, message, "overloaded_error", code, retry_after_s=retry_after_s)
 
 
+RETRY_AFTER_S_MAX = 3600.0
+"""Longer times to come back are a slip of whoever says them."""
+
 _SHED_CODES: dict[int, tuple[str, str]] = {
     pb.Shed.NO_WORKER: ("no_worker", "unavailable_error"),
     pb.Shed.ALL_BREAKERS_OPEN: ("all_breakers_open", "unavailable_error"),
@@ -135,7 +138,12 @@ def from_refusal(refusal: Refusal, model: str) -> ApiError:
         return unknown_model(model)
     code, kind = _SHED_CODES.get(refusal.reason, ("refused", "overloaded_error"))
     message = refusal.message or f"No worker can take a request for `{model}` right now."
-    return ApiError(503, message, kind, code, retry_after_s=refusal.retry_after_s or 1.0)
+    return ApiError(503, message, kind, code, retry_after_s=_time_to_come_back(refusal.retry_after_s))
+
+
+def _time_to_come_back(seconds: float) -> float:
+    """As said, where it is a time at all: a float may be none."""
+    return min(seconds, RETRY_AFTER_S_MAX) if seconds > 0 else 1.0
 
 
 def bad_gateway(message: str) -> ApiError:

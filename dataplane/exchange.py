@@ -33,6 +33,7 @@ from dataplane.upstream import UpstreamConnection
 from proto import routing_pb2 as pb
 
 _COLD = (pb.Shed.UNKNOWN_MODEL, pb.Shed.NO_WORKER)
+_SHED_NAMES: dict[int, str] = {number: name.lower() for name, number in pb.Shed.Reason.items()}
 
 
 class State(IntEnum):
@@ -149,7 +150,7 @@ class Exchange(Served):
         if refusal.reason in _COLD and not fleet.warm and fleet.knows(self._ask.model):
             self._fall_back()  # a control plane that has just started does not know its fleet yet
             return
-        self._gateway.metrics.sheds.add(pb.Shed.Reason.Name(refusal.reason).lower())  # type: ignore[arg-type]
+        self._gateway.metrics.sheds.add(_SHED_NAMES.get(refusal.reason, "other"))  # a newer control plane may have more reasons
         self._give_up(errors.from_refusal(refusal, self._ask.model))
 
     def _fall_back(self) -> None:
@@ -241,7 +242,7 @@ class Exchange(Served):
         assert attempt is not None
         assert relay is not None
         connection, attempt.connection = attempt.connection, None
-        relay.closed()
+        relay.closed(error)
         if relay.phase is _ENDED:
             if self._state is _RELAYING:
                 self._complete(relay)
@@ -311,7 +312,7 @@ class Exchange(Served):
     def _complete(self, relay: Relay) -> None:
         assert relay.head is not None
         request = self._request
-        if relay.cut_short:
+        if relay.cut_short and not relay.is_sized:
             cut = "The worker ended the stream without finishing it."
             self._client.write(headers.error_event(cut, relay, request.path, http10=request.http10))
         self._count(relay.head.status)

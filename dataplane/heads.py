@@ -127,11 +127,11 @@ def _is_ordinary(request: Request) -> bool:
         return False
     if not request.get(b"content-type").lower().startswith(b"application/json"):
         return False
-    if request.get(b"connection").lower() not in (b"", b"keep-alive"):
-        return False
     if classify(request.method, request.path) is not Kind.ROUTED:
         return False
     return all(
-        name not in _OUT_OF_THE_ORDINARY and not name.startswith((b"x-headway-", b"x-data-parallel"))
-        for name, _ in request.headers
+        name not in _OUT_OF_THE_ORDINARY
+        and not name.startswith((b"x-headway-", b"x-data-parallel"))
+        and (name != b"connection" or value.lower() == b"keep-alive")
+        for name, value in request.headers
     )

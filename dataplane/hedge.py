@@ -242,7 +242,7 @@ class Rival:
         relay = attempt.relay
         assert relay is not None
         attempt.connection = None
-        relay.closed()
+        relay.closed(error)
         if relay.phase is Phase.ENDED:
             self._ready(relay)
         else:

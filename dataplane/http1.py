@@ -39,6 +39,18 @@ HOP_BY_HOP = frozenset(
     )
 )
 _NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_OURS_TO_SAY = frozenset(
+    b"access-control-" + what
+    for what in (
+        b"allow-origin",
+        b"allow-credentials",
+        b"allow-headers",
+        b"allow-methods",
+        b"expose-headers",
+        b"max-age",
+    )
+)
+"""What browsers may do is answered here (--cors-origin); they refuse answers in which an engine says it, too."""
 _CARRIED = frozenset((b"x-request-id", b"traceparent"))
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 
@@ -111,14 +123,17 @@ def parse_response_head(head: bytes) -> ResponseHead:
     status_line, *lines = head.split(b"\r\n")
     http10 = status_line[7] == _ZERO
     found = ResponseHead(int(status_line[9:12]), b"HTTP/1.1" + status_line[8:], lines, keep_alive=not http10)
-    dropped = []
+    dropped, named = [], b""
     for line in lines:
         name, _, value = line.partition(b":")
         read = _READ.get(name.lower())
         if read is not None and read(found, value.strip()):
             dropped.append(line)
+            if read is _connection:
+                named += b"," + value
     if dropped:
-        found.lines = [line for line in lines if line not in dropped]
+        hops = _named(named) - {b"content-length"}  # whose line says where the body ends
+        found.lines = [line for line in lines if line not in dropped and line.partition(b":")[0].lower() not in hops]
     if found.chunked and found.length >= 0:
         raise FramingError("both Content-Length and Transfer-Encoding in the response")
     if found.status in (204, 304):
@@ -143,6 +158,11 @@ def _connection(found: ResponseHead, value: bytes) -> bool:
     elif b"keep-alive" in value:
         found.keep_alive = True
     return True
+
+
+def _named(connection: bytes) -> set[bytes]:
+    """Headers that a peer named as of its connection alone, in lower case."""
+    return {token.strip().lower() for token in connection.split(b",")}
 
 
 def _transfer_encoding(found: ResponseHead, value: bytes) -> bool:
@@ -175,7 +195,7 @@ def _request_id(found: ResponseHead, value: bytes) -> bool:
 
 
 _READ: dict[bytes, Callable[[ResponseHead, bytes], bool]] = {
-    **dict.fromkeys(HOP_BY_HOP, _drop),
+    **dict.fromkeys((*HOP_BY_HOP, *_OURS_TO_SAY), _drop),
     b"connection": _connection,
     b"transfer-encoding": _transfer_encoding,
     b"content-length": _content_length,
@@ -391,9 +411,8 @@ def forward_head(
     dropped = _NOT_FORWARDED
     if credential is not None:
         dropped = dropped | _CREDENTIALS
-    named = request.get(b"connection")
-    if named and named.lower() not in (b"keep-alive", b"close"):
-        dropped = dropped | {token.strip().lower() for token in named.split(b",")}
+    if b"connection" in request.fields:
+        dropped = dropped | _named(b",".join([value for name, value in request.headers if name == b"connection"]))
     if rank >= 0:
         dropped = dropped | {b"x-data-parallel-rank"}
     parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nhost: ", host, _lines(request.headers, dropped)]

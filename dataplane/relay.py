@@ -167,7 +167,14 @@ class Relay:
     @property
     def at_boundary(self) -> bool:
         """Another event may follow what was passed on."""
-        return self.chunks is None or self._dechunk or bool(self._carry) or self.chunks.at_boundary
+        if self.chunks is None:
+            return not self.is_sized
+        return self._dechunk or bool(self._carry) or self.chunks.at_boundary
+
+    @property
+    def is_sized(self) -> bool:
+        """Its head says how long it is: nothing can follow it, nor stand in for what is missing."""
+        return self.chunks is None and self.head is not None and self.head.length >= 0
 
     @property
     def reusable(self) -> bool:
@@ -291,10 +298,10 @@ class Relay:
         self.phase = _ENDED
         return True
 
-    def closed(self) -> None:
-        """The engine closed its side: afterwards the phase is ENDED, or the response is broken."""
+    def closed(self, error: Exception | None = None) -> None:
+        """The engine closed its side, or the connection broke: afterwards the phase is ENDED, or the response is broken."""
         self._catch_up()
-        if self.phase in (_HELD, _PASSING) and self.chunks is None and self.remaining < 0:
+        if error is None and self.phase in (_HELD, _PASSING) and self.chunks is None and self.remaining < 0:
             if self.phase is _HELD and self._events is None:
                 self._read_body()
             self._close_message()
