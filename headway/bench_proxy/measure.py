@@ -59,14 +59,17 @@ class _Run:
 
 
 class Measurement(ABC):
-    """One scenario. requests: the file that the load reads; seconds: of one run."""
+    """One scenario. requests: the file that the load reads; seconds: of one run; warm_s: of the load before it."""
 
-    def __init__(self, scenario: Scenario, requests: Path, programs: Programs, seconds: float, tell: Tell) -> None:
+    def __init__(
+        self, scenario: Scenario, requests: Path, programs: Programs, seconds: float, tell: Tell, *, warm_s: float = WARM_S
+    ) -> None:
         self.scenario = scenario
         self._requests = requests
         self._programs = programs
         self._seconds = seconds
         self._tell = tell
+        self._warm_s = warm_s
         self._runs: dict[str, list[_Run]] = {}
 
     @abstractmethod
@@ -79,7 +82,7 @@ class Measurement(ABC):
     def _measure(self, router: Router, seconds: float, rate: float) -> _Run:
         """One run, warmed up."""
         router.prepare()
-        self._load(router.port, WARM_S, rate)
+        self._load(router.port, self._warm_s, rate)
         before = cpu_s(router.pids)
         result = self._load(router.port, seconds, rate)
         return _Run(result, cpu_s(router.pids) - before)
@@ -114,8 +117,11 @@ class AddedTtft(Measurement):
         *,
         engine_port: int,
         peaks: dict[str, float] | None = None,
+        peak_s: float = PEAK_S,
+        warm_s: float = WARM_S,
     ) -> None:
-        super().__init__(scenario, requests, programs, seconds, tell)
+        super().__init__(scenario, requests, programs, seconds, tell, warm_s=warm_s)
+        self._peak_s = peak_s
         self._engine_port = engine_port
         self._peaks = dict(peaks or {})
         self._alone: dict[str, list[Result]] = {}
@@ -124,7 +130,7 @@ class AddedTtft(Measurement):
         for router in routers:
             if router.name not in self._peaks:
                 self._tell(f"{self.scenario.name}, peak: {router.name}")
-                run = self._measure(router, PEAK_S, rate=0.0)
+                run = self._measure(router, self._peak_s, rate=0.0)
                 self._peaks[router.name] = run.result.responses / run.result.seconds
             self._tell(f"{self.scenario.name}, half load: {router.name}")
             rate = HALF * self._peaks[router.name]

@@ -184,7 +184,7 @@ def test_rounds_are_interleaved_and_added_up(built: Programs, engine: int, tmp_p
     scenario, path, told = Scenario("small", 200, 2), tmp_path / "requests", []
     prompts.write(scenario, path, Random(1))
     routers = [Router(name, engine, []) for name in ("a", "b")]
-    throughput = Throughput(scenario, path, built, 0.1, told.append)
+    throughput = Throughput(scenario, path, built, 0.1, told.append, warm_s=0.05)
     for _ in range(2):
         throughput.round(routers)
     found = throughput.figures()
@@ -192,7 +192,9 @@ def test_rounds_are_interleaved_and_added_up(built: Programs, engine: int, tmp_p
     assert [text.rpartition(" ")[2] for text in told] == ["a", "b", "a", "b"]
     assert all(one.requests_per_s > 10 and one.errors == 0 for one in found)
     assert all(one.cpu_us_least <= one.cpu_us_per_request <= one.cpu_us_most for one in found)
-    at_half = AddedTtft(scenario, path, built, 0.2, told.append, engine_port=engine, peaks={"a": 200.0})
+    at_half = AddedTtft(
+        scenario, path, built, 0.2, told.append, engine_port=engine, peaks={"a": 200.0}, peak_s=0.2, warm_s=0.05
+    )
     at_half.round(routers)
     added = at_half.figures()
     assert added[0].rate == 100.0
