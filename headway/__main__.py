@@ -7,13 +7,14 @@ told to end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import signal
 import sys
 from typing import NoReturn
 
-from headway.errors import UsageError
+from headway.errors import UsageError, said
 
 # name -> (module with add_arguments(parser) and run(args) -> int, what it does)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -83,15 +84,25 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _told_to_end)
     try:
         code = dispatch(sys.argv[1:])
+        sys.stdout.flush()
     except UsageError as error:
-        print(f"headway: {error}", file=sys.stderr)
-        code = 2
+        code = _complain(str(error))
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # `headway workers | head`
         sys.stderr.close()
         code = 0
+    except OSError as error:  # a full disk, a file that may not be read: nothing that a traceback says better
+        code = _complain(said(error))
     raise SystemExit(code)
+
+
+def _complain(why: str) -> int:
+    """One line, whatever a library has to say."""
+    print("headway:", " ".join(why.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.close()  # what cannot be written is not tried once more at the end
+    return 2
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from headway import recorded_profile
-from headway.errors import UsageError
+from headway.errors import UsageError, said
 from prediction import dataset
 from prediction.dataset import Dataset
 from prediction.errors import DatasetError
@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """0: written. UsageError: the data cannot be read, or says too little."""
     try:
+        if args.out.exists() and not args.out.is_dir():
+            raise UsageError(f"analyze: --out: {args.out} is no directory")
         samples = _chosen(read(args.data), args)
         if args.dataset is not None:
             dataset.write(samples.table, args.dataset)
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     except (DatasetError, ValueError) as error:
         raise UsageError(f"analyze: {error}") from None
     except OSError as error:
-        raise UsageError(f"analyze: {error.filename or args.out}: {error.strerror or error}") from None
+        raise UsageError(f"analyze: {said(error, args.out)}") from None
     for path in written:
         print(path)
     return 0

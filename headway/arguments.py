@@ -28,3 +28,11 @@ def new_file(text: str) -> Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no directory {path.parent}")
     return path
+
+
+def new_svg(text: str) -> Path:
+    """The same of a picture: whoever names it .png shall not find SVG in it."""
+    path = new_file(text)
+    if path.suffix != ".svg":
+        raise argparse.ArgumentTypeError(f"{text}: it will be an SVG: name it .svg")
+    return path

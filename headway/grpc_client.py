@@ -38,9 +38,8 @@ class Service:
     """Whether its address may be a list with commas: of those that stand by for each other."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        text = f"gRPC address of the {self.title} (default: that of the stack started here)"
-        if self.several:
-            text = text.replace("(", "; several with commas (", 1)
+        several = "; several with commas" if self.several else ""
+        text = f"gRPC address of the {self.title}{several} (default: that of the stack started here)"
         parser.add_argument(f"--{self.flag}", default="", help=text)
         for name, text in _OPTIONS:
             variable = self._variable(name)

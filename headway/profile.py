@@ -45,6 +45,7 @@ from loadgen.synthetic import candidate_words, verified_words
 from loadgen.workload import ENDPOINTS, Shape
 from prediction import zones
 from runtime.clock import SystemClock
+from runtime.redis_url import check_redis_url, with_password
 
 KEPT = (
     *("simulate", "preset", "shares", "workers", "worker_speeds", "workload", "tokens_max", "choices"),
@@ -73,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     profile_workload.add_arguments(parser.add_argument_group("prompts"))
     live = parser.add_argument_group("a running fleet (default)")
     live.add_argument("--url", default="", help=f"the proxy (default: the stack started here; a key for it: {KEY_VARIABLE})")
-    live.add_argument("--redis-url", default="", help="the fleet's Redis (default: that of the stack started here)")
+    live.add_argument(
+        "--redis-url",
+        default="",
+        help="the fleet's Redis (default: that of the stack started here; its password: REDIS_PASSWORD)",
+    )
     live.add_argument("--speed", type=positive, help="of emulated engines (default: as the stack started here says, else 1)")
     live.add_argument("--model", default="auto", help="auto: the first model of /v1/models")
     live.add_argument("--endpoint", choices=ENDPOINTS, default="completions", help="default %(default)s: exact lengths")
@@ -108,7 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_sweep(group: argparse._ArgumentGroup) -> None:
     grid = Grid()
-    group.add_argument("--rows", type=whole, default=grid.rows, help="plan at least so many requests (default %(default)s)")
+    group.add_argument(
+        "--rows",
+        type=whole,
+        default=grid.rows,
+        help="plan at least so many requests, in whole rounds of every mix at every level, of 24 requests or more each "
+        "(default %(default)s)",
+    )
     group.add_argument("--rates", default="", metavar="R,R,...", help="requests a second, instead of shares of saturation")
     levels = ",".join(f"{level:g}" for level in grid.levels)
     group.add_argument("--levels", default=levels, metavar="X,X,...", help="shares of saturation, which is found first")
@@ -224,6 +235,8 @@ async def _sweep(
     counts = [int((zones.of(rows["ttft_s"].to_numpy()) == place).sum()) for place in range(len(zones.ZONES))]
     by_zone = ", ".join(f"{count} {name}" for name, count in zip(zones.ZONES, counts, strict=True))
     print(f"{len(rows)} rows ({by_zone}) of {plan.requests} requests in {len(plan.steps)} steps, {failed} failed")
+    if plan.requests > plan.grid.rows:
+        print(f"--rows {plan.grid.rows} was asked for: whole rounds of all mixes and levels came to {plan.requests}")
     if unknown := plan.requests - len(rows):
         print(f"{unknown} requests are no rows: they failed, or the router had to send them without a decision")
     if late := late_steps(rows):
@@ -318,9 +331,10 @@ def _bus(given: str) -> redis.asyncio.Redis:
     if not url:
         raise UsageError("profile: no stack was started here: name the fleet's Redis with --redis-url (or use --simulate)")
     try:
-        return redis.asyncio.Redis.from_url(url)
+        check_redis_url("--redis-url", url)
+        return redis.asyncio.Redis.from_url(with_password(url, os.environ.get("REDIS_PASSWORD", "")))
     except (ValueError, RedisError) as error:
-        raise UsageError(f"profile: --redis-url: {error}") from None
+        raise UsageError(f"profile: {error}") from None
 
 
 async def _switch(args: argparse.Namespace, name: str) -> None:

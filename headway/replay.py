@@ -240,7 +240,10 @@ async def _replay(args: argparse.Namespace, plan: Plan) -> int:
             figures, interrupted = await _play(args, plan, client, recorder, clock)
     finally:
         client.close()
-    _print(figures, args, out)
+    _print(figures, args, "" if recorder.why else f"one line a request: {out}")
+    if recorder.why:
+        print(f"replay: {out} is not whole: {recorder.why}", file=sys.stderr)
+        return 1
     if interrupted:
         return 130
     return 1 if any(column.failed for column in figures) else 0
@@ -302,11 +305,12 @@ def _for_model(plan: Plan, model: ServedModel) -> Plan:
     return replace(plan, trace=replace(plan.trace, rows=kept))
 
 
-def _print(figures: list[Figures], args: argparse.Namespace, out: Path) -> None:
+def _print(figures: list[Figures], args: argparse.Namespace, where: str) -> None:
     if args.json:
         for column in figures:
             print(msgspec.json.encode(column).decode())
         return
     if figures:
         print(render(figures))
-    print(f"one line a request: {out}")
+    if where:
+        print(where)

@@ -22,8 +22,8 @@ from rich.table import Table
 from controlplane.profiles import DEFAULT, NAMES
 from emulator.presets import PRESETS
 from headway import simulate_experiments
-from headway.arguments import new_file, positive, whole
-from headway.errors import UsageError
+from headway.arguments import new_file, new_svg, positive, whole
+from headway.errors import UsageError, said
 from loadgen import arrivals, generators, traces
 from loadgen.errors import LoadError
 from loadgen.report import duration, percent
@@ -119,7 +119,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--check", action="store_true", help="follow every block, too (implied by --faults); slower")
     group.add_argument("--jobs", type=whole, default=0, help="processes (default: one a policy, up to the number of cores)")
     group.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
-    group.add_argument("--plot", type=new_file, metavar="FILE.svg", help="draw the TTFT distributions there")
+    group.add_argument("--plot", type=new_svg, metavar="FILE.svg", help="draw the TTFT distributions there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -303,12 +303,15 @@ def _legend(args: argparse.Namespace, row: Figures) -> str:
 
 
 def _write(args: argparse.Namespace, trace: Trace, rows: Sequence[Figures], reports: Sequence[Report]) -> None:
+    writing: Path | None = None
     try:
         if args.json is not None:
             options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
             document = {"trace": trace.name, "options": options, "policies": rows}
+            writing = args.json
             args.json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
         if args.plot is not None:
+            writing = args.plot
             curves = {report.policy: [r.ttft_s for r in report.results if r.ttft_s >= 0] for report in reports}
             requests = {report.policy: len(report.results) for report in reports}
             title = f"{trace.name}: {rows[0].requests} requests on {args.workers} x {args.preset}"
@@ -316,4 +319,4 @@ def _write(args: argparse.Namespace, trace: Trace, rows: Sequence[Figures], repo
                 ttft_cdf(curves, requests=requests, title=title, slo_s=args.slo_ttft_ms / 1000), encoding="utf-8"
             )
     except OSError as error:
-        raise UsageError(f"simulate: {error}") from None
+        raise UsageError(f"simulate: {said(error, writing)}") from None

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from contract.features import INDEX
 from headway import recorded_profile
 from headway.arguments import new_file
-from headway.errors import UsageError
+from headway.errors import UsageError, said
 from headway.model_tables import CHOICE_LEGEND, LEGEND, choice_table, scores_of, zone_table
 from headway.trainer_client import add_trainer_argument, call
 from prediction import choices, dataset
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     except (DatasetError, TrainError, RegistryError) as error:
         raise UsageError(f"train: {error}") from None
     except OSError as error:
-        raise UsageError(f"train: {error.filename or ''}: {error.strerror or error}") from None
+        raise UsageError(f"train: {said(error, args.json or args.out or args.source)}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------- here

@@ -119,7 +119,10 @@ def record(request: TimedRequest, exchange: Exchange, *, start: float, round_ind
 
 
 class Recorder:
-    """A file of records, written as requests end; use as a context manager. LoadError: it cannot be written."""
+    """A file of records, written as requests end; use as a context manager. LoadError: it cannot be begun.
+
+    why: it could not be written to its end, "" where it could: a full disk shall not cost a long run its figures.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -128,15 +131,24 @@ class Recorder:
         except OSError as error:
             raise LoadError(f"{path}: {error.strerror or error}") from None
         self._encode = msgspec.json.Encoder().encode
+        self.why = ""
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as failure:
+            self.why = failure.strerror or str(failure)
 
     def write(self, entry: Record) -> None:
-        self._file.write(self._encode(entry) + b"\n")
+        if self.why:
+            return
+        try:
+            self._file.write(self._encode(entry) + b"\n")
+        except OSError as failure:
+            self.why = failure.strerror or str(failure)
 
 
 def read(path: Path) -> list[Record]:

@@ -116,15 +116,21 @@ _MISSING: dict[str, Any] = {"predicted_p90_s": -1.0, "model_id": ""}
 
 
 def read(where: Path | str) -> Dataset:
-    """A Parquet or CSV file, or every one in a directory. DatasetError: none there, unreadable, or without what is needed."""
+    """A Parquet or CSV file, or every one in a directory; of x.parquet and x.csv, which a profile writes of the same rows, the
+    first. DatasetError: none there, unreadable, or without what is needed."""
     path = Path(where)
     if not path.exists():
         raise DatasetError(f"{path}: no such file or directory")
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    files = _files_in(path) if path.is_dir() else [path]
     if not files:
         raise DatasetError(f"{path}: no .parquet or .csv file in it")
     tables = [_read_file(file) for file in files]
     return of_table(pa.concat_tables(tables, promote_options="permissive"), str(path))
+
+
+def _files_in(directory: Path) -> list[Path]:
+    found = {file.stem: file for suffix in reversed(SUFFIXES) for file in directory.glob(f"*{suffix}")}
+    return sorted(found.values())
 
 
 def of_table(table: pa.Table, source: str = "data set") -> Dataset:

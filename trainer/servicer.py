@@ -26,6 +26,7 @@ from trainer.zoo.kind import TrainingStopped
 HISTORY_SHOWN = 50
 NAME_CHARS_MAX = 128
 """Of what a caller names, in what it is told: a status longer than a few KB ends the call without a word."""
+NAMES_SHOWN = 10
 SEEDS = 1 << 31
 """What libraries of learning take; others are folded into it."""
 _PROGRESS_MAX = 1_000
@@ -141,8 +142,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServicer):
     async def _found(self, model_id: str, context: Any) -> trainer_pb2.Model:
         found = self._model(model_id)
         if found is None:
-            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no model {model_id[:NAME_CHARS_MAX]!r}; ListModels names them")
+            await _refuse(context, grpc.StatusCode.NOT_FOUND, f"no model {model_id[:NAME_CHARS_MAX]!r}{self._known()}")
         return found
+
+    def _known(self) -> str:
+        """Behind a name that is none: the latest models."""
+        names = self._lifecycle.registry.ids()[-NAMES_SHOWN:]
+        return f"; there are {', '.join(names)}" if names else ": none is there yet"
 
     def _ended(self, task: asyncio.Task[Result]) -> None:
         self._trainings.discard(task)

@@ -8,6 +8,7 @@ else AutoTokenizer loads it here, too.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def read(spec: str) -> Source:
 
 def _by_transformers(name: str) -> Source:
     """The source of a directory or a hub name, as the engine loads it. It keeps to HF_HUB_OFFLINE and the hub's cache."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # such as that there is no PyTorch: nobody needs it here
     try:
         from transformers import AutoTokenizer
 
