@@ -512,7 +512,7 @@ class Exchange(Served):
         attempt.settle(
             self._gateway,
             end,
-            reusable and (self._request.stream is None or self._sent_whole()),
+            (self._request.stream is None or self._sent_whole()) and reusable,
             self._client.stalled_since > 0,
             self._request_name,
             self._ask.model,
@@ -528,6 +528,8 @@ class Exchange(Served):
             self._rival.cancel()
         gateway.exchanges.discard(self)
         gateway.concurrency.leave()
+        if self._request.stream is not None:
+            self._request.stream.resume()  # nobody else has a reason to hold the client back
         if self._permit is not None:
             self._close_permit(self._permit)
 

@@ -266,6 +266,9 @@ class UpstreamPool:
             connection.abort()
             return
         connection.idle_since = now
+        if transport.get_write_buffer_size():  # it answered without reading its request, whose rest stands in the way
+            connection.abort()
+            return
         idle.append(connection)
 
     def connect(self, url: str, done: Callable[[UpstreamConnection | Exception], None]) -> None:
