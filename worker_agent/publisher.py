@@ -53,6 +53,10 @@ class Bounds:
 USUAL = Bounds()
 
 
+class NameTaken(Exception):
+    """Another agent reports under this worker's name, for another engine."""
+
+
 class Publisher:
     """url: of the Redis; worker: whose keys these are; ids: names snapshots apart."""
 
@@ -73,6 +77,7 @@ class Publisher:
         self._log = DeltaLog(unsent_blocks_max=bounds.unsent_blocks_max, snapshot_every_deltas=bounds.snapshot_every_deltas)
         self._connected = False
         self._failures = 0
+        self._name_taken = False
         self._retry_at = 0.0
         self._check_at = 0.0
         self._stream_id = "0"
@@ -98,21 +103,27 @@ class Publisher:
         self, now: float, record: WorkerRecord, report: EngineReport | None, blocks: BlockSet | None, *, may_wait: bool = False
     ) -> bool:
         """Send what there is: changed blocks, the report where given (with it the registration is renewed). blocks: None where
-        the engine sends no events. False: Redis is away; nothing is lost by it."""
+        the engine sends no events. False: Redis is away, or the name is another's; nothing is lost by it."""
         if now < self._retry_at and not may_wait:
             return False
         try:
             await self._publish(now, record, report, blocks)
+        except NameTaken as error:
+            self._not_ours(now, record, error)
+            return False
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(now, error)
             return False
         if self._failures:
             log.info("redis is back")
             self._failures = 0
+        self._name_taken = False
         return True
 
     async def leave(self, report: EngineReport) -> bool:
         """Say goodbye and take every key of this worker away. False: Redis is away, and the registration's TTL will do it."""
+        if self._name_taken:
+            return True  # they are another's
         keys = [
             keyspace.worker_key(self._worker),
             keyspace.snapshot_key(self._worker),
@@ -140,7 +151,7 @@ class Publisher:
 
     async def _publish(self, now: float, record: WorkerRecord, report: EngineReport | None, blocks: BlockSet | None) -> None:
         if not self._connected:
-            await self._reconnect()
+            await self._reconnect(record)
         if blocks is not None:
             self._log.check_snapshot(now)
             if self._log.snapshot_due == "new epoch":
@@ -152,8 +163,9 @@ class Publisher:
         if blocks is not None and self._log.snapshot_due:
             await self._write_snapshot(now, blocks)
 
-    async def _reconnect(self) -> None:
-        """Learn what Redis has of ours, and write the snapshot anew."""
+    async def _reconnect(self, record: WorkerRecord) -> None:
+        """Learn what Redis has of ours, and write the snapshot anew. NameTaken."""
+        await self._check_name(record)
         stream = keyspace.blocks_key(self._worker)
         last: Any = await self._redis.xrevrange(stream, count=1)
         self._stream_exists = bool(last)
@@ -166,6 +178,26 @@ class Publisher:
             await self._find_old_chunks()
         self._connected = True
         self._log.want_snapshot("connected")
+
+    async def _check_name(self, record: WorkerRecord) -> None:
+        """Two that report under one name, such as replicas with one --worker, would take it from each other ten times a second.
+        A registration for another engine that is a dead agent's is gone within its TTL. NameTaken."""
+        data: Any = await self._redis.get(keyspace.worker_key(self._worker))
+        try:
+            other = keyspace.decode_worker(data) if data else None
+        except keyspace.CodecError:
+            other = None
+        if other is not None and other.url != record.url:
+            raise NameTaken(other.url)
+
+    def _not_ours(self, now: float, record: WorkerRecord, taken: NameTaken) -> None:
+        if not self._name_taken:
+            log.error(
+                "another agent reports under this name: waiting for it to leave; names of workers must differ",
+                extra={"f": {"worker": self._worker, "its_engine": taken, "our_engine": record.url}},
+            )
+        self._name_taken = True
+        self._retry_at = now + RETRY_AFTER_S_MAX
 
     def _acknowledge_sent(self, data: bytes) -> None:
         try:

@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import redis.asyncio as aioredis
 
@@ -152,3 +153,39 @@ async def test_a_wrong_value_under_our_stream_key_is_waited_out(
         assert not await publisher.publish(0.0, RECORD, REPORT, block_set)
         await client.delete(keyspace.blocks_key("w1"))
     assert await publisher.publish(5.0, RECORD, REPORT, block_set)
+
+
+async def test_a_name_that_another_engine_has_is_waited_for_and_nothing_of_it_is_touched(
+    publisher: Publisher, redis_url: str, block_set: BlockSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = Publisher(redis_url, "w1", ids=random.Random(2))
+    other = msgspec.structs.replace(RECORD, url="http://y", epoch=2)
+    ours = BlockSet("m", BLOCK)
+    ours.begin(0, 0.0)
+    theirs.begin(2)
+    assert await theirs.publish(0.0, other, REPORT, block_set)
+    for number in range(3):
+        assert not await publisher.publish(float(10 * number), RECORD, REPORT, ours)
+    assert await publisher.leave(REPORT)  # of what it never had
+    async with aioredis.Redis.from_url(redis_url) as client:
+        kept = await client.get(keyspace.worker_key("w1"))
+        assert kept is not None
+        assert keyspace.decode_worker(kept).url == "http://y"
+        assert await client.xlen(keyspace.REPORTS) == 1
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "names of workers must differ" in said.message
+    assert await theirs.leave(REPORT)
+    assert await publisher.publish(100.0, RECORD, REPORT, ours)
+    await theirs.close()
+
+
+async def test_an_agent_that_comes_back_for_the_same_engine_takes_its_name_at_once(
+    publisher: Publisher, redis_url: str, block_set: BlockSet
+) -> None:
+    killed = Publisher(redis_url, "w1", ids=random.Random(2))
+    killed.begin(2)
+    assert await killed.publish(0.0, msgspec.structs.replace(RECORD, epoch=2), REPORT, block_set)
+    await killed.close()
+    again = BlockSet("m", BLOCK)
+    again.begin(0, 0.0)
+    assert await publisher.publish(0.0, RECORD, REPORT, again)
