@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from controlplane.profiles import DEFAULT, NAMES
+from controlplane.ranks import AUTO, OFF, Steering, steered, together
 from emulator.presets import PRESETS
 from headway import simulate_experiments
 from headway.arguments import new_file, new_svg, positive, whole
@@ -47,6 +48,7 @@ RATE_DEFAULT = "4"
 """Requests a second, where a workload does not know its own times."""
 WORKERS_MAX = 4_096
 CONTROLS_MAX = 8
+RANKS_MAX = 16
 TABLE_WIDTH = 120
 """What a row may take; narrower terminals wrap it, nothing is cut."""
 
@@ -83,6 +85,13 @@ def _add_fleet(group: argparse._ArgumentGroup) -> None:
         default="all,none",
         metavar="A,B,...",
         help=f"with several, what they tell each other, a run each: of {', '.join(one.value for one in Sharing)} (all,none)",
+    )
+    group.add_argument("--ranks", type=whole, default=1, help="data-parallel engines of each worker, each as the preset (1)")
+    group.add_argument(
+        "--steer-ranks",
+        default=AUTO,
+        metavar="A,B",
+        help=f"with several, whether requests name theirs, a run each: {AUTO} (yes: the default), {OFF} (engines balance)",
     )
     group.add_argument("--no-kv-events", action="store_true", help="the engines send none: the router has its guesses only")
 
@@ -168,6 +177,8 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
     """One a policy; and how many requests no engine would take. UsageError, ValueError: values that make no sense."""
     if args.workers > WORKERS_MAX:
         raise UsageError(f"--workers: {args.workers} is above {WORKERS_MAX}")
+    if args.ranks > RANKS_MAX:
+        raise UsageError(f"--ranks: {args.ranks} is above {RANKS_MAX}")
     shape = Shape(model=PRESETS[args.preset].model, scale=args.scale, output_scale=args.output_scale or args.scale)
     cache = dict(_pairs("--cache", args.cache, args.workers))
     kept, unfit = jobs(trace.rows, iter(_times(args, trace)), shape, model_len_max=_model_len_max(args, cache))
@@ -188,15 +199,26 @@ def _setups(args: argparse.Namespace, trace: Trace) -> tuple[list[Setup], int]:
         kv_events=not args.no_kv_events,
         deep=args.check or args.faults > 0,
         cache_shares=tuple(cache.get(number, 1.0) for number in range(args.workers)),
+        ranks=args.ranks,
     )
     learning = Learning(every_s=args.train_every_s)
     setups = []
     for policy in _policies(args.policies or POLICIES):
-        setup = replace(common, policy=policy, learning=learning if policy in LEARN else None)
-        setups.append(setup)
-        if args.controls > 1:
-            setups += [replace(setup, controls=args.controls, sharing=sharing) for sharing in _sharing(args)]
+        for steering in _steering(args):
+            setup = replace(common, policy=policy, steering=steering, learning=learning if policy in LEARN else None)
+            setups.append(setup)
+            if args.controls > 1:
+                setups += [replace(setup, controls=args.controls, sharing=sharing) for sharing in _sharing(args)]
     return setups, unfit
+
+
+def _steering(args: argparse.Namespace) -> list[Steering]:
+    known = {AUTO: steered, OFF: together}
+    names = list(dict.fromkeys(name.strip() for name in args.steer_ranks.split(",")))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--steer-ranks: {name!r} is none of {', '.join(known)}")
+    return [known[name] for name in names] if args.ranks > 1 else [steered]
 
 
 def _sharing(args: argparse.Namespace) -> list[str]:
@@ -295,7 +317,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Figures], str], Callable[[Figures], int] | 
 
 
 def _legend(args: argparse.Namespace, row: Figures) -> str:
-    fleet = f"{args.workers} x {args.preset}"
+    fleet = f"{args.workers} x {args.preset}" + (f" of {args.ranks} ranks" if args.ranks > 1 else "")
     return (
         f"{row.requests} requests in {duration(row.virtual_s)} of virtual time on {fleet}, seed {args.seed}\n"
         f"goodput: TTFT within {duration(row.slo_ttft_s)}; imbalance: requests of the busiest worker over an equal share"

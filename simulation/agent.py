@@ -16,6 +16,7 @@ from contract.keyspace import (
     EngineReport,
     EngineState,
     ModelCard,
+    RankFigures,
     SnapshotManifest,
     Tier,
     WorkerRecord,
@@ -24,12 +25,14 @@ from emulator.block_pool import Event, Removed, Stored
 from emulator.presets import Preset
 from simulation.bus import BlockSnapshot
 from simulation.timeline import Timeline
-from simulation.worker import SimWorker
+from simulation.worker import Rank, SimWorker
 from worker_agent import kv_events
 from worker_agent.block_set import BlockSet
 
 DELTA_DELAY_S = 0.015
 REPORT_INTERVAL_S = 0.1
+RANKS_SINCE = "0.11.1"
+"""Said to be its version by an engine of several ranks: the first that is sent to each of them."""
 
 _StoredEvent, _RemovedEvent, _ClearedEvent = kv_events.STORED[1], kv_events.REMOVED[1], kv_events.CLEARED[1]
 
@@ -65,6 +68,7 @@ class SimAgent:
         self._flushing = False
         self._silent_until_s = 0.0
         self._to_lose = 0
+        self._unsent = 0
         self._blocks = self._empty()
         self.lost = 0
         """Deltas that left and never arrived."""
@@ -131,12 +135,12 @@ class SimAgent:
 
     @property
     def pending_blocks(self) -> int:
-        """Changes that no delta has told yet."""
-        return self._blocks.changed_blocks
+        """Changes that no delta has told yet, those of a rank whose turn comes next among them."""
+        return self._blocks.changed_blocks + self._unsent
 
-    def held(self) -> set[int]:
-        """For checkers: block hashes it believes the engine to hold."""
-        return self._blocks.held()
+    def held(self, rank: int) -> set[int]:
+        """For checkers: block hashes it believes this rank to hold."""
+        return self._blocks.held(rank)
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
@@ -148,13 +152,14 @@ class SimAgent:
         self._epoch += 1
         self._sequence = 0
         self._blocks = self._empty()
-        self._blocks.begin(0, self._timeline.unix())
+        for rank in range(self._worker.num_ranks):
+            self._blocks.begin(rank, self._timeline.unix())
         if self._timeline.now() >= self._silent_until_s:
             self._register()
         self._schedule_flush()
 
     def _register(self) -> None:
-        preset = self._preset
+        preset, ranks = self._preset, self._worker.num_ranks
         card = ModelCard(preset.model, preset.model, preset.model, preset.max_model_len)
         self._bus.registered(
             WorkerRecord(
@@ -163,10 +168,13 @@ class SimAgent:
                 epoch=self._epoch,
                 models=(card,),
                 block_size=preset.block_size,
-                cache_blocks=preset.num_blocks,
+                cache_blocks=preset.num_blocks * ranks,
                 sends_kv_events=self._events,
                 accelerator=preset.accelerator,
-                max_num_seqs=preset.max_num_seqs,
+                max_num_seqs=preset.max_num_seqs if ranks == 1 else 0,  # it would be of all, or of each, by who asks
+                engine_version="" if ranks == 1 else RANKS_SINCE,
+                data_parallel_size=ranks,
+                named_ranks=0 if ranks == 1 else ranks,
             )
         )
 
@@ -190,31 +198,33 @@ class SimAgent:
                 scrape_age_s=0.0,
                 delta_sequence=self._sequence,
             )
-        gauges, counters = self._worker.gauges, self._worker.counters
+        ranks = self._worker.ranks
+        gauges, counters = [rank.gauges for rank in ranks], [rank.counters for rank in ranks]
         return EngineReport(
             worker=self._worker.name,
             epoch=self._epoch,
             sequence=self._reports,
             state=EngineState.READY,
             scrape_age_s=0.0,
-            running=gauges.running,
-            waiting=gauges.waiting,
-            kv_usage=gauges.usage,
-            generation_tokens=counters.generation_tokens,
-            prompt_tokens=counters.prompt_tokens,
-            prefix_query_tokens=counters.query_tokens,
-            prefix_hit_tokens=counters.hit_tokens,
-            preemptions=counters.preemptions,
+            running=sum([one.running for one in gauges]),
+            waiting=sum([one.waiting for one in gauges]),
+            kv_usage=max([one.usage for one in gauges]),
+            generation_tokens=sum([one.generation_tokens for one in counters]),
+            prompt_tokens=sum([one.prompt_tokens for one in counters]),
+            prefix_query_tokens=sum([one.query_tokens for one in counters]),
+            prefix_hit_tokens=sum([one.hit_tokens for one in counters]),
+            preemptions=sum([one.preemptions for one in counters]),
             delta_sequence=self._sequence,
             blocks_exact=self._blocks.exact,
+            ranks=tuple([_figures(rank) for rank in ranks]) if len(ranks) > 1 else (),
         )
 
-    def _on_events(self, events: list[Event], now: float) -> None:
+    def _on_events(self, rank: int, events: list[Event], now: float) -> None:
         if not self._events:
             return
         if self._worker.incarnation != self._incarnation:
             self._begin_epoch()
-        self._blocks.apply(0, _batch(events, self._timeline.unix(), self._preset.block_size))
+        self._blocks.apply(rank, _batch(events, self._timeline.unix(), self._preset.block_size))
         self._schedule_flush()
 
     def _schedule_flush(self) -> None:
@@ -231,7 +241,10 @@ class SimAgent:
         self._send_delta()
 
     def _send_delta(self) -> None:
-        for change in self._blocks.take():
+        changes = self._blocks.take()
+        self._unsent = len(changes)
+        for change in changes:
+            self._unsent -= 1
             self._sequence += 1
             flags = DeltaFlag.CLEAR if change.cleared else DeltaFlag.NONE
             delta = BlockDelta(
@@ -242,6 +255,11 @@ class SimAgent:
                 self.lost += 1
             else:
                 self._bus.changed(self._worker.name, delta)
+
+
+def _figures(rank: Rank) -> RankFigures:
+    gauges, counters = rank.gauges, rank.counters
+    return RankFigures(gauges.running, gauges.waiting, gauges.usage, counters.generation_tokens, counters.prompt_tokens)
 
 
 @dataclass(slots=True)

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from controlplane.index_state import IndexState
 from controlplane.ledger import Load
 from controlplane.question import Decision
+from controlplane.ranks import place
 from emulator.block_pool import Event
 from simulation.agent import SimAgent
 from simulation.control import SimControl
 from simulation.proxy import Call, Proxy, Result
 from simulation.truth import Truth
-from simulation.worker import SimWorker
+from simulation.worker import Rank, SimWorker
 
 LOADS_EVERY = 4
 """Changes of reservations between two comparisons of all loads (the number of reservations is compared at each)."""
@@ -51,7 +52,7 @@ class Checker:
         self._control = control
         self._deep = deep
         self._models = models
-        self._truths = {worker.name: (worker.incarnation, self._truth(worker)) for worker in workers.values()}
+        self._truths = {worker.name: (worker.incarnation, self._truths_of(worker)) for worker in workers.values()}
         self._ended: set[int] = set()
         self._reservations = 0
         self._changes = 0
@@ -86,7 +87,7 @@ class Checker:
 
     def _compare_loads(self, proxy: Proxy) -> None:
         self.compared_loads += 1
-        wanted = {url: Load() for url in self._workers}
+        wanted = {place: Load() for place in self._places()}
         for claim in proxy.claims():
             load = wanted[claim.url]
             load.active += 1
@@ -94,30 +95,37 @@ class Checker:
             if not claim.first_byte_seen:
                 load.no_first_byte += 1
                 load.prefill_tokens += claim.uncached_tokens
-        for url, load in wanted.items():
-            have, want = _figures(self._control.ledger.load(url)), _figures(load)
-            hold(have == want, f"{url}: the ledger has {have}, in flight are {want} (active, no first byte, prefill, context)")
+        for where, load in wanted.items():
+            have, want = _figures(self._control.ledger.load(where)), _figures(load)
+            hold(
+                have == want, f"{where}: the ledger has {have}, in flight are {want} (active, no first byte, prefill, context)"
+            )
+
+    def _places(self) -> list[str]:
+        """Where requests are counted: at every worker, or at each of its ranks."""
+        return [place(url, rank) for url, worker in self._workers.items() for rank in range(worker.num_ranks)]
 
     # -------------------------------------------------------------------------------------------------------------- blocks
 
-    def _truth(self, worker: SimWorker) -> Truth:
-        return Truth(*self._models[worker.name])
+    def _truths_of(self, worker: SimWorker) -> list[Truth]:
+        """By rank."""
+        return [Truth(*self._models[worker.name]) for _ in range(worker.num_ranks)]
 
-    def followed(self, worker: SimWorker, events: list[Event]) -> None:
+    def followed(self, worker: SimWorker, rank: int, events: list[Event]) -> None:
         """Called with a batch of KV events, before anybody else reacts to it."""
         if not self._deep:
             return
-        incarnation, truth = self._truths[worker.name]
+        incarnation, truths = self._truths[worker.name]
         if incarnation != worker.incarnation:
-            truth = self._truth(worker)
-            self._truths[worker.name] = (worker.incarnation, truth)
-        truth.follow(events)
+            truths = self._truths_of(worker)
+            self._truths[worker.name] = (worker.incarnation, truths)
+        truths[rank].follow(events)
         self._batches += 1
         if self._batches % BLOCKS_EVERY == 0:
-            self._compare_pool(worker, truth)
+            self._compare_pool(worker, worker.ranks[rank], truths[rank])
 
-    def _compare_pool(self, worker: SimWorker, truth: Truth) -> None:
-        pool = worker.engine.pool.cached_counts()
+    def _compare_pool(self, worker: SimWorker, rank: Rank, truth: Truth) -> None:
+        pool = rank.engine.pool.cached_counts()
         hold(pool == truth.copies, f"{worker.name}: its events make {len(truth)} blocks, its pool has {len(pool)}")
 
     def delta_sent(self, worker: SimWorker, agent: SimAgent) -> None:
@@ -129,24 +137,30 @@ class Checker:
     def _compare_blocks(self, worker: SimWorker, agent: SimAgent, probed: int) -> None:
         if not agent.follows_events:
             return
-        incarnation, truth = self._truths[worker.name]
+        incarnation, truths = self._truths[worker.name]
         if not worker.alive or incarnation != worker.incarnation or agent.incarnation != incarnation:
             return
-        held = agent.held()
-        wanted = truth.held()
-        hold(held == wanted, f"{worker.name}: the agent believes in {len(held)} blocks, the engine announced {len(wanted)}")
-        slot = self._control.slot_of(worker.name)
+        name = worker.name
+        wanted = [truth.held() for truth in truths]
+        for rank, blocks in enumerate(wanted):
+            held = agent.held(rank)
+            hold(held == blocks, f"{name}: the agent believes in {len(held)} blocks, the engine announced {len(blocks)}")
+        slots = self._control.slots_of(name)
         if (
-            slot is None
+            not slots
             or agent.pending_blocks
             or self._control.position(worker.name) != (agent.epoch, agent.sequence, IndexState.EXACT)
         ):
             return
         index = self._control.index
-        count = index.blocks(slot)
-        hold(count == len(wanted), f"{worker.name}: the index counts {count} blocks, the engine holds {len(wanted)}")
-        for block in truth.some(probed):
-            hold(slot in index.match(array("Q", (block,))), f"{worker.name}: block {block:x} is held and not in the index")
+        counts = [sum(map(len, wanted))] if len(slots) == 1 else [len(blocks) for blocks in wanted]
+        for slot, owed in zip(slots, counts, strict=True):
+            count = index.blocks(slot)
+            hold(count == owed, f"{name}: the index counts {count} blocks, the engine holds {owed}")
+        for rank, truth in enumerate(truths):
+            for block in truth.some(probed):
+                found = index.match(array("Q", (block,)))
+                hold(slots[min(rank, len(slots) - 1)] in found, f"{name}: block {block:x} is held and not in the index")
         self.compared_blocks += 1
 
     # ----------------------------------------------------------------------------------------------------------------- end
@@ -157,11 +171,12 @@ class Checker:
         hold(not proxy.calls, f"{len(proxy.calls)} requests are still open at the router")
         left = len(self._control.ledger)
         hold(left == 0, f"{left} reservations are left after the last request")
-        for url, worker in self._workers.items():
-            load = _figures(self._control.ledger.load(url))
-            hold(load == (0, 0, 0, 0), f"{url}: {load} are left in the ledger (active, no first byte, prefill, context)")
+        for where in self._places():
+            load = _figures(self._control.ledger.load(where))
+            hold(load == (0, 0, 0, 0), f"{where}: {load} are left in the ledger (active, no first byte, prefill, context)")
+        for worker in self._workers.values():
             if self._deep:
-                self._compare_blocks(worker, agents[worker.name], len(self._truths[worker.name][1]))
+                self._compare_blocks(worker, agents[worker.name], max(map(len, self._truths[worker.name][1])))
             self._idle(worker)
         if outcomes_exact:
             sheds = sum(self._control.director.tally.sheds.values())
@@ -170,8 +185,8 @@ class Checker:
 
     def _idle(self, worker: SimWorker) -> None:
         hold(worker.num_listening == 0, f"{worker.name}: {worker.num_listening} requests are still listened for")
-        if worker.alive:
-            live, used = worker.engine.num_live, worker.engine.pool.num_used
+        for rank in worker.ranks if worker.alive else ():
+            live, used = rank.engine.num_live, rank.engine.pool.num_used
             hold(live == 0 and used == 0, f"{worker.name}: {live} requests and {used} blocks in use after the last request")
 
 

@@ -12,7 +12,7 @@ from random import Random
 
 from contract.keyspace import BlockDelta, DeltaFlag, EngineReport, Tier, WorkerRecord
 from contract.outcome import Outcome
-from controlplane import profiles
+from controlplane import profiles, ranks
 from controlplane.admission import WaitingRoom
 from controlplane.block_sync import Follower, Offer, Phase, Take
 from controlplane.breaker import BreakerBounds
@@ -56,11 +56,15 @@ class Parts:
 
 @dataclass(slots=True)
 class _Feed:
-    """How one worker's blocks are followed. follower None: it sends no events."""
+    """How one worker's blocks are followed. slots: one, or one a rank; follower None: it sends no events."""
 
-    slot: int
+    slots: tuple[int, ...]
     record: WorkerRecord
     follower: Follower | None
+
+    def slot_at(self, rank: int) -> int:
+        """Whose blocks those of this rank are."""
+        return self.slots[min(rank, len(self.slots) - 1)]
 
 
 @dataclass(slots=True)
@@ -84,6 +88,7 @@ class SimControl:
         policy: str,
         rng: Random,
         parts: Parts,
+        steering: ranks.Steering = ranks.steered,
         outcome: Callable[[Outcome], None] = _nobody,
         restarted: Callable[[], None] = lambda: None,
     ) -> None:
@@ -94,6 +99,7 @@ class SimControl:
         self._policy = policy
         self._rng = rng
         self._parts = parts
+        self._steering = steering
         self._bus = bus
         self.tally = Tally()
         self.up = True
@@ -105,7 +111,7 @@ class SimControl:
         self._feeds: dict[str, _Feed] = {}
         self.ledger = self._parts.ledger()
         self.index = self._parts.index()
-        self.snapshot = FleetSnapshot(self.ledger, BreakerBounds())
+        self.snapshot = FleetSnapshot(self.ledger, BreakerBounds(), self._steering)
         built = self._parts.profiles()
         ranker = built["predictive"].ranker
         assert isinstance(ranker, LeastPredicted)
@@ -147,11 +153,14 @@ class SimControl:
         if not self.up:
             return
         now = self._timeline.now()
-        slot = self.snapshot.worker_registered(record, now)
+        self.snapshot.worker_registered(record, now)
+        slots = self.snapshot.slots_of(record.worker)
         feed = self._feeds.get(record.worker)
-        if feed is None or feed.record != record or feed.slot != slot:
-            self.index.attach(slot, capacity_blocks=record.cache_blocks, exact=record.sends_kv_events)
-            self._feeds[record.worker] = _Feed(slot, record, Follower(record.epoch, now) if record.sends_kv_events else None)
+        if feed is None or feed.record != record or feed.slots != slots:
+            for slot in slots:
+                capacity = record.cache_blocks // len(slots)
+                self.index.attach(slot, capacity_blocks=capacity, exact=record.sends_kv_events)
+            self._feeds[record.worker] = _Feed(slots, record, Follower(record.epoch, now) if record.sends_kv_events else None)
 
     def reported(self, report: EngineReport) -> None:
         if not self.up:
@@ -173,11 +182,12 @@ class SimControl:
         feed = self._feeds.get(worker)
         if feed is None or feed.follower is None:
             return None
-        return feed.follower.epoch, feed.follower.sequence, self.index.state(feed.slot)
+        return feed.follower.epoch, feed.follower.sequence, self.index.state(feed.slots[0])
 
-    def slot_of(self, worker: str) -> int | None:
+    def slots_of(self, worker: str) -> tuple[int, ...]:
+        """For checkers: whose blocks its ranks' are; none where it is not known."""
         feed = self._feeds.get(worker)
-        return None if feed is None else feed.slot
+        return () if feed is None else tuple(feed.slots)
 
     # ------------------------------------------------------------------------------------------------------------- inside
 
@@ -189,16 +199,22 @@ class SimControl:
             stream_id, delta = entry
             take = follower.take(delta, stream_id, now)
             if take is Take.APPLY:
-                self._apply(feed.slot, delta)
+                self._apply(feed, delta)
             elif take in (Take.LOST, Take.FOREIGN):
-                self.index.clear(feed.slot)
+                self._clear(feed)
         if not follower.drained(now):
-            self.index.clear(feed.slot)
-        self.index.set_state(feed.slot, follower.state)
+            self._clear(feed)
+        for slot in feed.slots:
+            self.index.set_state(slot, follower.state)
 
-    def _apply(self, slot: int, delta: BlockDelta) -> None:
+    def _clear(self, feed: _Feed) -> None:
+        for slot in feed.slots:
+            self.index.clear(slot)
+
+    def _apply(self, feed: _Feed, delta: BlockDelta) -> None:
         if delta.tier != Tier.GPU:
             return
+        slot = feed.slot_at(delta.rank)
         if delta.flags & DeltaFlag.CLEAR:
             self.index.clear(slot, delta.rank)
         if delta.added or delta.removed:
@@ -213,9 +229,9 @@ class SimControl:
             self._bus.ask(worker)
             return
         self.tally.loads += 1
-        self.index.clear(feed.slot)
+        self._clear(feed)
         for chunk in snapshot.chunks:
-            self._apply(feed.slot, chunk)
+            self._apply(feed, chunk)
         follower.loaded()
         self._follow(feed, follower)
 
@@ -230,7 +246,7 @@ class SimControl:
             self.registered(record)
 
     def _is_warm(self, now: float) -> bool:
-        states = [self.index.state(feed.slot) for feed in self._feeds.values()]
+        states = [self.index.state(feed.slots[0]) for feed in self._feeds.values()]
         return (bool(states) and IndexState.CATCHING_UP not in states) or now - self._started_s > WARM_S_MAX
 
     def _look(self) -> None:

@@ -16,6 +16,7 @@ from contract.outcome import End
 from controlplane import question
 from controlplane.ledger import Claim
 from controlplane.question import Decision, Ended, Shed, ShedReason
+from controlplane.ranks import place
 from emulator.sequence import Request, Sequence
 from simulation.control import SimControl
 from simulation.timeline import Timeline
@@ -87,6 +88,8 @@ class Call:
     """What is reserved for it now."""
     worker: SimWorker | None = None
     """Where it is now; None while asked, waiting or ended."""
+    rank: int | None = None
+    """That it names there; None: the worker has one alone, or balances by itself."""
     sent_s: float = 0.0
     first_s: float = -1.0
     done: bool = False
@@ -191,9 +194,14 @@ class Proxy:
         """Of workers whose tokens came since the last question."""
         now, told_at = self._timeline.now(), self._told_at
         self._told_at = now
-        newer = [worker for worker in self._workers.values() if worker.token_at >= told_at]
-        places = [(self._control.snapshot.at_url(worker.url), now - worker.token_at) for worker in newer]
-        self._control.director.tokens_came([(place.slot, age_s) for place, age_s in places if place is not None], now)
+        at_url = self._control.snapshot.at_url
+        newer = [
+            (at_url(place(worker.url, rank)), now - token_at)
+            for worker in self._workers.values()
+            for rank, token_at in enumerate(worker.token_ats)
+            if token_at >= told_at
+        ]
+        self._control.director.tokens_came([(there.slot, age_s) for there, age_s in newer if there is not None], now)
 
     def poll(self) -> None:
         """Takes the answers to questions that had to wait."""
@@ -213,7 +221,8 @@ class Proxy:
         self._witness.decided(call, answer)
         call.decision = answer
         call.matched_tokens = answer.expected_tokens
-        self._dispatch(call, self._workers[answer.candidate.endpoint.url])
+        endpoint = answer.candidate.endpoint
+        self._dispatch(call, self._workers[endpoint.url], endpoint.rank if endpoint.ranks else None)
 
     def _fall_back(self, call: Call) -> None:
         """Nobody to ask: the fewest requests of our own, workers that it has not met yet first."""
@@ -232,9 +241,9 @@ class Proxy:
 
     # ------------------------------------------------------------------------------------------------------------- attempt
 
-    def _dispatch(self, call: Call, worker: SimWorker) -> None:
+    def _dispatch(self, call: Call, worker: SimWorker, rank: int | None = None) -> None:
         call.attempts += 1
-        call.worker = worker
+        call.worker, call.rank = worker, rank
         call.tried.append(worker)
         call.sent_s = self._timeline.now()
         self._timeline.after(HOP_S, self._connect, call, call.attempts)
@@ -250,7 +259,7 @@ class Proxy:
             min_tokens=job.output_tokens,
             ignore_eos=True,
         )
-        if not call.worker.submit(request, call):
+        if not call.worker.submit(request, call, call.rank):
             self.failed(call, End.CONNECT_FAILED, self._timeline.now())
 
     def first_token(self, call: Call, now: float) -> None:
@@ -369,7 +378,7 @@ class Proxy:
                 candidate = call.decision.candidate
                 yield Claim(
                     decision_id=call.decision.decision_id,
-                    url=call.worker.url,
+                    url=candidate.endpoint.place,
                     uncached_tokens=candidate.uncached_tokens,
                     input_tokens=call.job.input_tokens,
                     first_byte_seen=call.first_s >= 0,

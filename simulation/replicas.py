@@ -69,6 +69,7 @@ class Replicated(Simulation):
                 policy=setup.policy,
                 rng=rng.stream(setup.seed, f"decisions {number}"),
                 parts=setup.parts,
+                steering=setup.steering,
             )
             pair = _Pair(self, control, Checker(by_url, control, deep=False, models=served))
             pair.proxy = Proxy(self._timeline, control, by_url, self._models(presets), pair)

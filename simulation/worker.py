@@ -1,4 +1,5 @@
-"""One worker: the emulator's engine, stepped by virtual time, with everything that may go wrong with it.
+"""One worker: the emulator's engine, or several of them as data-parallel ranks behind one address, stepped by virtual time,
+with everything that may go wrong with it.
 
 What an iteration brings (tokens, KV events, gauges) becomes visible when it ends, as with a real engine. A killed engine loses
 all of it; a hung one keeps it until it moves again; neither says so.
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from emulator.block_pool import Event
 from emulator.engine import Engine, Gauges, StepResult
+from emulator.ranks import Balancer, Figures
 from emulator.sequence import Request, Sequence
 from simulation.timeline import Timeline
 
@@ -28,7 +30,8 @@ class Listener(Protocol):
         """The connection was reset."""
 
 
-OnEvents = Callable[[list[Event], float], None]
+OnEvents = Callable[[int, list[Event], float], None]
+"""(rank, events, now)"""
 
 
 @dataclass(slots=True)
@@ -44,39 +47,55 @@ class Counters:
 
 @dataclass(slots=True)
 class Busy:
-    """Of all incarnations together. busy_s: virtual seconds with an iteration in progress."""
+    """Of all incarnations together. busy_s: virtual seconds with an iteration in progress, a rank's by their number."""
 
     busy_s: float = 0.0
     steps: int = 0
     preemptions: int = 0
 
 
-@dataclass(slots=True)
-class _Life:
-    """One run of the engine."""
+@dataclass(slots=True, eq=False)
+class Rank:
+    """One engine of a run. gauges: as of its last iteration's end."""
 
+    number: int
     engine: Engine
     gauges: Gauges = field(default_factory=Gauges)
     counters: Counters = field(default_factory=Counters)
     stepping: bool = False
 
+    def figures(self) -> Figures:
+        """As the balancer is told."""
+        return Figures(self.gauges.waiting, self.gauges.running, self.gauges.usage)
+
+
+class _Life:
+    """One run of all engines of a worker."""
+
+    __slots__ = ("balancer", "ranks")
+
+    def __init__(self, engines: list[Engine]) -> None:
+        self.ranks = tuple([Rank(number, engine) for number, engine in enumerate(engines)])
+        self.balancer = Balancer([rank.figures for rank in self.ranks])
+
 
 class SimWorker:
-    """build: an engine of its own for each incarnation (0, 1, ...)."""
+    """build: an engine of its own for each incarnation (0, 1, ...) and rank; ranks: how many of them there are."""
 
-    def __init__(self, name: str, timeline: Timeline, build: Callable[[int], Engine]) -> None:
+    def __init__(self, name: str, timeline: Timeline, build: Callable[[int, int], Engine], ranks: int = 1) -> None:
         self.name = name
         self.url = f"http://{name}:8000"
         self.incarnation = 0
-        self.token_at = 0.0
-        """When an iteration that brought tokens ended last."""
+        self.num_ranks = ranks
+        self.token_ats = [0.0] * ranks
+        """When an iteration that brought tokens ended last, by rank."""
         self.total = Busy()
-        self.on_events: OnEvents = lambda _events, _now: None
+        self.on_events: OnEvents = lambda _rank, _events, _now: None
         """Who follows the KV events."""
         self._timeline = timeline
         self._build = build
-        self._life: _Life | None = _Life(build(0))
-        self._listeners: dict[str, Listener] = {}
+        self._life: _Life | None = self._begun()
+        self._listeners: dict[str, tuple[Listener, int]] = {}  # with the rank where each is
         self._slowdown = 1.0
         self._hung_until_s = 0.0
 
@@ -91,18 +110,9 @@ class SimWorker:
         return self._timeline.now() < self._hung_until_s
 
     @property
-    def gauges(self) -> Gauges:
-        """As of the last iteration's end. AssertionError: the engine is down."""
-        return self._running().gauges
-
-    @property
-    def counters(self) -> Counters:
-        return self._running().counters
-
-    @property
-    def engine(self) -> Engine:
-        """For checkers. AssertionError: the engine is down."""
-        return self._running().engine
+    def ranks(self) -> tuple[Rank, ...]:
+        """AssertionError: the engine is down."""
+        return self._running().ranks
 
     @property
     def num_listening(self) -> int:
@@ -110,27 +120,32 @@ class SimWorker:
 
     # ---------------------------------------------------------------------------------------------------------- requests
 
-    def submit(self, request: Request, listener: Listener) -> bool:
-        """False: nobody accepts the connection."""
+    def submit(self, request: Request, listener: Listener, rank: int | None = None) -> bool:
+        """rank: that the request names; None: none. False: nobody accepts the connection."""
         if self._life is None:
             return False
-        self._listeners[request.request_id] = listener
-        self._life.engine.add(request, self._timeline.now())
-        self._begin()
+        now = self._timeline.now()
+        rank = self._life.balancer.choose(rank, now)
+        self._listeners[request.request_id] = listener, rank
+        there = self._life.ranks[rank]
+        there.engine.add(request, now)
+        self._begin(there)
         return True
 
     def cancel(self, request_id: str) -> None:
         """Its client has gone: the slot is free again at once."""
-        if self._listeners.pop(request_id, None) is not None and self._life is not None:
-            self._life.engine.abort(request_id)
+        listening = self._listeners.pop(request_id, None)
+        if listening is not None and self._life is not None:
+            self._life.balancer.ended(listening[1])
+            self._life.ranks[listening[1]].engine.abort(request_id)
 
     # ------------------------------------------------------------------------------------------------------------ faults
 
     def slow_down(self, factor: float) -> None:
         """Every iteration takes `factor` times as long, restarts included; 1.0 ends it."""
         self._slowdown = factor
-        if self._life is not None:
-            self._life.engine.slowdown = factor
+        for rank in () if self._life is None else self._life.ranks:
+            rank.engine.slowdown = factor
 
     def hang(self, for_s: float) -> None:
         """No iteration begins or ends for so long; /metrics goes on answering."""
@@ -142,7 +157,7 @@ class SimWorker:
             return
         self._life = None
         listeners, self._listeners = self._listeners, {}
-        for listener in listeners.values():
+        for listener, _ in listeners.values():
             listener.broken(self._timeline.now())
 
     def restart(self) -> None:
@@ -151,53 +166,55 @@ class SimWorker:
             return
         self.incarnation += 1
         self._hung_until_s = 0.0
-        self._life = _Life(self._build(self.incarnation))
-        self._life.engine.slowdown = self._slowdown
+        self._life = self._begun()
+        self.slow_down(self._slowdown)
 
     # ------------------------------------------------------------------------------------------------------------- steps
+
+    def _begun(self) -> _Life:
+        return _Life([self._build(self.incarnation, rank) for rank in range(self.num_ranks)])
 
     def _running(self) -> _Life:
         assert self._life is not None, f"{self.name} is down"
         return self._life
 
-    def _begin(self) -> None:
-        life = self._running()
-        if life.stepping or not life.engine.has_work:
+    def _begin(self, rank: Rank) -> None:
+        if rank.stepping or not rank.engine.has_work:
             return
-        life.stepping = True
-        now = self._timeline.now()
+        rank.stepping = True
+        life, now = self._running(), self._timeline.now()
         if now < self._hung_until_s:
-            self._timeline.at(self._hung_until_s, self._wake, life)
+            self._timeline.at(self._hung_until_s, self._wake, life, rank)
             return
-        result = life.engine.step(now, brief=True)
-        self._timeline.at(now + result.duration_s, self._end, life, result)
+        result = rank.engine.step(now, brief=True)
+        self._timeline.at(now + result.duration_s, self._end, life, rank, result)
 
-    def _wake(self, life: _Life) -> None:
+    def _wake(self, life: _Life, rank: Rank) -> None:
         if life is self._life:
-            life.stepping = False
-            self._begin()
+            rank.stepping = False
+            self._begin(rank)
 
-    def _end(self, life: _Life, result: StepResult) -> None:
+    def _end(self, life: _Life, rank: Rank, result: StepResult) -> None:
         if life is not self._life:
             return
         now = self._timeline.now()
         if now < self._hung_until_s:
-            self._timeline.at(self._hung_until_s, self._end, life, result)
+            self._timeline.at(self._hung_until_s, self._end, life, rank, result)
             return
-        life.stepping = False
-        life.gauges = result.gauges
-        self._count(life.counters, result)
+        rank.stepping = False
+        rank.gauges = result.gauges
+        self._count(rank.counters, result)
         if result.num_outputs:
-            self.token_at = now
+            self.token_ats[rank.number] = now
         if result.events:
-            self.on_events(result.events, now)
-        self._deliver(result, now)
+            self.on_events(rank.number, result.events, now)
+        self._deliver(life, result, now)
         if life is self._life:
-            self._begin()
+            self._begin(rank)
 
     def _count(self, counters: Counters, result: StepResult) -> None:
         total = self.total
-        total.busy_s += result.duration_s
+        total.busy_s += result.duration_s / self.num_ranks
         total.steps += 1
         total.preemptions += result.num_preempted
         counters.preemptions += result.num_preempted
@@ -207,17 +224,19 @@ class SimWorker:
             counters.query_tokens += sequence.num_prompt
             counters.hit_tokens += sequence.num_cached
 
-    def _deliver(self, result: StepResult, now: float) -> None:
+    def _deliver(self, life: _Life, result: StepResult, now: float) -> None:
         listeners = self._listeners
         for sequence, _, finish in result.outputs:
             if finish is not None:
-                listener = listeners.pop(sequence.request.request_id, None)
-                if listener is None:
+                listening = listeners.pop(sequence.request.request_id, None)
+                if listening is None:
                     continue
+                listener, rank = listening
+                life.balancer.ended(rank)
                 if sequence.num_output <= 1:
                     listener.first_token(now)
                 listener.finished(sequence, now)
             elif len(sequence.tokens) == sequence.num_prompt + 1:
-                listener = listeners.get(sequence.request.request_id)
-                if listener is not None:
-                    listener.first_token(now)
+                listening = listeners.get(sequence.request.request_id)
+                if listening is not None:
+                    listening[0].first_token(now)

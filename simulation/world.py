@@ -10,6 +10,7 @@ from contract.blocks import root_hash
 from contract.keyspace import BlockDelta, EngineReport, WorkerRecord
 from contract.outcome import Outcome
 from controlplane.question import Decision
+from controlplane.ranks import Steering, steered, together
 from emulator.block_pool import Event
 from emulator.engine import Engine
 from emulator.presets import PRESETS, Preset
@@ -56,11 +57,16 @@ class Setup:
     """Control planes, each with a data plane of its own; above 1 see simulation.replicas."""
     sharing: str = "all"
     """What they tell each other: of simulation.replicas.Sharing."""
+    ranks: int = 1
+    """Engines of each worker, data-parallel, every one as its preset says."""
+    steering: Steering = steered
+    """Whether requests name the rank they are for; else workers balance by themselves."""
 
     @property
     def name(self) -> str:
         """Of the run, in a table."""
-        return self.policy if self.controls == 1 else f"{self.policy} x{self.controls}, {self.sharing}"
+        name = self.policy if self.controls == 1 else f"{self.policy} x{self.controls}, {self.sharing}"
+        return f"{name}, not steered" if self.ranks > 1 and self.steering is together else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class Simulation:
         shares = setup.cache_shares or (1.0,) * len(setup.presets)
         presets = [with_cache(_preset(name), share) for name, share in zip(setup.presets, shares, strict=True)]
         self._workers = [
-            SimWorker(f"worker-{number}", self._timeline, _engine_builder(preset, setup, number))
+            SimWorker(f"worker-{number}", self._timeline, _engine_builder(preset, setup, number), setup.ranks)
             for number, preset in enumerate(presets)
         ]
         by_url = {worker.url: worker for worker in self._workers}
@@ -109,6 +115,7 @@ class Simulation:
             policy=setup.policy,
             rng=rng.stream(setup.seed, "decisions"),
             parts=setup.parts,
+            steering=setup.steering,
             outcome=self._outcome,
             restarted=self._control_restarted,
         )
@@ -200,9 +207,9 @@ class Simulation:
             self._trainer.restarted()
 
     def _observe(self, worker: SimWorker, then: OnEvents) -> OnEvents:
-        def observe(events: list[Event], now: float) -> None:
-            self._checker.followed(worker, events)
-            then(events, now)
+        def observe(rank: int, events: list[Event], now: float) -> None:
+            self._checker.followed(worker, rank, events)
+            then(rank, events, now)
 
         return observe
 
@@ -296,9 +303,10 @@ def with_cache(preset: Preset, share: float) -> Preset:
     return replace(preset, num_blocks=blocks, max_model_len=min(preset.max_model_len, (blocks - 1) * preset.block_size))
 
 
-def _engine_builder(preset: Preset, setup: Setup, number: int) -> Callable[[int], Engine]:
-    def build(incarnation: int) -> Engine:
-        hash_seed = rng.stream(setup.seed, f"engine {number} {incarnation}").getrandbits(63)
+def _engine_builder(preset: Preset, setup: Setup, number: int) -> Callable[[int, int], Engine]:
+    def build(incarnation: int, rank: int) -> Engine:
+        name = f"engine {number} {incarnation}" + (f" {rank}" if rank else "")
+        hash_seed = rng.stream(setup.seed, name).getrandbits(63)
         return Engine(preset.config(hash_seed=hash_seed), preset.latency(setup.latency))
 
     return build

@@ -54,6 +54,8 @@ def test_a_drawing_is_written_beside_the_table(tmp_path: Path) -> None:
         (["--rate", "fast"], "is no rate"),
         (["--workers", "0"], "not above 0"),
         (["absent.jsonl"], "absent.jsonl"),
+        (["--ranks", "17"], "--ranks: 17 is above 16"),
+        (["--ranks", "2", "--steer-ranks", "auto,maybe"], "'maybe' is none of auto, off"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments: list[str], message: str) -> None:
@@ -68,6 +70,16 @@ def test_workers_whose_cache_is_smaller_than_the_longest_prompt_are_simulated(tm
     assert dispatch(["simulate", *arguments, "--policies", "lmetric"]) == 0
     (figures,) = json.loads(path.read_text())["policies"]
     assert figures["complete"] == figures["requests"] == 12
+
+
+def test_workers_of_several_ranks_are_compared_steered_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ranks.json"
+    arguments = ["--policies", "lmetric", "--ranks", "2", "--steer-ranks", "auto,off", "--json", str(path)]
+    assert dispatch([*SMALL, *arguments]) == 0
+    assert [one["policy"] for one in json.loads(path.read_text())["policies"]] == ["lmetric", "lmetric, not steered"]
+    assert "of 2 ranks" in capsys.readouterr().out
 
 
 def test_prompts_too_long_for_the_model_are_an_error_when_none_is_left() -> None:
