@@ -492,6 +492,17 @@ class Exchange(Served):
         self._close_attempt(End.TIMED_OUT)
         self._refuse(errors.gateway_timeout(message))
 
+    def shut_down(self) -> None:
+        """The process ends before the request does, and its caller is told."""
+        self._closes = True
+        message = "The router is shutting down."
+        if self._state is _RELAYING:
+            self._break_off(_CLIENT_GONE, message)
+            return
+        self._gateway.control.cancel(self._question_id)
+        self._close_attempt(_CLIENT_GONE)
+        self._refuse(errors.overloaded(message, "shutting_down"))
+
     @property
     def is_silent(self) -> bool:
         """Nothing has been written to the client."""

@@ -97,9 +97,9 @@ class Server:
             now = self.clock.now()
         cut = self._busy()
         for connection in list(self.connections):
-            exchange = connection.exchange
-            if exchange is not None:
-                exchange.client_gone()
+            if connection.exchange is not None:
+                connection.exchange.shut_down()
+            if connection.stalled_since:
                 connection.cut()
             else:
                 connection.close_if_idle()

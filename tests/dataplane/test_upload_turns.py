@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from tests.dataplane.client import Client, request
-from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
+from tests.dataplane.conftest import Proxy, StartProxy
 from tests.dataplane.test_uploads import form, head
 from tests.fakes.connections import Connections
 from tests.fakes.control import Control
@@ -114,7 +114,7 @@ async def test_what_comes_while_another_engine_is_sought_is_kept_for_it(
 
 
 async def test_a_failed_engine_leaves_no_caller_unread(
-    start_proxy: StartProxy, start_backend: StartBackend, deaf: Deaf
+    start_proxy: StartProxy, deaf: Deaf
 ) -> None:
     """Held back for its engine's sake, the caller is read again once the request is over, whatever ended it."""
     proxy = await start_proxy(deaf, attempts_max=1)  # type: ignore[arg-type]
