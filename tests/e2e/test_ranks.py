@@ -20,6 +20,8 @@ from tests.waiting import until, until_elsewhere, wait_until
 
 ROUNDS = "multi-round:users=12,rounds=6,system=400,history=800,question=20,output=60"
 RANKS = ("--ranks", "2", "--speed", "4")
+TOKENS = 60_000
+"""More than anybody waits for."""
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,9 @@ async def stream(
     text: str,
     tokens: int,
     began: Callable[[str], None] = lambda _worker: None,
+    leaves: Callable[[], bool] = lambda: False,
 ) -> tuple[str, str, str]:
-    """Worker, rank and the whole of an answer; `began` is told the worker with the answer's first bytes."""
+    """Worker, rank and answer, the whole of it unless the caller leaves; `began` is told the worker with its first bytes."""
     body = {
         "model": stack.facts()["model"],
         "messages": [{"role": "user", "content": text}],
@@ -77,15 +80,18 @@ async def stream(
         assert reply.status == 200, await reply.text()
         answer = await reply.content.readany()
         began(reply.headers["x-headway-worker"])
-        answer += await reply.read()
+        while not leaves() and (more := await reply.content.readany()):
+            answer += more
         return reply.headers["x-headway-worker"], reply.headers["x-headway-rank"], answer.decode()
 
 
 async def test_a_control_plane_that_was_killed_counts_at_each_rank_what_is_there(ranked: RunningStack) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         begun: list[str] = []
+        enough = asyncio.Event()
         asked = [
-            asyncio.create_task(stream(session, ranked, f"Tell a tale, number {n}.", 6_000, begun.append)) for n in range(9)
+            asyncio.create_task(stream(session, ranked, f"Tell a tale, number {n}.", TOKENS, begun.append, enough.is_set))
+            for n in range(9)
         ]
         # the data plane tells the new one where a request is only once it knows that itself
         await until(lambda: len(begun) == len(asked), "the first bytes of every answer")
@@ -93,6 +99,7 @@ async def test_a_control_plane_that_was_killed_counts_at_each_rank_what_is_there
         ranked.kill("controlplane")
         after = await until_elsewhere(lambda: _all_placed(ranked, 9), what="the same, of the new one")
         assert after == before
+        enough.set()
         ends = await asyncio.gather(*asked)
         assert not [answer for _, _, answer in ends if '"error"' in answer]
         counted = Counter(f"{worker}/{rank}" for worker, rank, _ in ends)
@@ -113,7 +120,7 @@ async def test_an_engine_killed_amid_its_streams_leaves_nothing_counted_at_its_r
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
         begun: list[str] = []
         asked = [
-            asyncio.create_task(stream(session, ranked, f"Tell a long story, number {n}.", 4_000, begun.append))
+            asyncio.create_task(stream(session, ranked, f"Tell a long story, number {n}.", 2_500, begun.append))
             for n in range(8)
         ]
         # a request without a byte yet would go to the other worker, and its client notice nothing
