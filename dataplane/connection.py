@@ -7,6 +7,8 @@ unparsed, up to a bound, and the socket is still read: that is how a client that
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 PENDING_BYTES_MAX = 256 * 1024
 LINGER_S = 2.0
 NEVER = float("inf")
+_RESET = struct.pack("ii", 1, 0)
+"""What was written is dropped, and the other side told."""
 
 
 class _Refused(Exception):
@@ -194,12 +198,14 @@ class ClientConnection(asyncio.Protocol):
         elif not self._in_message and not self.stalled_since and not self._closing:
             self._next = self._known
 
-    def cut(self) -> None:
-        """Close at once, whatever is still to be written."""
+    def cut(self, *, reset: bool = False) -> None:
+        """Close at once, whatever is still to be written. reset: the client's next read says so."""
         self.exchange = None
         self._closing = True
         self._next = NO_HEAD
         if self.transport is not None:
+            if reset:
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
     @property

@@ -375,7 +375,7 @@ class Exchange(Served):
             self._finish(close=self._closes or self._must_close(relay, broken=True))
         else:
             self._leave()
-            self._client.cut()
+            self._client.cut(reset=self._ends_by_closing(relay))
 
     def _refuse(self, refusal: ApiError) -> None:
         self._finish(close=self._write_refusal(refusal))
@@ -470,7 +470,7 @@ class Exchange(Served):
                 self._broke(End.TIMED_OUT, f"silent for {settings.idle_timeout_s:g} s amid the response")
             elif stalled_since and now - stalled_since > settings.client_stall_s:
                 self.client_gone()
-                self._client.cut()
+                self._client.cut(reset=self._relay is not None and self._ends_by_closing(self._relay))
 
     def _leave_stuck(self, attempt: Attempt) -> None:
         """Nothing moves where it waits: elsewhere, if there is somewhere. Else waiting on is the better of two bad chances."""

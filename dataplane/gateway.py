@@ -43,8 +43,8 @@ class Client(Protocol):
     def answered(self, now: float) -> None:
         """The same, of a connection that stays."""
 
-    def cut(self) -> None:
-        """Close at once: the response cannot be completed."""
+    def cut(self, *, reset: bool = False) -> None:
+        """Close at once: the response cannot be completed. reset: an orderly end would look like its own."""
 
 
 class Holding(Protocol):

@@ -178,6 +178,10 @@ class Served:
 
     def _write_refusal(self, refusal: ApiError) -> bool:
         """Whether the connection ends with it."""
+    def _ends_by_closing(self, relay: Relay) -> bool:
+        """Nothing but the connection's end tells the client where the body ends."""
+        return not relay.is_sized and (relay.chunks is None or self._request.http10)
+
         self._count(refusal.status)
         request = self._request
         close = refusal.close or request.http10 or not request.keep_alive or self._gateway.draining

@@ -126,3 +126,38 @@ async def test_a_body_that_ends_with_its_connection_has_not_ended_with_a_reset(
     assert response.headers["x-headway-attempts"] == "2"
     await control.until(lambda control: len(control.outcomes) == 2)
     assert control.outcomes[0].end == pb.RESET
+
+
+AUDIO = b"HTTP/1.1 200 OK\r\ncontent-type: audio/mpeg\r\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "head", "part"),
+    [("1.0", b"transfer-encoding: chunked\r\n\r\n", chunk(b"x" * 100)), ("1.1", b"\r\n", b"x" * 100)],
+    ids=["HTTP/1.0", "no length"],
+)
+@pytest.mark.parametrize("ends", ["the engine", "the router"])
+async def test_a_body_that_only_its_connection_ends_does_not_end_in_order_where_it_broke(
+    ends: str, version: str, head: bytes, part: bytes, start_proxy: StartProxy, backend: Backend
+) -> None:
+    go_on = asyncio.Event()
+
+    async def step(seen: Seen, wire: Wire) -> None:
+        await wire.send(AUDIO + head + part)
+        await go_on.wait()
+        wire.reset()
+
+    backend.script(step)
+    proxy = await start_proxy(backend, drain_timeout_s=0.05)
+    client = await Client.connect(proxy.port)
+    await client.send(request({"model": "m", "input": "x"}, "/v1/audio/speech", version=version))
+    async with asyncio.timeout(10):
+        await client.reader.readuntil(b"x" * 100)
+        if ends == "the engine":
+            go_on.set()
+        else:
+            await proxy.app.stop()
+        with pytest.raises(ConnectionResetError):
+            await client.reader.read()
+    go_on.set()
+    client.close()
