@@ -4,10 +4,13 @@ a broken bundle leaves the model before it in place."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import redis.asyncio
 
 from contract import keyspace
@@ -16,6 +19,7 @@ from contract.keyspace import ModelsState
 from controlplane import profiles
 from controlplane.model_store import ModelStore
 from controlplane.predictor import RECENT_MAX, Forecaster, Sample
+from controlplane.prefix_index import tune_gc
 from controlplane.rankers import LeastPredicted
 from prediction import bundle, calibration
 from prediction.bundle import Bundle
@@ -79,6 +83,18 @@ async def put(client: redis.asyncio.Redis, sequence: int, model_id: str, packed:
     await client.set(keyspace.MODELS_STATE, keyspace.encode_models(ModelsState(sequence=sequence, serving=model_id)))
 
 
+@pytest.fixture
+def as_a_process() -> Iterator[None]:
+    """The garbage collector as a control plane sets it: else a full collection of all that the tests have loaded may be found
+    in the loop, tens of milliseconds by chance."""
+    before = gc.get_threshold()
+    tune_gc()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("as_a_process")
 async def test_models_are_replaced_under_load_without_a_dropped_or_a_slow_decision(redis_url: str, tmp_path: Path) -> None:
     files = trained(1)
     forecaster = Forecaster()
