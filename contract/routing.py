@@ -17,16 +17,23 @@ VERSION = 1
 
 
 RANK_STEP = 1 << 20
-"""Between the numbers under which ranks of one endpoint are excluded: more than endpoints."""
+"""Between the numbers of an endpoint's ranks: more than there are endpoints."""
 
 
-def tried(endpoint: int, rank: int = -1) -> int:
-    """What excludes this endpoint, or of several data-parallel ranks that one alone."""
+def numbered(endpoint: int, rank: int = -1) -> int:
+    """How this endpoint, or one data-parallel rank of it, is named in `exclude` and `token_ages`. Whoever knows no such number
+    ignores it."""
     return endpoint + (rank + 1) * RANK_STEP
 
 
+def named(number: int) -> tuple[int, int]:
+    """Endpoint and rank, -1 for no rank in particular."""
+    return number % RANK_STEP, number // RANK_STEP - 1
+
+
 class Request(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=True):
-    """What is asked for, without its prompt: small enough to be remembered by the thousands. exclude: see `tried`."""
+    """What is asked for, without its prompt: small enough to be remembered by the thousands. exclude: see
+    `numbered`."""
 
     model: str
     input_tokens: int = 0
@@ -71,7 +78,8 @@ class Ended(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=True
 
 class Said(msgspec.Struct, array_like=True, gc=False):
     """Everything of one message from a data plane. first_bytes: decision ids with TTFT in seconds; cancels: question ids;
-    token_ages: endpoint numbers, and how many seconds ago tokens came from there last, where that is news and wanted."""
+    token_ages: endpoints or ranks (`numbered`), and how many seconds ago tokens came from there last, where that is news and
+    wanted."""
 
     questions: list[Asked] = []
     first_bytes: list[tuple[int, float]] = []

@@ -19,7 +19,7 @@ import msgspec
 
 from contract import routing
 from contract.outcome import Outcome
-from contract.routing import Asked
+from contract.routing import RANK_STEP, Asked, named
 from controlplane import admission, packed
 from controlplane.admission import Waiting, WaitingRoom
 from controlplane.answers import NEVER
@@ -465,11 +465,18 @@ class Director:
         self.ends.ended_all(outcomes, now)
 
     def tokens_came(self, ages: Iterable[tuple[int, float]], now: float) -> None:
-        """ages: endpoint number, and how long ago tokens came from there last; unknown numbers are ignored."""
+        """ages: endpoint or rank (contract.routing.numbered), and how long ago tokens came from there last; unknown numbers are
+        ignored, and so is an engine of several ranks of which none is named."""
         at_slot = self._snapshot.at_slot
-        for slot, age_s in ages:
-            endpoint = at_slot(slot)
-            if endpoint is not None and (at := now - age_s) > endpoint.load.token_at and not endpoint.ranks:
+        for number, age_s in ages:
+            endpoint = at_slot(number)
+            if endpoint is None and number >= RANK_STEP:
+                slot, rank = named(number)
+                first = at_slot(slot)
+                endpoint = None if first is None or rank >= len(first.ranks) else first.ranks[rank]
+            elif endpoint is not None and endpoint.ranks:
+                continue
+            if endpoint is not None and (at := now - age_s) > endpoint.load.token_at:
                 endpoint.load.token_at = at
 
     # ---------------------------------------------------------------------------------------------------- time passes

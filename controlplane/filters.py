@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from contract.routing import tried
+from contract.routing import numbered
 from controlplane.endpoint import Candidate
 from controlplane.question import Request, ShedReason
 
@@ -27,7 +27,7 @@ class Filter:
 def _not_tried(candidate: Candidate, request: Request) -> bool:
     endpoint = candidate.endpoint
     return endpoint.number not in request.exclude and (
-        endpoint.rank < 0 or tried(endpoint.number, endpoint.rank) not in request.exclude
+        endpoint.rank < 0 or numbered(endpoint.number, endpoint.rank) not in request.exclude
     )
 
 

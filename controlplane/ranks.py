@@ -4,7 +4,7 @@ Where requests can be steered to them, each rank is an endpoint by itself: a num
 own blocks, rates and self-check, and a breaker of its own for what is known of it alone: that it hangs (see rank_breaker). What
 belongs to the address is shared: the breaker for what fails there, whether it lives, whether it is drained. Whoever was tried
 at one rank is not sent to another of the same address, since what fails there is mostly the server; but whoever waited at a
-rank that hangs while others move is (contract.routing.tried).
+rank that hangs while others move is (contract.routing.numbered).
 
 Which engines. vLLM reads the header X-data-parallel-rank from 0.11.1 on; older ones ignore it and balance by themselves, and
 then every figure kept by rank would be wrong. So `auto` steers where the agent found that the ranks can be named and where the

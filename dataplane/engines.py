@@ -10,19 +10,37 @@ if TYPE_CHECKING:
     from dataplane.upstream import UpstreamConnection
 
 
-class Engine:
-    """One base URL. idle: connections that wait for a request, newest last; active: requests under way there; tokens_at,
-    timekeeper: when tokens came last, 0: nothing new, and which stream says so (`token_times`)."""
+class Steps:
+    """What steps by itself: an engine, or one data-parallel rank of it. tokens_at, timekeeper: when tokens came last, 0:
+    nothing new, and which stream says so (`token_times`)."""
 
-    __slots__ = ("_lines", "_policy", "_worker", "active", "idle", "timekeeper", "tokens_at")
+    __slots__ = ("timekeeper", "tokens_at")
 
     def __init__(self) -> None:
-        self.idle: list[UpstreamConnection] = []
-        self.active = 0
         self.tokens_at = 0.0
         self.timekeeper: UpstreamConnection | None = None
+
+
+class Engine(Steps):
+    """One base URL. idle: connections that wait for a request, newest last; active: requests under way there; ranks: those that
+    requests were steered to."""
+
+    __slots__ = ("_lines", "_policy", "_worker", "active", "idle", "ranks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle: list[UpstreamConnection] = []
+        self.active = 0
+        self.ranks: dict[int, Steps] = {}
         self._worker = self._policy = ""
         self._lines = place("", "", 1)
+
+    def rank(self, number: int) -> Steps:
+        """A data-parallel rank of it."""
+        steps = self.ranks.get(number)
+        if steps is None:
+            steps = self.ranks[number] = Steps()
+        return steps
 
     def lines(self, worker: str, policy: str) -> bytes:
         """Header lines of a first attempt, as `headers.place` writes them: the same ones follow each other."""

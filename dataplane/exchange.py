@@ -307,7 +307,7 @@ class Exchange(Served):
     def _note_tokens(self, attempt: Attempt) -> None:
         """As a connection does of the reads that it passes on by itself."""
         if self._gateway.pool.tokens.wanted and attempt.connection is not None:
-            attempt.connection.engine.tokens_at = attempt.last_at
+            attempt.connection.steps.tokens_at = attempt.last_at
 
     def _complete(self, relay: Relay) -> None:
         assert relay.head is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from contract.routing import Answer, Asked, tried
+from contract.routing import Answer, Asked, numbered
 from dataplane import headers, question, trace
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway
@@ -84,7 +84,7 @@ class Served:
             return []
         numbers, stuck_ranks = self._gateway.fleet.numbers, self._gateway.fleet.stuck_ranks
         return [
-            tried(numbers.get(target.url, target.endpoint), target.rank if (target.url, target.rank) in stuck_ranks else -1)
+            numbered(numbers.get(target.url, target.endpoint), target.rank if (target.url, target.rank) in stuck_ranks else -1)
             for target in self._targets
         ]
 
@@ -102,6 +102,8 @@ class Served:
         request, transport = self._request, connection.transport
         if transport is None:
             return False
+        if target.rank >= 0:
+            connection.steps = connection.engine.rank(target.rank)
         head = forward_head(
             request,
             host=connection.host,
@@ -176,12 +178,12 @@ class Served:
             return True
         return relay.chunks is None and (broken or relay.cut_short or (relay.head is not None and relay.head.length < 0))
 
-    def _write_refusal(self, refusal: ApiError) -> bool:
-        """Whether the connection ends with it."""
     def _ends_by_closing(self, relay: Relay) -> bool:
         """Nothing but the connection's end tells the client where the body ends."""
         return not relay.is_sized and (relay.chunks is None or self._request.http10)
 
+    def _write_refusal(self, refusal: ApiError) -> bool:
+        """Whether the connection ends with it."""
         self._count(refusal.status)
         request = self._request
         close = refusal.close or request.http10 or not request.keep_alive or self._gateway.draining

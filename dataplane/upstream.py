@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from dataplane.engines import Engines
+from dataplane.engines import Engines, Steps
 from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, ResponseHead, event_chunks
 from dataplane.relay import LAST_EVENTS_KEPT
 from dataplane.token_times import TokenTimes
@@ -94,6 +94,7 @@ class UpstreamConnection(asyncio.Protocol):
         "owner",
         "passing",
         "reused",
+        "steps",
         "tokens",
         "transport",
         "url",
@@ -104,6 +105,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool = pool
         self.url = url
         self.engine = pool.engines[url]
+        self.steps: Steps = self.engine  # or the rank that its request is steered to
         self.host = pool.host(url)
         self.heads = pool.heads
         self.tokens = pool.tokens
@@ -134,11 +136,11 @@ class UpstreamConnection(asyncio.Protocol):
                 passing.write(data)
                 tokens = self.tokens
                 if tokens.wanted:
-                    engine = self.engine
-                    keeper = engine.timekeeper
+                    steps = self.steps
+                    keeper = steps.timekeeper
                     if keeper is self or keeper is None:
-                        engine.timekeeper = self
-                        engine.tokens_at = tokens.now()
+                        steps.timekeeper = self
+                        steps.tokens_at = tokens.now()
                 return
         owner = self.owner
         if owner is not None:
@@ -181,8 +183,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def keep_no_time(self) -> None:
         """Nothing comes here for now, and another stream may know better when its engine's tokens came."""
-        if self.engine.timekeeper is self:
-            self.engine.timekeeper = None
+        if self.steps.timekeeper is self:
+            self.steps.timekeeper = None
 
 
 def _several(passing: Passing, data: bytes) -> bool:
@@ -258,17 +260,16 @@ class UpstreamPool:
     def give(self, connection: UpstreamConnection, now: float) -> None:
         """Back, its response read to the end."""
         connection.owner = connection.passing = None
-        if connection.engine.timekeeper is connection:
-            connection.engine.timekeeper = None
-        engine = connection.engine = self.engines[connection.url]  # it may have been forgotten while this one was made
+        connection.keep_no_time()
+        engine = connection.engine = connection.steps = self.engines[connection.url]  # it may have been forgotten meanwhile
         idle, transport = engine.idle, connection.transport
         if transport is None or len(idle) >= IDLE_PER_ENDPOINT_MAX or transport.is_closing():
             connection.abort()
             return
-        connection.idle_since = now
         if transport.get_write_buffer_size():  # it answered without reading its request, whose rest stands in the way
             connection.abort()
             return
+        connection.idle_since = now
         idle.append(connection)
 
     def connect(self, url: str, done: Callable[[UpstreamConnection | Exception], None]) -> None:

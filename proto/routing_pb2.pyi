@@ -788,7 +788,7 @@ class FleetView(_message.Message):
     without_chains: _builtins.bool
     """the policy looks at no prompt: questions need no chains, and an estimate of their tokens"""
     token_ages: _builtins.bool
-    """packed messages with questions are to say when tokens came from each endpoint last"""
+    """packed messages with questions are to say when tokens came from each endpoint or rank last"""
     catching_up: _builtins.bool
     """some worker's blocks are being read: its matches are too short for the moment"""
     @_builtins.property

@@ -8,7 +8,7 @@ import pytest
 
 from contract.keyspace import RankFigures
 from contract.outcome import End
-from contract.routing import tried
+from contract.routing import numbered
 from controlplane.breaker import FAILURES, Breaker, BreakerBounds, BreakerState
 from controlplane.endpoint import Endpoint
 from controlplane.fleet_view import FleetWatch
@@ -50,7 +50,7 @@ def pass_time(plant: Plant, seconds: float, *moving: int) -> None:
 
 def at(plant: Plant, rank: int, question_id: int) -> Decision:
     """A request that was placed there."""
-    other = tried(0, 1 - rank)
+    other = numbered(0, 1 - rank)
     return plant.place(question(1, exclude=(other,)), question_id=question_id)
 
 
@@ -106,7 +106,7 @@ class TestProbes:
         fail(plant, 1, End.TIMED_OUT)
         plant.now += 1.0
         probe = at(plant, 1, 1)
-        assert isinstance(plant.ask(question(1, exclude=(tried(0, 0),)), question_id=2), Shed)
+        assert isinstance(plant.ask(question(1, exclude=(numbered(0, 0),)), question_id=2), Shed)
         assert plant.place(question_id=3).candidate.endpoint.rank == 0
         plant.end(probe, End.TIMED_OUT)
         assert views(plant) == [CLOSED, OPEN]
@@ -178,7 +178,7 @@ class TestHanging:
         pass_time(plant, HUNG_AFTER_S + 3, 0)
         assert views(plant)[1] in (HALF_OPEN, OPEN)
         for number in range(4):  # not even as a probe back to where it waited
-            again = plant.place(question(1, exclude=(tried(0, 1),), attempt=1), question_id=10 + number)
+            again = plant.place(question(1, exclude=(numbered(0, 1),), attempt=1), question_id=10 + number)
             assert again.candidate.endpoint.rank == 0
 
     async def test_operators_see_which_one_it_is(self, short_dir: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from contract.keyspace import EngineState, RankFigures
 from contract.outcome import End
-from contract.routing import Asked, Request
+from contract.routing import Asked, Request, numbered
 from controlplane import packed, ranks, wire
 from controlplane.breaker import BreakerBounds, BreakerState
 from controlplane.director import Director
@@ -257,9 +257,25 @@ def test_data_planes_see_one_endpoint_with_the_requests_of_all_ranks(plant: Plan
     assert (endpoint.worker, endpoint.endpoint, endpoint.active, endpoint.available) == ("w0", 0, 3, True)
 
 
-def test_when_tokens_came_from_an_address_says_nothing_of_one_rank(plant: Plant) -> None:
-    plant.director.tokens_came([(0, 0.01)], plant.now)
-    assert all(one.load.token_at == 0.0 for one in plant.snapshot.endpoints())
+def test_when_tokens_came_is_known_by_rank_and_of_an_address_says_nothing(plant: Plant) -> None:
+    plant.director.tokens_came([(0, 0.01), (1, 0.01), (numbered(0, 2), 0.01), (numbered(7, 0), 0.01)], plant.now)
+    assert [one.load.token_at for one in plant.snapshot.endpoints()] == [0.0, 0.0]
+    plant.director.tokens_came([(numbered(0, 1), 0.25), (numbered(0, 0), 0.5)], plant.now)
+    assert [one.load.token_at for one in plant.snapshot.endpoints()] == [plant.now - 0.5, plant.now - 0.25]
+    plant.director.tokens_came([(numbered(0, 1), 0.5)], plant.now)
+    assert plant.snapshot.endpoints()[1].load.token_at == plant.now - 0.25, "another process saw older ones"
+
+
+def test_the_step_of_each_rank_is_as_old_as_its_own_tokens(plant: Plant) -> None:
+    plant.director.set_policy("least_load")
+    for number in range(2):
+        plant.place(question_id=number)
+    plant.now += 1.0
+    plant.director.tokens_came([(numbered(0, 1), 0.25)], plant.now)
+    decision = plant.place(question_id=3)
+    trace = plant.ring.get(decision.decision_id)
+    assert trace is not None
+    assert [row.step_age_s for row in trace.candidates] == pytest.approx([1.0, 0.25])
 
 
 @given(

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from contract.routing import tried
+from contract.routing import numbered
 from proto import routing_pb2 as pb
 from tests.dataplane.client import Client, Response, chat, request
 from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
@@ -159,7 +159,7 @@ async def test_of_an_engine_of_several_ranks_only_who_waits_at_the_stuck_one_goe
     control.show(view)
     response = await clients[0].read()
     assert (response.text, response.headers["x-headway-attempts"]) == ("fine", "2")
-    assert list(control.questions[2].exclude) == [tried(1, 1)]
+    assert list(control.questions[2].exclude) == [numbered(1, 1)]
     assert [sent.headers["x-data-parallel-rank"] for sent in engine.requests] == ["1", "0", "0"]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):  # several looks at the deadlines: at the rank that moves it waits on

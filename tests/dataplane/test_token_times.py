@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from contract.features import INDEX
+from contract.routing import numbered
 from dataplane.engines import Engines
 from dataplane.token_times import AGE_S_MAX, TokenTimes
 from dataplane.upstream import UpstreamConnection, UpstreamPool
@@ -33,6 +34,25 @@ def test_what_came_is_told_once_as_ages_by_endpoint_number() -> None:
     assert times.told(numbers) == []
     engines["http://b"].tokens_at = 100.0
     assert times.told(numbers) == [(5, 0.0)]
+
+
+def test_each_rank_of_an_engine_has_a_time_of_its_own() -> None:
+    clock = ManualClock()
+    pool = UpstreamPool(clock=clock, idle_s=1.0, connect_timeout_s=1.0)
+    pool.tokens.wanted = True
+    engine = pool.engines["http://a:1"]
+    streams = [UpstreamConnection(pool, "http://a:1") for _ in range(2)]
+    for rank, stream in enumerate(streams):
+        stream.passing, stream.steps = Passed(), engine.rank(rank)
+        clock.advance(1.0)
+        stream.data_received(chunk(event(delta("x"))))
+    clock.advance(1.0)
+    assert pool.tokens.told({"http://a:1": 4}) == [(numbered(4, 0), 2.0), (numbered(4, 1), 1.0)]
+    assert pool.tokens.told({"http://a:1": 4}) == []
+    pool.give(streams[1], clock.now())
+    assert streams[1].steps is engine
+    streams[0].data_received(chunk(event(delta("x"))))
+    assert pool.tokens.told({}) == [], "an endpoint that nobody numbers"
 
 
 class Passed:
