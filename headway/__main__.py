@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("headway.up", "start a whole stack on this machine: Redis, control plane, data plane, emulated workers"),
     "down": ("headway.down", "end the stack that `up` started here"),
     "workers": ("headway.workers", "the fleet as the control plane sees it"),
+    "attach": ("headway.attach", "one more vLLM server for a running fleet, until Ctrl-C"),
     "policy": ("headway.policy", "show or switch the routing policy"),
     "drain": ("headway.drain", "no new requests for a worker (--undo: again)"),
     "keys": ("headway.keys", "make, list and revoke callers' API keys"),

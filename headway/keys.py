@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.keys_file:
         raise UsageError(f"no keys file: --keys-file or {FILE_VARIABLE}")
     path = Path(args.keys_file)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file")
     try:
         if args.action == "list":
             return _list(path)
@@ -67,8 +69,9 @@ def _new(path: Path, args: argparse.Namespace) -> int:
         models=tuple(args.model),
         may_set_tenant=args.may_set_tenant,
     )
-    if min(key.requests_per_minute, key.tokens_per_minute, key.concurrent_max) < 0:
-        raise UsageError("a limit is 0 (none) or above")
+    for limit in ("requests_per_minute", "tokens_per_minute", "concurrent_max"):
+        if getattr(key, limit) < 0:
+            raise UsageError(f"--{limit.replace('_', '-')}: {getattr(key, limit)} is below 0 (no limit)")
     before = path.read_bytes() if path.exists() else b""
     _parse(path, before)
     _write(path, before + (b"\n" if before and not before.endswith(b"\n") else b"") + line_of(key) + b"\n")

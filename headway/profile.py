@@ -45,7 +45,6 @@ from loadgen.synthetic import candidate_words, verified_words
 from loadgen.workload import ENDPOINTS, Shape
 from prediction import zones
 from runtime.clock import SystemClock
-from runtime.redis_url import check_redis_url, with_password
 
 KEPT = (
     *("simulate", "preset", "shares", "workers", "worker_speeds", "workload", "tokens_max", "choices"),
@@ -326,13 +325,14 @@ def _speed() -> float:
 
 def _bus(given: str) -> redis.asyncio.Redis:
     """UsageError: no address is known, or it is none."""
-    facts = runfile.read()
-    url = given or (str(facts.get("redis_url", "")) if facts else "")
+    try:
+        url = runfile.redis_url(given)
+    except ValueError as error:
+        raise UsageError(f"profile: {error}") from None
     if not url:
         raise UsageError("profile: no stack was started here: name the fleet's Redis with --redis-url (or use --simulate)")
     try:
-        check_redis_url("--redis-url", url)
-        return redis.asyncio.Redis.from_url(with_password(url, os.environ.get("REDIS_PASSWORD", "")))
+        return redis.asyncio.Redis.from_url(url)
     except (ValueError, RedisError) as error:
         raise UsageError(f"profile: {error}") from None
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from headway.errors import UsageError
+from runtime.redis_url import check_redis_url, with_password
 
 CONTROL_DEFAULT = "127.0.0.1:50051"
 TRAINER_DEFAULT = "127.0.0.1:50052"
 URL_DEFAULT = "http://127.0.0.1:8000"
+PASSWORD_VARIABLE = "REDIS_PASSWORD"
 
 
 def directory() -> Path:
@@ -72,6 +74,18 @@ def remove(pid: int) -> None:
     facts = read()
     if facts is not None and facts.get("pid") == pid:
         _path().unlink(missing_ok=True)
+
+
+def redis_url(given: str) -> str:
+    """What was given, else that of the stack started here, with the password that REDIS_PASSWORD says; "": none is known.
+    The Redis that `headway up` starts has none, whatever the variable says. ValueError: no Redis URL."""
+    password = os.environ.get(PASSWORD_VARIABLE, "")
+    if not given and (facts := read()) is not None:
+        given = str(facts.get("redis_url", ""))
+        password = "" if facts.get("redis_embedded") else password
+    if given:
+        check_redis_url("--redis-url", given)
+    return with_password(given, password)
 
 
 def trainer_target(given: str) -> str:

@@ -156,6 +156,8 @@ def run(args: argparse.Namespace) -> int:
             f"a stack is up here already, at {facts.get('url')}: `headway down` ends it, another HEADWAY_HOME lets both be"
         )
     check_ports(options)
+    if not options.redis_url:
+        os.environ.pop(runfile.PASSWORD_VARIABLE, None)  # of another Redis: ours has none, and refuses who gives one
     home = runfile.make_directory()
     run_dir = Path(tempfile.mkdtemp(prefix="headway-"))  # short: a Unix socket's path has room for 107 bytes
     log_path = Path(args.log or home / "up.log")
@@ -268,6 +270,7 @@ class Stack:
             model=model,
             log=str(self._log_path),
             redis_url=options.redis_url or f"unix://{self._run_dir / 'redis.sock'}",
+            redis_embedded=not options.redis_url,
             speed=1.0 if options.engines else options.speed,
             sockets=str(self._run_dir),
             trainer=trainer_target(self._run_dir) if options.trainer_dir else "",

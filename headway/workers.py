@@ -140,7 +140,7 @@ def _columns_that_fit(rows: list[list[Text]], width: int) -> list[int]:
 
 def _row(status: fleet_pb2.WorkerStatus) -> list[Text]:
     breaker = fleet_pb2.BreakerState.Name(status.breaker)
-    index = fleet_pb2.IndexState.Name(status.index)
+    index = _index(status.index)
     state, style = ("draining", "yellow") if status.draining else ("alive", "green") if status.alive else ("gone", "red")
     match = f"{status.match_ratio:.0%}" if status.HasField("match_ratio") else "-"
     return [
@@ -158,6 +158,11 @@ def _row(status: fleet_pb2.WorkerStatus) -> list[Text]:
     ]
 
 
+def _index(state: fleet_pb2.IndexState.ValueType) -> str:
+    """Its name; "-" of a worker that has left with its blocks."""
+    return fleet_pb2.IndexState.Name(state) if state else "-"
+
+
 def _load(status: fleet_pb2.WorkerStatus | fleet_pb2.RankStatus) -> list[Text]:
     return [
         Text(str(status.active)),
@@ -171,7 +176,7 @@ def _load(status: fleet_pb2.WorkerStatus | fleet_pb2.RankStatus) -> list[Text]:
 def _rank_row(status: fleet_pb2.RankStatus) -> list[Text]:
     """What its worker's line does not say of all."""
     breaker = fleet_pb2.BreakerState.Name(status.breaker)
-    index = fleet_pb2.IndexState.Name(status.index)
+    index = _index(status.index)
     match = f"{status.match_ratio:.0%}" if status.HasField("match_ratio") else "-"
     return [
         Text(f"  rank {status.rank}", "dim"),

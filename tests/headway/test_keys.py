@@ -67,7 +67,7 @@ def test_a_file_stays_its_owners(tmp_path: Path) -> None:
         (("new", "--tenant", "a"), "no keys file"),
         (("new", "--keys-file", "keys"), "--tenant"),
         (("new", "--tenant", "a", "--keys-file", "/absent/keys"), "No such file"),
-        (("new", "--tenant", "a", "--keys-file", "keys", "--requests-per-minute", "-1"), "a limit is"),
+        (("new", "--tenant", "a", "--keys-file", "keys", "--requests-per-minute", "-1"), "--requests-per-minute: -1"),
         (("new", "--tenant", "a", "--keys-file", "broken"), "line 1 is not a key"),
         (("list", "--keys-file", "absent"), "No such file"),
         (("revoke", "x", "--keys-file", "empty"), "no key x"),

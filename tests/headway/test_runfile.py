@@ -46,3 +46,13 @@ def test_a_file_that_makes_no_sense_is_no_stack(text: str, own_home: Path) -> No
     runfile.directory().mkdir(parents=True, exist_ok=True)
     (runfile.directory() / "run.json").write_text(text)
     assert runfile.read() is None
+
+
+@pytest.mark.parametrize(("embedded", "url"), [(True, "unix:///r.sock"), (False, "unix://:secret@/r.sock")])
+def test_the_password_of_redis_is_for_one_that_was_there_before(
+    embedded: bool, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "secret")
+    runfile.write(pid=os.getpid(), redis_url="unix:///r.sock", redis_embedded=embedded)
+    assert runfile.redis_url("") == url
+    assert runfile.redis_url("redis://other/0") == "redis://:secret@other/0"
