@@ -50,7 +50,7 @@ def test_a_file_that_makes_no_sense_is_no_stack(text: str, own_home: Path) -> No
 
 @pytest.mark.parametrize(("embedded", "url"), [(True, "unix:///r.sock"), (False, "unix://:secret@/r.sock")])
 def test_the_password_of_redis_is_for_one_that_was_there_before(
-    embedded: bool, url: str, monkeypatch: pytest.MonkeyPatch
+    embedded: bool, url: str, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_PASSWORD", "secret")
     runfile.write(pid=os.getpid(), redis_url="unix:///r.sock", redis_embedded=embedded)
