@@ -24,6 +24,7 @@ access_log  one JSON line a request, where it is asked for; logged: server and e
 credentials what engines are shown in place of the caller's key
 admission   local bounds: concurrency, retry budget
 upstream    pooled connections to engines
+forms       which models a form names, where not all are allowed
 encoding    compressed request bodies; unescape: large JSON readable in slices; trace: W3C trace context
 body        an upload passed on while it still comes
 relay, sse  a response read without I/O: held until the first token, then passed on as it comes

@@ -67,6 +67,11 @@ class Access:
         key = self._ring.find(token) if len(token) <= CREDENTIAL_BYTES_MAX else None
         return key if key is not None else _INVALID
 
+    def is_bound(self, request: Request) -> bool:
+        """Its key may use some models only."""
+        key = self.identify(request)
+        return isinstance(key, Key) and bool(key.models)
+
     def admit(self, request: Request, now: float) -> Permit | ApiError:
         """For a request that goes to a worker. Each Permit needs one `close`."""
         key = self.identify(request)

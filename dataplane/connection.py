@@ -302,6 +302,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if not request.get(b"content-type").lower().startswith(b"multipart/"):
             return
+        if self._server.reads_forms(request):
+            return
         prefix = b"".join(self._body)
         if not multipart_model(prefix) or self.transport is None:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 from typing import Annotated, Any, ClassVar
+from urllib.parse import unquote
 
 import msgspec
 
@@ -85,7 +86,7 @@ def classify(method: str, path: str) -> Kind | ApiError:
         return Kind.PREFLIGHT
     if local is not None:
         return local if method in ("GET", "HEAD") else wrong_method(method, path, "GET")
-    if path in ENGINE_PATHS:
+    if path in ENGINE_PATHS or (path not in _COUNTED and unquote(path).rstrip("/") in ENGINE_PATHS):  # as engines read it
         return ApiError(
             403, f"{path} changes one engine and is not passed on: call that engine.", "permission_error", "engine_path"
         )
@@ -232,7 +233,7 @@ def _not_utf8(body: bytes) -> ApiError | None:
 def _not_json(body: bytes, error: Exception) -> ApiError:
     if not body:
         return bad_request("The request body is empty; a JSON object was expected.", code="empty_body")
-    if isinstance(error, msgspec.ValidationError):
+    if isinstance(error, msgspec.ValidationError) and body.lstrip()[:1] != b"{":
         return bad_request("The request body must be a JSON object.", code="not_an_object")
     return bad_request(f"The request body is not valid JSON: {error}.", code="invalid_json")
 

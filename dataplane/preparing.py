@@ -10,12 +10,12 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from dataplane import encoding, errors, wishes
+from dataplane import encoding, errors, forms, wishes
 from dataplane.errors import ApiError
 from dataplane.gateway import Gateway
 from dataplane.http1 import Request
 from dataplane.limits import BODY_BYTES_PER_TOKEN, Permit
-from dataplane.openai import PROMPT_PATHS, SLICED_BYTES_MIN, Ask, read_ask, read_json
+from dataplane.openai import PROMPT_PATHS, SLICED_BYTES_MIN, Ask, FormAsk, read_ask, read_json
 from dataplane.prompt_messages import Answer
 from dataplane.prompt_process import APART_BYTES_MIN, PromptProcess
 from dataplane.prompts import UNREAD, Prompt, skipped
@@ -56,7 +56,7 @@ def _read_on(gateway: Gateway, request: Request, permit: Permit | None, done: Do
     elif process is not None and _goes_apart(gateway, request) and process.ready:
         _read_apart(process, gateway, request, permit, done)
     elif len(request.body) <= READ_INLINE_BYTES_MAX:
-        done(_checked(gateway, _read(gateway, request), permit), None)
+        done(_checked(gateway, _read(gateway, request, permit), permit), None)
     else:
         _read_in_thread(gateway, request, permit, done, None)
 
@@ -84,7 +84,9 @@ def _read_apart(process: PromptProcess, gateway: Gateway, request: Request, perm
 
 
 def _read_in_thread(gateway: Gateway, request: Request, permit: Permit | None, done: Done, prompt: Prompt | None) -> None:
-    _in_thread(gateway, lambda: _read_or_fail(gateway, request), lambda ask: done(_checked(gateway, ask, permit), prompt))
+    _in_thread(
+        gateway, lambda: _read_or_fail(gateway, request, permit), lambda ask: done(_checked(gateway, ask, permit), prompt)
+    )
 
 
 def _prepared_beside(gateway: Gateway, by: str, began: float) -> None:
@@ -102,14 +104,17 @@ def _uncompress(gateway: Gateway, request: Request) -> ApiError | None:
     return _or_fail(request, lambda: encoding.decode(request, gateway.settings.body_bytes_max))
 
 
-def _read(gateway: Gateway, request: Request) -> Ask | ApiError:
+def _read(gateway: Gateway, request: Request, permit: Permit | None) -> Ask | ApiError:
     if request.forwarded is not None:
         return read_json(request.body, request.path)
-    return read_ask(request, gateway.settings.body_bytes_max)
+    ask = read_ask(request, gateway.settings.body_bytes_max)
+    if isinstance(ask, FormAsk) and permit is not None and permit.key.models and not forms.names_once(request.body, ask.model):
+        return errors.bad_request('A form must name its model once, as name="model".', param="model", code="model_invalid")
+    return ask
 
 
-def _read_or_fail(gateway: Gateway, request: Request) -> Ask | ApiError:
-    return _or_fail(request, lambda: _read(gateway, request))
+def _read_or_fail(gateway: Gateway, request: Request, permit: Permit | None) -> Ask | ApiError:
+    return _or_fail(request, lambda: _read(gateway, request, permit))
 
 
 def _or_fail(request: Request, call: Callable[[], T]) -> T | ApiError:

@@ -33,6 +33,8 @@ RELOAD_AFTER_S = 60.0
 ROOTS_MAX = 4096
 SALT_KEPT_MAX = 256
 """Longer salts are hashed each time: what is remembered is the callers' to choose."""
+SAID_MAX = 256
+"""Reasons why prompts are hashed as text that are logged, once each: some come of what callers send."""
 TEXT_INLINE_BYTES_MAX = 32 * 1024
 """Bodies up to this size are cut and hashed as text on the event loop."""
 FALLBACK_BLOCK_TOKENS = 16
@@ -274,7 +276,7 @@ class Prompts:
             entry.loading = False
 
     def _say(self, name: str, why: str) -> None:
-        if name not in self._said:
+        if name not in self._said and len(self._said) < SAID_MAX:
             self._said.add(name)
             log.warning("prompts are hashed as text, not tokens", extra={"f": {"model": name, "why": why}})
 

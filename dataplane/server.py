@@ -124,6 +124,10 @@ class Server:
         else:
             self._route(connection, request, None)
 
+    def reads_forms(self, request: Request) -> bool:
+        """All of a form is read before any of it goes to an engine: its caller may not use every model."""
+        return self._access is not None and self._access.is_bound(request)
+
     def handle_known(self, connection: ClientConnection, request: Request) -> None:
         """The same for a request whose head was seen before, which is one to route."""
         concurrency = self._concurrency

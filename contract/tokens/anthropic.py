@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from contract.tokens.conversation import BILLING_HEADER
-from contract.tokens.errors import NotTokenizable, PromptError
+from contract.tokens.errors import NotTokenizable, PromptError, kind_of
 
 Message = dict[str, Any]
 
@@ -72,7 +72,7 @@ def _sort(
     """Puts a content block where it belongs."""
     kind = block.get("type") if isinstance(block, Mapping) else None
     if not isinstance(block, Mapping) or kind in (None, "image", "tool_addition", "tool_removal"):
-        raise NotTokenizable(f"content block {kind}")
+        raise NotTokenizable(f"content block {kind_of(kind)}")
     if kind == "text" and block.get("text"):
         texts.append({"type": "text", "text": block["text"]})
     elif kind == "thinking" and isinstance(block.get("thinking"), str):

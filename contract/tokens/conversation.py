@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from contract.tokens.errors import NotTokenizable, PromptError
+from contract.tokens.errors import NotTokenizable, PromptError, kind_of
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking"}
 """Content parts that are text, and the field that holds it."""
@@ -129,7 +129,7 @@ def _text(part: object, param: str) -> str | None:
     kind = part.get("type")
     field = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if field is None:
-        raise NotTokenizable(f"content part {kind}")
+        raise NotTokenizable(f"content part {kind_of(kind)}")
     text = part.get(field)
     if text is not None and not isinstance(text, str):
         raise PromptError(f"'{param}.{field}' must be a string", f"{param}.{field}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from contract.tokens.errors import NotTokenizable, PromptError
+from contract.tokens.errors import NotTokenizable, PromptError, kind_of
 
 Message = dict[str, Any]
 
@@ -72,7 +72,7 @@ def _message(item: Mapping[str, Any]) -> Message:
             raise NotTokenizable("encrypted reasoning")
         return {"role": "assistant", "reasoning": _first_text(item.get("content") or item.get("summary"))}
     if kind != "message":
-        raise NotTokenizable(f"input item {kind}")
+        raise NotTokenizable(f"input item {kind_of(kind)}")
     if item.get("role") == "assistant":
         return {"role": "assistant", "content": _first_text(item.get("content"))}
     return dict(item)

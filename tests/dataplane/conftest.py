@@ -13,6 +13,7 @@ import uvloop
 
 from dataplane.app import App
 from dataplane.http1 import Request
+from dataplane.keys import Key, hash_of, line_of, new_token
 from dataplane.settings import Settings
 from dataplane.upstream import UpstreamConnection
 from runtime.clock import SystemClock
@@ -49,6 +50,7 @@ class Proxy:
 
 StartProxy = Callable[..., Awaitable[Proxy]]
 StartBackend = Callable[[], Awaitable[Backend]]
+AddKey = Callable[..., str]
 
 
 @pytest.fixture
@@ -165,3 +167,23 @@ async def start_proxy(short_dir: Path, warm: bool) -> AsyncIterator[StartProxy]:
 async def proxy(start_proxy: StartProxy, backend: Backend) -> Proxy:
     """A data plane with one engine and no control plane."""
     return await start_proxy(backend)
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_bytes(b"# callers\n")
+    return path
+
+
+@pytest.fixture
+def add_key(keys_file: Path) -> AddKey:
+    """Adds a key to the file; returns it as the caller holds it."""
+
+    def add(id: str = "k", **fields: Any) -> str:
+        token = new_token()
+        with keys_file.open("ab") as file:
+            file.write(line_of(Key(id=id, hash=hash_of(token.encode()), **{"tenant": "acme", **fields})) + b"\n")
+        return token
+
+    return add

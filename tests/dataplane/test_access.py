@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dataplane.keys import Key, hash_of, line_of, new_token
+from dataplane.keys import hash_of
 from tests.dataplane.client import Client, Response, ask, chat, request
-from tests.dataplane.conftest import Proxy, StartBackend, StartProxy
+from tests.dataplane.conftest import AddKey, Proxy, StartBackend, StartProxy
 from tests.fakes.backend import Backend, Seen, Wire, chat_json, chat_stream, hangs, usage
 from tests.fakes.control import Control
-
-AddKey = Callable[..., str]
-
-
-@pytest.fixture
-def keys_file(tmp_path: Path) -> Path:
-    path = tmp_path / "keys"
-    path.write_bytes(b"# callers\n")
-    return path
-
-
-@pytest.fixture
-def add_key(keys_file: Path) -> AddKey:
-    """Adds a key to the file; returns it as the caller holds it."""
-
-    def add(id: str = "k", **fields: Any) -> str:
-        token = new_token()
-        with keys_file.open("ab") as file:
-            file.write(line_of(Key(id=id, hash=hash_of(token.encode()), **{"tenant": "acme", **fields})) + b"\n")
-        return token
-
-    return add
 
 
 def rewrite(path: Path, text: str) -> None:

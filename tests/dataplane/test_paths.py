@@ -65,7 +65,17 @@ async def test_a_model_that_is_none_is_refused_everywhere(proxy: Proxy, path: st
     assert len(response.body) < 500
 
 
-@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/v1/%6coad_lora_adapter",
+        "/v1/unload%5Flora%5fadapter?x=1",
+        "/v1/load_lora_adapter/",
+        "/%761/load_lora_adapter",
+    ],
+)
 async def test_no_caller_changes_an_engine(proxy: Proxy, backend: Backend, path: str) -> None:
     response = await ask(proxy.port, request({"model": "m", "lora_name": "evil", "lora_path": "/"}, path))
     assert (response.status, response.json["error"]["code"]) == (403, "engine_path")
