@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 860, 460
-LEFT, RIGHT, TOP, BOTTOM = 64, 190, 56, 56
+WIDTH, HEIGHT = 920, 460
+LEFT, RIGHT, TOP, BOTTOM = 64, 250, 56, 56
 LABEL_PX_MIN = 54.0
 POINTS_MAX = 400
 """Of a curve: more than pixels would show."""
