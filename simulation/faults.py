@@ -18,11 +18,12 @@ class KillEngine:
 
 @dataclass(frozen=True, slots=True)
 class HangEngine:
-    """No progress for `for_s`, and every sign of health."""
+    """No progress for `for_s`, and every sign of health. rank: of one data-parallel rank alone; -1: of all."""
 
     at_s: float
     worker: int
     for_s: float
+    rank: int = -1
 
 
 @dataclass(frozen=True, slots=True)

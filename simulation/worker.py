@@ -97,17 +97,13 @@ class SimWorker:
         self._life: _Life | None = self._begun()
         self._listeners: dict[str, tuple[Listener, int]] = {}  # with the rank where each is
         self._slowdown = 1.0
-        self._hung_until_s = 0.0
+        self._hung_until_s = [0.0] * ranks
 
     # ------------------------------------------------------------------------------------------------- as others see it
 
     @property
     def alive(self) -> bool:
         return self._life is not None
-
-    @property
-    def hung(self) -> bool:
-        return self._timeline.now() < self._hung_until_s
 
     @property
     def ranks(self) -> tuple[Rank, ...]:
@@ -147,9 +143,11 @@ class SimWorker:
         for rank in () if self._life is None else self._life.ranks:
             rank.engine.slowdown = factor
 
-    def hang(self, for_s: float) -> None:
-        """No iteration begins or ends for so long; /metrics goes on answering."""
-        self._hung_until_s = max(self._hung_until_s, self._timeline.now() + for_s)
+    def hang(self, for_s: float, rank: int = -1) -> None:
+        """No iteration begins or ends for so long, at this rank or, -1, at any; /metrics goes on answering."""
+        until_s = self._timeline.now() + for_s
+        for number in range(self.num_ranks) if rank < 0 else (rank,):
+            self._hung_until_s[number] = max(self._hung_until_s[number], until_s)
 
     def kill(self) -> None:
         """All connections are reset, the KV cache is gone."""
@@ -165,7 +163,7 @@ class SimWorker:
         if self._life is not None:
             return
         self.incarnation += 1
-        self._hung_until_s = 0.0
+        self._hung_until_s = [0.0] * self.num_ranks
         self._life = self._begun()
         self.slow_down(self._slowdown)
 
@@ -183,8 +181,8 @@ class SimWorker:
             return
         rank.stepping = True
         life, now = self._running(), self._timeline.now()
-        if now < self._hung_until_s:
-            self._timeline.at(self._hung_until_s, self._wake, life, rank)
+        if now < (until_s := self._hung_until_s[rank.number]):
+            self._timeline.at(until_s, self._wake, life, rank)
             return
         result = rank.engine.step(now, brief=True)
         self._timeline.at(now + result.duration_s, self._end, life, rank, result)
@@ -198,8 +196,8 @@ class SimWorker:
         if life is not self._life:
             return
         now = self._timeline.now()
-        if now < self._hung_until_s:
-            self._timeline.at(self._hung_until_s, self._end, life, rank, result)
+        if now < (until_s := self._hung_until_s[rank.number]):
+            self._timeline.at(until_s, self._end, life, rank, result)
             return
         rank.stepping = False
         rank.gauges = result.gauges

@@ -240,8 +240,8 @@ class Simulation:
             case faults.KillEngine(worker=number, down_s=down_s):
                 self._workers[number].kill()
                 timeline.after(down_s, self._workers[number].restart)
-            case faults.HangEngine(worker=number, for_s=for_s):
-                self._workers[number].hang(for_s)
+            case faults.HangEngine(worker=number, for_s=for_s, rank=rank):
+                self._workers[number].hang(for_s, rank)
             case faults.SlowEngine(worker=number, factor=factor):
                 self._workers[number].slow_down(factor)
             case faults.SilenceAgent(worker=number, for_s=for_s):

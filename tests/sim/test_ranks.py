@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from controlplane.progress import HUNG_AFTER_S
 from controlplane.ranks import steered, together
 from simulation import faults
 from simulation.checks import Violation
@@ -53,6 +54,20 @@ def test_lost_deltas_of_any_rank_are_made_up_for_by_one_snapshot_of_all() -> Non
     report = run(setup(plan=(faults.LoseDeltas(1.0, 0, 3), faults.LoseDeltas(2.0, 1, 1))))
     assert report.loads >= healthy.loads + 2
     assert all(result.fate is Fate.COMPLETE for result in report.results)
+
+
+def test_a_rank_that_hangs_gets_nothing_and_the_others_of_its_worker_serve_on() -> None:
+    """One worker only: without a breaker of its own for each rank there would be nobody left."""
+    hung_at_s, hung_s = 1.0, 60.0
+    plan = (faults.HangEngine(hung_at_s, 0, hung_s, rank=1),)
+    one = replace(setup(plan=plan), presets=("tiny-cpu",), jobs=parts.chats(120, rate=3.0))
+    report = run(one)
+    late = [result for result in report.results if result.arrived_s > hung_at_s + HUNG_AFTER_S + 2]
+    assert len(late) > 20
+    assert all(result.fate is Fate.COMPLETE and result.ttft_s < 5 for result in late), "nobody who came later waited there"
+    stuck = [result for result in report.results if result.ended_s > hung_at_s + hung_s]
+    assert stuck, "some were there when it began to hang"
+    assert all(result.arrived_s < hung_at_s + HUNG_AFTER_S + 2 for result in stuck if result.ttft_s > 5)
 
 
 def test_an_index_that_misses_blocks_of_a_rank_is_noticed() -> None:
