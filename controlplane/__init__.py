@@ -12,7 +12,7 @@ pure:
     director         from a question to a decision; candidates makes its rows, packed reads and writes its messages
     ends             what becomes of decisions, and everything that learns from that
     usual            the short way; lanes and row: what it looks at; choosers: a policy's whole choice in one go; ranking: what
-                     a ranker says, and its short way to say it (online_briefs)
+                     a ranker says, and its short way to say it (online_briefs, model_brief)
     admission        refusals, and the bounded fair queue of those that wait for room
     scheduler        one profile applied: filters, scorers, picker; profiles names the routing policies
     endpoint         an engine address with its living state, and Candidate, the row that a decision sees; feature_rows makes

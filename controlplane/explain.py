@@ -16,7 +16,6 @@ import msgspec
 
 from controlplane.endpoint import Candidate, Endpoint, Standing
 from controlplane.ledger import Reservation
-from controlplane.predictor import Forecast
 from controlplane.profiles import Profile
 from controlplane.question import Decided, Ended, Request, Shed, in_words
 from controlplane.ranking import Brief, Ranking
@@ -131,8 +130,8 @@ class Placed(Reservation, gc=False, eq=False):
     def fell_back(self) -> str:
         return self.moment.reason
 
-    @property
-    def ranking(self) -> Ranking | None:
+    def ranking(self, rows: tuple[Candidate, ...]) -> Ranking | None:
+        """Of its rows as they were; None: its policy does not predict."""
         return Ranking(reason=self.moment.reason) if self.moment.reason else None
 
     @property
@@ -142,7 +141,9 @@ class Placed(Reservation, gc=False, eq=False):
     def trace(self) -> Trace:
         moment = self.moment
         rows = tuple([self._row(at) for at in range(len(moment.standings))])
-        return Trace(self.decision_id, moment.decided_at, moment.profile, self.request, rows, moment.absent, self, self.ranking)
+        return Trace(
+            self.decision_id, moment.decided_at, moment.profile, self.request, rows, moment.absent, self, self.ranking(rows)
+        )
 
     def _row(self, at: int) -> Candidate:
         """Of the endpoint at this place, as it was before this decision."""
@@ -175,35 +176,29 @@ class Foretold(Placed, gc=False, eq=False):
     judged: Sequence[float] = ()
 
     @property
-    def ranking(self) -> Ranking | None:
+    def _brief(self) -> Brief:
         brief = self.moment.brief
-        assert brief is not None
-        return brief.ranking(self.judged)
-
-    @property
-    def _forecast(self) -> Forecast | None:
-        ranking = self.ranking
-        return None if ranking is None else ranking.forecast
+        assert brief is not None, f"decision {self.decision_id} was judged by nobody"
+        return brief
 
     @property
     def fell_back(self) -> str:
-        ranking = self.ranking
-        return "" if ranking is None else ranking.reason
+        return self._brief.reason(self.judged)
 
     @property
     def predicted_ttft_s(self) -> float:  # type: ignore[override]
-        forecast = self._forecast
-        return 0.0 if forecast is None else forecast.p50_s[self.at]
+        return self._brief.predicted(self.judged, self.at)[0]
 
     @property
     def predicted_p90_s(self) -> float:  # type: ignore[override]
-        forecast = self._forecast
-        return 0.0 if forecast is None else forecast.p90_s[self.at]
+        return self._brief.predicted(self.judged, self.at)[1]
 
     @property
     def model_id(self) -> str:  # type: ignore[override]
-        forecast = self._forecast
-        return "" if forecast is None else forecast.model_id
+        return self._brief.model_id if self.predicted_ttft_s else ""
+
+    def ranking(self, rows: tuple[Candidate, ...]) -> Ranking | None:
+        return self._brief.ranking(self.judged, rows)
 
 
 class DecisionRing:

@@ -52,7 +52,7 @@ class ReadyLane:
         reason = ""
         if profile.brief is not None:
             assert profile.choose is not None, f"{profile.name}: a short way of its ranker, none of its scorers"
-            found = profile.brief.brief(self.rows, profile.choose)
+            found = profile.brief.brief(self.rows, profile.choose, now)
             if found is None:
                 return None
             brief, reason = (None, found) if isinstance(found, str) else (found, "")

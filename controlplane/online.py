@@ -61,6 +61,8 @@ class OnlineLinear:
         """columns: feature rows (n, len(FEATURES)) to (n, k), the last one 1; prior: (k,) weights of log seconds."""
         self._columns = columns
         self._squares = RecursiveLeastSquares(prior)
+        self.plain_weights = list(prior)
+        """As plain numbers."""
         self.spread = SPREAD_START
         """Mean |residual|, log seconds."""
         self.samples = 0
@@ -72,7 +74,7 @@ class OnlineLinear:
     @property
     def steady(self) -> bool:
         """Whether its predictions are numbers, whatever it is asked."""
-        return bool(np.isfinite(self._squares.weights).all())
+        return math.isfinite(sum(self.plain_weights))
 
     @property
     def p90_ratio(self) -> float:
@@ -90,6 +92,7 @@ class OnlineLinear:
         if not 0.0 < ttft_s < math.inf:
             return
         error = self._squares.learn(self._columns(row[None, :])[0], math.log(ttft_s))
+        self.plain_weights = self._squares.weights.tolist()
         self.samples += 1
         self.spread += max(SPREAD_WEIGHT, 1.0 / (self.samples + 10)) * (abs(error) - self.spread)
 

@@ -12,6 +12,7 @@ from math import exp, inf, log1p
 from contract.features import PAIRS_A_TOKEN
 from controlplane.choosers import Chooser
 from controlplane.corrections import Correction
+from controlplane.endpoint import Candidate
 from controlplane.online import LOG_BOUNDS, OnlineLinear
 from controlplane.picker import Turn
 from controlplane.predictor import Forecast
@@ -24,22 +25,24 @@ _TIED = log1p(TIED)
 
 class _Work:
     """online.work_columns times their weights, of the endpoints of one moment. there: of each the prefill work that is queued,
-    tokens, what else it brings, log seconds, and what its predictions are to be cut to less its own correction."""
+    tokens, what else it brings, log seconds, and its own correction, which its predictions are not cut by."""
 
     __slots__ = ("own_weight", "there", "weight")
 
-    def __init__(self, rows: Sequence[Row], model: OnlineLinear, log_factors: Sequence[float]) -> None:
-        self.weight, self.own_weight, decoding_weight, start = model.weights.tolist()
+    def __init__(self, rows: Sequence[Row], model: OnlineLinear, corrections: Sequence[Correction]) -> None:
+        """corrections: of each; none: nobody has one."""
+        self.weight, self.own_weight, decoding_weight, start = model.plain_weights
         self.there = []
-        for row, log_factor in zip(rows, log_factors, strict=True):
+        for row in rows:
             standing = row.standing
             assert standing is not None
             decoding = standing.active - standing.no_first_byte
             rest = decoding_weight * log1p(decoding) + start if decoding > 0 else start
+            log_factor = corrections[row.at].log_factor if corrections else 0.0
             self.there.append((standing.prefill_tokens + standing.prefill_pairs / PAIRS_A_TOKEN, rest, log_factor))
 
-    def logs(self, matched: Sequence[Row], tokens: int) -> tuple[list[float], bool]:
-        """Log seconds of a prompt at each; whether the least of them is the only one as good."""
+    def logs(self, matched: Sequence[Row], tokens: int) -> tuple[list[float], float, float]:
+        """Log seconds of a prompt at each, and the two least of them."""
         weight, there = self.weight, self.there
         own = tokens + tokens * (0.5 * tokens) / PAIRS_A_TOKEN
         ours = self.own_weight * log1p(own)
@@ -63,9 +66,8 @@ class _Work:
                 queued, rest, log_factor = there[at]
                 value = weight * log1p(own + queued) + self.own_weight * log1p(own) + rest
                 found[at] = min(max(value, _LOW), _HIGH) + log_factor
-            least = min(found)
-            return found, len([None for value in found if value <= least + _TIED]) == 1
-        return found, second > least + _TIED
+            least, second, *_ = [*sorted(found), inf]
+        return found, least, second
 
     def placed(self, row: Row, tokens: int) -> None:
         """A prompt is queued there."""
@@ -80,9 +82,9 @@ def _prefill(uncached_tokens: int, input_tokens: int) -> float:
 
 
 class WorkBrief:
-    """Of `linear_online`."""
+    """Of `linear_online`. What a decision was judged by: log seconds of all rows."""
 
-    __slots__ = ("_choose", "_corrections", "_factors", "_model_id", "_ratio", "_rows", "_tally", "_work")
+    __slots__ = ("_choose", "_corrections", "_ratio", "_rows", "_tally", "_work", "model_id")
 
     def __init__(
         self,
@@ -94,33 +96,41 @@ class WorkBrief:
         tally: Tally,
     ) -> None:
         self._rows, self._choose, self._tally = rows, choose, tally
-        self._work = _Work(rows, model, [one.log_factor for one in corrections])
-        self._ratio, self._model_id = model.p90_ratio, model_id
+        self._work = _Work(rows, model, corrections)
+        self._ratio, self.model_id = model.p90_ratio, model_id
         self._corrections = corrections
-        self._factors = [one.factor for one in corrections]
 
     def choose(
         self, matched: Sequence[Row], tokens: int, max_tokens: int, model: str, turn: Turn
     ) -> tuple[Row, Sequence[float]]:
-        logs, alone = self._work.logs(matched, tokens)
-        rows, least = self._rows, min(logs)
+        logs, least, second = self._work.logs(matched, tokens)
+        rows, bound = self._rows, least + _TIED
         row = rows[logs.index(least)]
-        if not alone:
-            row = among(rows, logs, least + _TIED, self._choose, matched, tokens, model, turn)
+        if second <= bound:
+            row = among(rows, logs, bound, self._choose, matched, tokens, model, turn)
         self._work.placed(row, tokens)
         self._tally.ranked += 1
         return row, logs
 
-    def ranking(self, judged: Sequence[float]) -> Ranking:
+    def reason(self, judged: Sequence[float]) -> str:
+        return ""
+
+    def predicted(self, judged: Sequence[float], at: int) -> tuple[float, float]:
+        p50_s = exp(judged[at])
+        return p50_s, p50_s * self._ratio
+
+    def ranking(self, judged: Sequence[float], candidates: Sequence[Candidate]) -> Ranking:
         p50_s = list(map(exp, judged))
         p90_s = [seconds * self._ratio for seconds in p50_s]
-        return Ranking(p50_s, Forecast(self._model_id, p50_s, p90_s, self._corrections, self._factors))
+        factors = [exp(log_factor) for _, _, log_factor in self._work.there]
+        return Ranking(p50_s, Forecast(self.model_id, p50_s, p90_s, self._corrections, factors))
 
 
 class LayersBrief:
     """Of `hierarchical`, where it has learned enough. By the zone's own model a prompt's length is the same factor everywhere,
-    so who is best there is known before anything is asked."""
+    so who is best there is known before anything is asked. What a decision was judged by: the logarithm of that factor."""
 
+    model_id = "hierarchical"
     __slots__ = ("_all", "_best", "_choose", "_least", "_logs", "_most", "_ratio", "_rows", "_tally", "_weight", "_zone")
 
     def __init__(
@@ -134,8 +144,8 @@ class LayersBrief:
     ) -> None:
         """every, middle: the models of all traffic and of the zone alone; zone: seconds, from and below."""
         self._rows, self._choose, self._tally = rows, choose, tally
-        self._all, self._zone, self._ratio = _Work(rows, every, [0.0] * len(rows)), zone, middle.p90_ratio
-        running_weight, self._weight, start = middle.weights.tolist()
+        self._all, self._zone, self._ratio = _Work(rows, every, ()), zone, middle.p90_ratio
+        running_weight, self._weight, start = middle.plain_weights
         logs: list[float] = []
         for row in rows:
             assert row.standing is not None
@@ -150,7 +160,7 @@ class LayersBrief:
         low, high = self._zone
         judged: Sequence[float] = ()
         rows = self._rows
-        if low <= exp(min(self._all.logs(matched, tokens)[0])) < high:
+        if low <= exp(self._all.logs(matched, tokens)[1]) < high:
             ours = self._weight * log1p(tokens)
             judged = (ours,)
             if self._least + ours > _LOW and self._most + ours < _HIGH:
@@ -171,9 +181,18 @@ class LayersBrief:
         """Log seconds by the zone's own model."""
         return [min(max(value + ours, _LOW), _HIGH) for value in self._logs]
 
-    def ranking(self, judged: Sequence[float]) -> Ranking:
+    def reason(self, judged: Sequence[float]) -> str:
+        return "" if judged else OUTSIDE
+
+    def predicted(self, judged: Sequence[float], at: int) -> tuple[float, float]:
+        if not judged:
+            return 0.0, 0.0
+        p50_s = exp(self._cut(judged[0])[at])
+        return p50_s, p50_s * self._ratio
+
+    def ranking(self, judged: Sequence[float], candidates: Sequence[Candidate]) -> Ranking:
         if not judged:
             return Ranking(reason=OUTSIDE)
         p50_s = list(map(exp, self._cut(judged[0])))
         p90_s = [seconds * self._ratio for seconds in p50_s]
-        return Ranking(p50_s, Forecast("hierarchical", p50_s, p90_s, [], [1.0] * len(p50_s)))
+        return Ranking(p50_s, Forecast(self.model_id, p50_s, p90_s, [], [1.0] * len(p50_s)))

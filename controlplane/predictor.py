@@ -25,7 +25,7 @@ from controlplane.corrections import Correction, Corrections
 from controlplane.endpoint import Candidate, Endpoint, Standing
 from controlplane.feature_rows import WIDTH, Floats, Rows
 from controlplane.few_rows import FEW_MAX, Still, still, write
-from prediction.few import Few
+from prediction.few import Few, Single
 from prediction.predictor import Calibrated
 
 ROW_BYTES = 8 * WIDTH
@@ -82,7 +82,7 @@ class Forecaster:
 
     def __init__(self, predictor: Predictor | None = None, model_id: str = "") -> None:
         self._predictor = predictor
-        self._few = _few(predictor)
+        self._few, self._single = _short(predictor)
         self.model_id = model_id
         self._corrections = Corrections()
         self._known: dict[Endpoint, _Known] = {}
@@ -100,6 +100,12 @@ class Forecaster:
     def alone_max(self) -> int:
         """Decisions among so many candidates are scored each by itself: together they would cost more."""
         return 0 if self._few is None else ALONE_MAX
+
+    def single(self, count: int) -> tuple[Single, Predictor] | None:
+        """What answers row by row, and the model that it is of; None: none, or not for so many rows."""
+        if self._single is None or self._predictor is None or count > ALONE_MAX:
+            return None
+        return self._single, self._predictor
 
     def forecast(self, candidates: Sequence[Candidate]) -> Forecast | None:
         """candidates: never none. None: no model, or one that answers with something that is no time."""
@@ -201,7 +207,7 @@ class Forecaster:
         """Another model from the next decision on. replay: recent samples with their log residuals under it, oldest first:
         the corrections of the model before are dropped, and learned anew from these."""
         self._predictor = predictor
-        self._few = _few(predictor)
+        self._few, self._single = _short(predictor)
         self.model_id = model_id
         self._foreseen = {}
         self._corrections.clear()
@@ -224,8 +230,16 @@ class Forecaster:
         return {endpoint.name: known.correction for endpoint, known in self._known.items()}
 
 
-def _few(predictor: Predictor | None) -> Few | None:
-    return predictor.few(FEW_MAX) if isinstance(predictor, Calibrated) else None
+def _short(predictor: Predictor | None) -> tuple[Few | None, Single | None]:
+    """Its ways for few rows, where it has them."""
+    if not isinstance(predictor, Calibrated):
+        return None, None
+    return predictor.few(FEW_MAX), predictor.single(ALONE_MAX)
+
+
+def predicted(predictor: Predictor, candidates: Sequence[Candidate]) -> tuple[list[float], list[float]]:
+    """Median and p90 of each of one question, seconds, not corrected."""
+    return _lists(predictor, Rows().of_one(candidates))
 
 
 def _lists(predictor: Predictor, rows: Floats) -> tuple[list[float], list[float]]:

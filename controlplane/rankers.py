@@ -9,11 +9,13 @@ Layered          the three layers of `hierarchical`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from typing import Protocol
 
 from controlplane.choosers import Chooser
 from controlplane.endpoint import Candidate, Endpoint
 from controlplane.feature_rows import Rows
+from controlplane.model_brief import ModelBrief
 from controlplane.online import RUNNING_PRIOR, WORK_PRIOR, OnlineLinear, running_columns, work_columns
 from controlplane.online_briefs import LayersBrief, WorkBrief
 from controlplane.predictor import Forecast, Forecaster, Sample
@@ -73,8 +75,19 @@ class LeastPredicted:
             return Ranking(forecast=forecast, reason=UNSTEADY)
         return Ranking(p50_s, forecast)
 
-    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
-        return None if self.forecaster.serving else NO_MODEL
+    def takes(self, count: int) -> bool:
+        return not self.forecaster.serving or self.forecaster.single(count) is not None
+
+    def brief(self, rows: Sequence[Row], choose: Chooser, now: float) -> Brief | str | None:
+        forecaster = self.forecaster
+        if not forecaster.serving:
+            return NO_MODEL
+        served = forecaster.single(len(rows))
+        if served is None:
+            return None
+        corrections = [forecaster.correction(row.endpoint) for row in rows]
+        bounds = log(self._ratio_max), self._spread_max
+        return ModelBrief(rows, choose, *served, forecaster.model_id, corrections, now, bounds, self.tally)
 
     def learn(self, samples: Sequence[Sample]) -> None:
         self.forecaster.learn(samples)
@@ -97,7 +110,10 @@ class LeastOnline:
         self.tally.count(ranking)
         return ranking
 
-    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
+    def takes(self, count: int) -> bool:
+        return self.model.steady
+
+    def brief(self, rows: Sequence[Row], choose: Chooser, now: float) -> Brief | str | None:
         if not self.model.steady:
             return None
         corrections = [self._forecaster.correction(row.endpoint) for row in rows]
@@ -140,10 +156,13 @@ class Layered:
     def _learned(self) -> bool:
         return self.middle.samples >= ZONE_SAMPLES_MIN and self.middle.spread <= ZONE_SPREAD_MAX
 
-    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
+    def takes(self, count: int) -> bool:
+        return self.all.steady and self.middle.steady
+
+    def brief(self, rows: Sequence[Row], choose: Chooser, now: float) -> Brief | str | None:
         if not self._learned:
             return UNLEARNED
-        if not (self.all.steady and self.middle.steady):
+        if not self.takes(len(rows)):
             return None
         return LayersBrief(rows, choose, self.all, self.middle, (self._low_s, self._high_s), self.tally)
 

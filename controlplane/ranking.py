@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from controlplane.choosers import Chooser
+from controlplane.endpoint import Candidate
 from controlplane.picker import Turn
 from controlplane.predictor import Forecast
 from controlplane.row import Row
@@ -52,21 +53,35 @@ class Tally(msgspec.Struct, gc=False):
 class Brief(Protocol):
     """A ranker for the questions of one moment, over rows that change by what it chooses alone. It counts what it decides."""
 
+    @property
+    def model_id(self) -> str:
+        """Of the model that predicts."""
+
     def choose(
         self, matched: Sequence[Row], tokens: int, max_tokens: int, model: str, turn: Turn
     ) -> tuple[Row, Sequence[float]]:
         """As a Chooser: the chosen one, whose reservation follows at once; and what it judged by, in numbers of its own."""
 
-    def ranking(self, judged: Sequence[float]) -> Ranking:
-        """What those numbers say, for whoever asks later."""
+    def reason(self, judged: Sequence[float]) -> str:
+        """Of those numbers: why they did not decide; empty where they did."""
+
+    def predicted(self, judged: Sequence[float], at: int) -> tuple[float, float]:
+        """Of those numbers: median and p90 of the chosen one, which has this place among the rows, seconds; 0 where nothing was
+        predicted."""
+
+    def ranking(self, judged: Sequence[float], candidates: Sequence[Candidate]) -> Ranking:
+        """All of it again, for whoever asks later. candidates: the rows as they were."""
 
 
 class Briefing(Protocol):
-    """A ranker that has a short way. tally: what its briefs count, too."""
+    """A ranker that may have a short way. tally: what its briefs count, too."""
 
     tally: Tally
 
-    def brief(self, rows: Sequence[Row], choose: Chooser) -> Brief | str | None:
+    def takes(self, count: int) -> bool:
+        """Whether it has a short way among so many endpoints, as it is now."""
+
+    def brief(self, rows: Sequence[Row], choose: Chooser, now: float) -> Brief | str | None:
         """For one moment; rows: all that serve, never none; choose: the scorers' choice. A reason: all decisions of this moment
         are left to them. None: not these rows."""
 
@@ -81,8 +96,11 @@ def among(
     model: str,
     turn: Turn,
 ) -> Row:
-    """What the scorers say of those that cost no more than the bound; never none."""
-    tied = [row for row, cost in zip(rows, costs, strict=True) if cost <= bound]
+    """What the scorers say of those that cost no more than the bound; never none. costs: by place among the rows."""
+    tied = []
+    for row in rows:
+        if costs[row.at] <= bound:
+            tied.append(row)  # noqa: PERF401  # a comprehension costs more than four endpoints
     if len(tied) == 1:
         return tied[0]
     return choose(tied, [row for row in tied if row.matched_tokens] if matched else matched, tokens, model, turn)

@@ -96,7 +96,7 @@ class UsualDirector(Director):
         self.ends.policy = name
 
     def answer_all(self, asked: Sequence[Asked], now: float, *, owner: str) -> list[Answer | Placement]:
-        if not owner or not self._profile.short:
+        if not owner or not self._profile.short or not self._taken(asked):
             return super().answer_all(asked, now, owner=owner)
         if len(asked) <= TOGETHER_MAX:
             return self._answer_together(asked, now, owner)
@@ -104,6 +104,17 @@ class UsualDirector(Director):
         for start in range(0, len(asked), TOGETHER_MAX):
             answers += self._answer_together(asked[start : start + TOGETHER_MAX], now, owner)
         return answers
+
+    def _taken(self, asked: Sequence[Asked]) -> bool:
+        """Whether the ranker has a short way among as many endpoints as the first question has: else all questions of the
+        message are better predicted in one call."""
+        ranker = self._profile.brief
+        if ranker is None or not asked:
+            return True
+        lanes = self.ends.lanes
+        lanes.look(self._profile.name)
+        lane = lanes.lane(asked[0].request.model)
+        return lane is None or ranker.takes(len(lane.rows))
 
     def _answer_together(self, asked: Sequence[Asked], now: float, owner: str) -> list[Answer | Placement]:
         profile, turn, index, ledger = self._profile, self._turn, self._index, self._ledger

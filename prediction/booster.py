@@ -109,15 +109,15 @@ class BoosterQuantiles:
 
     def __init__(self, p50: Booster, spread: Booster, both: Booster | None = None) -> None:
         """both: the two as one of two outputs, for few rows at a time; None: there is no such thing."""
-        self._p50 = p50
-        self._spread = spread
+        self.p50 = p50
+        self.spread = spread
         self.both = both
 
     def log_quantiles(self, rows: Floats) -> tuple[Floats, Floats]:
         columns = derive.inputs(rows)
         start = derive.log_estimate(columns)
-        middle = self._p50.predict(columns) + start
-        return middle, middle + np.maximum(0.0, self._spread.predict(columns))
+        middle = self.p50.predict(columns) + start
+        return middle, middle + np.maximum(0.0, self.spread.predict(columns))
 
 
 def text_of(bundle: Bundle, name: str) -> str:

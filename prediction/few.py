@@ -1,9 +1,11 @@
 """A few rows at a time, without numpy: for the handful of candidates of a decision, what an array operation costs whatever its
 length costs more than the arithmetic.
 
-The caller writes rows of derive.COLUMNS into `Few.rows`, and says of each where the model starts. Both boosters are one model
-of two outputs here, so that one call of the library answers. Predictions are those of `Calibrated.predict`, but for the last
-bits of logarithms.
+The caller writes rows of derive.COLUMNS into memory that is there for them, and says of each where the model starts.
+Predictions are those of `Calibrated.predict`, but for the last bits of logarithms.
+
+Few      all rows in one call of the library: both boosters are one model of two outputs here
+Single   row by row, and of each no more than is asked for: what a call costs whatever its length is a tenth of that
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ _NO_TREE = (
     "leaf_value=0\nleaf_weight=\nleaf_count=\ninternal_value=\ninternal_weight=\ninternal_count=\nis_linear=0\nshrinkage=1"
 )
 _MEDIUM, _HIGH = (float(edge) for edge in zones.LOG_EDGES)
+_LEAST, _MOST = LOG_TTFT_BOUNDS
 
 
 def side_by_side(first: str, second: str) -> str:
@@ -62,6 +65,21 @@ def _parts(text: str) -> tuple[str, list[str]]:
 
 def _padded(trees: list[str], count: int) -> list[str]:
     return trees + [_NO_TREE] * (count - len(trees))
+
+
+def cut(middle: float) -> float:
+    """Log seconds to what is served."""
+    return _LEAST if middle < _LEAST else _MOST if middle > _MOST else middle
+
+
+def _upper(middle: float, spread: float, offsets: Sequence[float], beyond: float) -> float:
+    """The p90, log seconds. middle: not cut; beyond: how far it is above the median at least."""
+    upper = middle + spread if spread > 0.0 else middle
+    middle = cut(middle)
+    upper += offsets[0 if middle < _MEDIUM else 1 if middle < _HIGH else 2]
+    if upper < middle + beyond:
+        upper = middle + beyond
+    return upper if upper < _MOST else _MOST
 
 
 class Few:
@@ -97,23 +115,69 @@ class Few:
         if code:
             self._booster.check(code)
         raw = self._answers[: 2 * count]
-        low, high = LOG_TTFT_BOUNDS
         offsets, beyond = self._offsets, self._unknown
         p50_s, p90_s = [], []
         at = 0
         for start, strange in zip(starts, unknown, strict=True):
-            middle, spread = raw[at] + start, raw[at + 1]
+            middle = raw[at] + start
+            p50_s.append(exp(cut(middle)))
+            p90_s.append(exp(_upper(middle, raw[at + 1], offsets, beyond if strange else 0.0)))
             at += 2
-            upper = middle + spread if spread > 0.0 else middle
-            if middle < low:
-                middle = low
-            elif middle > high:
-                middle = high
-            upper += offsets[0 if middle < _MEDIUM else 1 if middle < _HIGH else 2]
-            if upper < middle:
-                upper = middle
-            if strange and beyond > 0.0 and upper < middle + beyond:
-                upper = middle + beyond
-            p50_s.append(exp(middle))
-            p90_s.append(exp(upper if upper < high else high))
         return p50_s, p90_s
+
+
+class Single:
+    """One row a call, of at most `most` in memory of its own; one thread."""
+
+    __slots__ = (
+        *("_answer", "_answer_at", "_boosters", "_length", "_median", "_offsets", "_places"),
+        *("_predict", "_spread", "_unknown", "rows"),
+    )
+
+    def __init__(self, median: Booster, spread: Booster, calibration: Calibration, most: int) -> None:
+        """BundleError: the library does not do that."""
+        width = 8 * median.columns
+        self.rows = bytearray(width * most)
+        """As those of Few."""
+        self._boosters = median, spread  # whose handles live as long as this
+        self._offsets, self._unknown = calibration.offsets, calibration.unknown
+        self._predict = median.library.LGBM_BoosterPredictForMatSingleRowFast
+        memory = (ctypes.c_char * len(self.rows)).from_buffer(self.rows)
+        self._places = [ctypes.byref(memory, width * place) for place in range(most)]
+        self._answer = ctypes.c_double()
+        self._answer_at = ctypes.byref(self._answer)
+        self._length = ctypes.byref(ctypes.c_int64())
+        self._median, self._spread = _Way(median), _Way(spread)
+
+    def median(self, place: int, start: float) -> float:
+        """Log seconds, not cut to what is served (see `cut`). start: log of the estimate."""
+        code = self._predict(self._median.config, self._places[place], self._length, self._answer_at)
+        if code:
+            self._boosters[0].check(code)
+        return self._answer.value + start
+
+    def p90(self, place: int, middle: float, *, unknown: bool) -> float:
+        """Log seconds. middle: as `median` said; unknown: whether the endpoint's speed is not known."""
+        code = self._predict(self._spread.config, self._places[place], self._length, self._answer_at)
+        if code:
+            self._boosters[1].check(code)
+        return _upper(middle, self._answer.value, self._offsets, self._unknown if unknown else 0.0)
+
+
+class _Way:
+    """What the library remembers of a booster whose rows come one by one."""
+
+    __slots__ = ("_free", "config")
+
+    def __init__(self, booster: Booster) -> None:
+        self.config = ctypes.c_void_p()
+        self._free = booster.library.LGBM_FastConfigFree
+        booster.check(
+            booster.library.LGBM_BoosterPredictForMatSingleRowFastInit(
+                *(booster.handle, _PREDICT_NORMAL, 0, _ALL_ITERATIONS, _FLOAT64),
+                *(ctypes.c_int32(booster.columns), _PARAMETERS, ctypes.byref(self.config)),
+            )
+        )
+
+    def __del__(self) -> None:
+        self._free(self.config)

@@ -12,7 +12,7 @@ from contract.features import FEATURES, VERSION
 from prediction import booster, calibration, derive, linear, network, tree, zoned
 from prediction.bundle import Bundle
 from prediction.errors import BundleError
-from prediction.few import Few
+from prediction.few import Few, Single
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,6 +57,16 @@ class Calibrated:
         """For whoever asks about at most `most` rows, again and again; None where this kind has no shorter way for few."""
         both = self._raw.both if isinstance(self._raw, booster.BoosterQuantiles) else None
         return None if both is None else Few(both, self._calibration, most)
+
+    def single(self, most: int) -> Single | None:
+        """As `few`, for rows one by one."""
+        raw = self._raw
+        if not isinstance(raw, booster.BoosterQuantiles):
+            return None
+        try:
+            return Single(raw.p50, raw.spread, self._calibration, most)
+        except (AttributeError, BundleError):  # a library of before LightGBM 3
+            return None
 
 
 def load(bundle: Bundle) -> Predictor:

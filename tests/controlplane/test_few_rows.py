@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from controlplane.candidates import candidates_of
 from controlplane.endpoint import Candidate
 from controlplane.feature_rows import Rows
-from controlplane.few_rows import FEW_MAX, still, write
+from controlplane.few_rows import FEW_MAX, Spot, still, write
+from controlplane.ledger import Load, Reserved, attention_pairs
 from controlplane.predictor import ALONE_MAX, Floats, Forecaster
 from prediction import derive
 from prediction.few import Few
@@ -43,6 +46,41 @@ def test_columns_and_starts_are_those_of_derive(model: Calibrated, candidates: l
     written = np.frombuffer(bytes(few.rows))[: columns.size].reshape(columns.shape)
     assert np.array_equal(written, columns)
     assert starts == pytest.approx(expected.tolist(), rel=1e-12, nan_ok=True)
+
+
+@given(questions(), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 1 << 20)), max_size=4), st.integers(0, 5))
+def test_a_spot_goes_with_what_is_placed_there(
+    model: Calibrated, candidates: list[Candidate], prompts: list[tuple[int, int]], bound: int
+) -> None:
+    """prompts: (uncached, matched) tokens of those placed before; the rows are those of candidates that know of them."""
+    single = model.single(ALONE_MAX)
+    assert single is not None
+    for place, one in enumerate(candidates):
+        there = one.standing if not prompts else msgspec.structs.replace(one.standing, planned=None)
+        spot = Spot(single.rows, place, there, one.now, one.token_at)
+        spot.asked(7, 3, bound)
+        for uncached, matched in prompts:
+            spot.placed(uncached + matched, uncached)
+        if prompts:
+            came = [_reserved(uncached, uncached + matched, one.now) for uncached, matched in prompts]
+            pairs = sum(reservation.pairs for reservation in came)
+            sums = [sum(column) for column in zip(*prompts, strict=True)]
+            there = there.plus(len(came), sums[0], pairs, sum(sums), came[0])
+        row = msgspec.structs.replace(one, standing=there)
+        start = spot.asked(one.input_tokens, one.matched_tokens, one.max_tokens)
+        columns = derive.inputs(Rows().of_one([row]))
+        with np.errstate(invalid="ignore"):
+            expected = derive.log_estimate(columns)
+        width = columns.nbytes
+        written = np.frombuffer(bytes(single.rows[place * width : (place + 1) * width]))
+        assert np.allclose(written, columns[0], rtol=1e-9, atol=1e-9)
+        assert [start] == pytest.approx(expected.tolist(), rel=1e-9, nan_ok=True)
+        assert spot.unknown == bool(derive.speed_unknown(Rows().of_one([row]))[0])
+
+
+def _reserved(uncached_tokens: int, input_tokens: int, now: float) -> Reserved:
+    pairs = attention_pairs(uncached_tokens, input_tokens)
+    return Reserved(1, "", "", 0, uncached_tokens, input_tokens, now, None, Load(), pairs)
 
 
 class Plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -40,6 +41,26 @@ def few_of(model: Calibrated) -> Few:
     return made
 
 
+def by_few(model: Calibrated, asked: Floats) -> tuple[list[float], list[float]]:
+    return asked_of(few_of(model), asked)
+
+
+def by_single(model: Calibrated, asked: Floats) -> tuple[list[float], list[float]]:
+    made = model.single(MOST)
+    assert made is not None
+    columns = derive.inputs(asked)
+    data = columns.tobytes()
+    made.rows[: len(data)] = data
+    starts, unknown = derive.log_estimate(columns).tolist(), derive.speed_unknown(asked).tolist()
+    medians = [made.median(place, start) for place, start in enumerate(starts)]
+    p90s = [made.p90(place, medians[place], unknown=unknown[place]) for place in reversed(range(len(asked)))]
+    return [math.exp(few.cut(median)) for median in medians], [math.exp(p90) for p90 in reversed(p90s)]
+
+
+WAYS = pytest.mark.parametrize("way", [by_few, by_single])
+Way = Callable[[Calibrated, Floats], tuple[list[float], list[float]]]
+
+
 def asked_of(made: Few, asked: Floats) -> tuple[list[float], list[float]]:
     columns = derive.inputs(asked)
     data = columns.tobytes()
@@ -47,12 +68,12 @@ def asked_of(made: Few, asked: Floats) -> tuple[list[float], list[float]]:
     return made.predict(derive.log_estimate(columns).tolist(), derive.speed_unknown(asked).tolist())
 
 
+@WAYS
 @pytest.mark.parametrize("count", [1, 2, 8, MOST])
-def test_few_rows_are_answered_as_many_are(count: int, model: Calibrated) -> None:
-    made = few_of(model)
+def test_few_rows_are_answered_as_many_are(way: Way, count: int, model: Calibrated) -> None:
     for seed in range(20):
         asked = rows(count, np.random.default_rng(seed))
-        for mine, theirs in zip(asked_of(made, asked), model.predict(asked), strict=True):
+        for mine, theirs in zip(way(model, asked), model.predict(asked), strict=True):
             assert mine == pytest.approx(theirs.tolist(), rel=1e-12)
 
 
@@ -64,13 +85,15 @@ def test_rows_written_before_and_behind_do_not_matter(model: Calibrated) -> None
     assert first == whole[:3]
 
 
-@given(st.lists(st.lists(st.floats(0, 1e9), min_size=len(FEATURES), max_size=len(FEATURES)), min_size=1, max_size=MOST))
-def test_whatever_is_asked_both_ways_say_the_same(model: Calibrated, values: list[list[float]]) -> None:
+@WAYS
+@given(values=st.lists(st.lists(st.floats(0, 1e9), min_size=len(FEATURES), max_size=len(FEATURES)), min_size=1, max_size=MOST))
+def test_whatever_is_asked_both_ways_say_the_same(way: Way, model: Calibrated, values: list[list[float]]) -> None:
     asked = np.array(values)
-    for mine, theirs in zip(asked_of(few_of(model), asked), model.predict(asked), strict=True):
+    for mine, theirs in zip(way(model, asked), model.predict(asked), strict=True):
         assert mine == pytest.approx(theirs.tolist(), rel=1e-9)
 
 
+@WAYS
 @pytest.mark.parametrize(
     "calibrated",
     [
@@ -80,14 +103,15 @@ def test_whatever_is_asked_both_ways_say_the_same(model: Calibrated, values: lis
         Calibration((9.0, 9.0, 9.0), 2.0),
     ],
 )
-def test_calibrations_are_applied_alike(calibrated: Calibration, bundle: Bundle) -> None:
+def test_calibrations_are_applied_alike(way: Way, calibrated: Calibration, bundle: Bundle) -> None:
     """Among them rows of every zone, and endpoints whose speed is not known."""
     model = Calibrated(booster.load(bundle), calibrated)
     asked = rows(MOST, np.random.default_rng(5))
     asked[::3, FEATURES.index("prefill_tokens_per_s")] = 0.0
     asked[1::4, FEATURES.index("begins_s")] += 30.0
     asked[2::4, FEATURES.index("begins_s")] += 3.0
-    for mine, theirs in zip(asked_of(few_of(model), asked), model.predict(asked), strict=True):
+    asked[3, FEATURES.index("begins_s")] += 1e6  # beyond what is served
+    for mine, theirs in zip(way(model, asked), model.predict(asked), strict=True):
         assert mine == pytest.approx(theirs.tolist(), rel=1e-12)
 
 
@@ -95,6 +119,19 @@ def test_another_kind_has_no_such_way() -> None:
     linear = train(samples(300, 1), kind="linear", model_id="linear-1", seed=1, now_unix=0.0).predictor
     assert isinstance(linear, Calibrated)
     assert linear.few(MOST) is None
+    assert linear.single(MOST) is None
+
+
+def test_two_that_ask_of_one_model_do_not_disturb_each_other(model: Calibrated) -> None:
+    """As when it is swapped for itself."""
+    asked = rows(4, np.random.default_rng(2))
+    first = model.single(MOST)
+    expected = by_single(model, asked)
+    assert first is not None
+    columns = derive.inputs(asked)
+    first.rows[: columns.nbytes] = columns.tobytes()
+    starts = derive.log_estimate(columns).tolist()
+    assert [math.exp(few.cut(first.median(place, start))) for place, start in enumerate(starts)] == expected[0]
 
 
 def test_a_library_that_reads_the_two_as_something_else_is_not_believed(
