@@ -14,6 +14,8 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 import grpc
 import grpc.aio
@@ -54,6 +56,7 @@ GATHERED_MAX = 32
 REPORT_DELAY_S = 0.005
 """How long an outcome or a first byte waits for a question to ride along with."""
 
+T = TypeVar("T")
 Take = Callable[[Answer | None], None]
 
 _Call = grpc.aio.StreamStreamCall[pb.RouteBatch, pb.DecisionBatch]
@@ -418,9 +421,20 @@ class ControlClient:
 
     async def _send(self, call: _Call, said: Said) -> None:
         if self._line is not None:
-            await self._line.send(pack(said))
+            await self._line.send(self._made(pack, said))
         else:
-            await call.write(pb.RouteBatch(packed=pack(said)) if self._packs else messages.batch(rows.said(said)))
+            await call.write(self._made(_packed if self._packs else _unpacked, said))
+
+    def _made(self, make: Callable[[Said], T], said: Said) -> T:
+        """ConnectionError: nobody can say this. What was in it is lost, and the stream ends: the next one begins with what is
+        still held."""
+        try:
+            return make(said)
+        except (ValueError, TypeError, OverflowError) as error:
+            log.exception("a message to the control plane cannot be made")
+            said.outcomes.clear()
+            self._break_off(f"a message cannot be made: {error}")
+            raise ConnectionAbortedError from error
 
     def _send_soon(self) -> None:
         """With what else this turn of the loop brings. A line that has room takes it without the writer, whose wake-up costs as
@@ -436,7 +450,8 @@ class ControlClient:
         if self._line is None or not self._line.has_room:
             self._due.set()
         elif self._questions or self._outcomes or self._first_bytes or self._cancels:
-            self._line.write(pack(self._gathered()))
+            with suppress(ConnectionError):
+                self._line.write(self._made(pack, self._gathered()))
             self._written.set()
 
     def _gathered(self) -> Said:
@@ -569,6 +584,14 @@ async def _close(call: _Call, opened: list[Line], tasks: list[asyncio.Task[None]
     for one in opened:
         one.close()
     call.cancel()
+
+
+def _packed(said: Said) -> pb.RouteBatch:
+    return pb.RouteBatch(packed=pack(said))
+
+
+def _unpacked(said: Said) -> pb.RouteBatch:
+    return messages.batch(rows.said(said))
 
 
 def _tell_none(take: Take) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -151,18 +151,22 @@ class Ending(msgspec.Struct):
     cached_tokens: int | None = None
 
 
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+"""Of tokens. Others are none: they are passed on, but not reckoned with."""
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: _Details | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
     input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
+    cache_read_input_tokens: _Count | None = None
 
 
 class _Response(msgspec.Struct):
@@ -318,10 +322,8 @@ def _read_torn(beginning: bytes, rest: bytes, ending: Ending) -> None:
 
 def read_whole(body: bytes) -> tuple[Says, Ending]:
     """body: a JSON response that did not stream."""
-    ending = Ending()
-    try:
-        last = _last_decoder.decode(body)
-    except UNREADABLE:
+    ending, last = Ending(), _last_of(body)
+    if last is None:
         return _CONTENT, ending
     _read_end(last, ending)
     if ending.error:
@@ -334,8 +336,8 @@ class _Finish(msgspec.Struct, gc=False):
 
 
 class _Counts(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: Any = None
     cache_read_input_tokens: Any = None
@@ -391,11 +393,22 @@ def _read_usage_at_end(tail: bytes, ending: Ending) -> None:
 
 
 def _read_last(data: bytes, ending: Ending) -> None:
+    last = _last_of(data)
+    if last is not None:
+        _read_end(last, ending)
+
+
+def _last_of(data: bytes) -> _Last | None:
+    """Where its usage cannot be read, without; None: nor can the rest."""
     try:
-        last = _last_decoder.decode(data)
+        return _last_decoder.decode(data)
     except UNREADABLE:
-        return
-    _read_end(last, ending)
+        pass
+    try:
+        event = _event_decoder.decode(data)
+    except UNREADABLE:
+        return None
+    return _Last(event.choices, None, event.type, event.error)
 
 
 def _read_end(last: _Last, ending: Ending) -> None:

@@ -15,7 +15,9 @@ from tests.fakes.backend import (
     Backend,
     Seen,
     Wire,
+    chat_json,
     chat_payload,
+    chat_stream,
     chunk,
     closes,
     delta,
@@ -160,4 +162,33 @@ async def test_a_body_that_only_its_connection_ends_does_not_end_in_order_where_
         with pytest.raises(ConnectionResetError):
             await client.reader.read()
     go_on.set()
+    client.close()
+
+
+@pytest.mark.parametrize("tokens", [10**30, 2**64 - 1, 2**32, -1, -(10**30)])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("packs", [False, True])
+async def test_counts_that_are_none_are_not_told(
+    packs: bool, stream: bool, tokens: int, start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    """They would end the message that they are in, and all that was to be said with it."""
+    counts = {"prompt_tokens": tokens, "completion_tokens": tokens, "prompt_tokens_details": {"cached_tokens": tokens}}
+    backend.script(chat_stream(["a"], usage_of=counts) if stream else chat_json("a", usage_of=counts))
+    control.serve("m", backend.url)
+    control.packs = packs
+    proxy = await start_proxy(control=control)
+    client = await Client.connect(proxy.port)
+    for number in range(1, 5):
+        await client.send(request(chat(stream=stream)))
+        response = await client.read()
+        assert (response.status, response.headers.get("x-headway-fallback")) == (200, None)
+        await control.until(lambda control, number=number: len(control.outcomes) == number)  # type: ignore[misc]
+        outcome = control.outcomes[-1]
+        assert (outcome.end, outcome.HasField("prompt_tokens"), outcome.HasField("cached_tokens")) == (
+            pb.COMPLETE,
+            False,
+            False,
+        )
+        assert 0 <= outcome.output_tokens < 10
+    assert len(control.hellos) == 1
     client.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from contract.routing import Ended
 from proto import routing_pb2 as pb
 from tests.dataplane.client import ask, chat, request
 from tests.dataplane.conftest import StartProxy
@@ -101,3 +102,22 @@ async def test_an_endpoint_that_is_none_is_a_failed_attempt(
     await control.until(lambda control: len(control.outcomes) == 2)
     assert [outcome.end for outcome in control.outcomes] == [pb.CONNECT_FAILED, pb.COMPLETE]
     assert not proxy.app.gateway.fleet.active
+
+
+@pytest.mark.parametrize("way", ["packed", "messages", "line"])
+async def test_an_outcome_that_nobody_can_say_costs_its_stream_and_nothing_else(
+    way: str, start_proxy: StartProxy, backend: Backend, short_dir: Path
+) -> None:
+    control = Control()
+    control.packs, control.lines = way != "messages", way == "line"
+    await control.listen(f"unix:{short_dir}/c.sock")
+    control.serve("m", backend.url)
+    proxy = await start_proxy(control=control)
+    for number in range(3):
+        assert "x-headway-fallback" not in (await ask(proxy.port, request(chat()))).headers
+        await control.until(lambda control, number=number: len(control.outcomes) == number + 1)  # type: ignore[misc]
+        proxy.app.control.report(Ended(decision_id=2**80 + number, end=1))
+        await control.until(lambda control, number=number: len(control.hellos) == number + 2)  # type: ignore[misc]
+        await proxy.until(lambda app: app.control.connected and app.control._call is not None)
+    assert not proxy.app.control.outcomes_pending
+    await control.stop()
