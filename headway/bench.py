@@ -25,6 +25,8 @@ from headway.bench_proxy.programs import LoadFailed, Programs
 from headway.bench_proxy.prompts import Scenario
 from headway.bench_proxy.routers import Bench
 from headway.errors import UsageError
+from prediction.bundle import Bundle
+from trainer.registry import Registry, RegistryError
 
 SEED = 1
 WIDTH = 150
@@ -39,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of one run (default 2)")
     parser.add_argument("--clients", type=_count, default=64, help="connections (default 64)")
     parser.add_argument("--workers", type=_count, default=4, help="engines behind each router (default 4)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="a registry directory (`headway train --out`): headway-model: has its latest model",
+    )
     parser.add_argument("--install-peers", action="store_true", help="install the other projects' routers first, by pip")
     parser.add_argument(
         "--json", type=_figures_file, metavar="FILE", help="write the figures there; - is standard output, without the table"
@@ -53,6 +61,9 @@ def _figures_file(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     names = _chosen(args.routers, routers.NAMES, "router", routers.ON_REQUEST)
     wanted = _chosen(args.scenarios, SCENARIOS, "scenario")
+    model = None if args.model is None else _model(args.model)
+    if model is None and any(name.startswith("headway-model:") for name in names):
+        raise UsageError("headway-model: which model? --model DIR names a registry")
     console = Console(width=WIDTH, stderr=args.json == "-")
     if args.install_peers:
         for peer in peers.PACKAGES:
@@ -74,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         missing: dict[str, str] = {}
         for number in range(1, args.rounds + 1):
             _tell(f"round {number} of {args.rounds}: starting the routers")
-            missing |= _round(names, directory / f"round-{number}", engine_ports, measurements)
+            missing |= _round(names, directory / f"round-{number}", engine_ports, measurements, model)
     figures = []
     for title, measurement in measurements:
         found = measurement.figures()
@@ -92,6 +103,20 @@ def run(args: argparse.Namespace) -> int:
         else:
             Path(args.json).write_text(text + "\n")
     return 1 if any(one.errors for one in figures) else 0
+
+
+def _model(directory: Path) -> Bundle:
+    """The latest of a registry. UsageError: none there."""
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory")
+    try:
+        registry = Registry(directory)
+        ids = registry.ids()
+        if not ids:
+            raise UsageError(f"{directory}: no model there")
+        return registry.load(ids[-1])
+    except RegistryError as error:
+        raise UsageError(str(error)) from error
 
 
 def _measurements(
@@ -112,12 +137,16 @@ def _measurements(
 
 
 def _round(
-    names: list[str], directory: Path, engine_ports: list[int], measurements: list[tuple[str, Measurement]]
+    names: list[str],
+    directory: Path,
+    engine_ports: list[int],
+    measurements: list[tuple[str, Measurement]],
+    model: Bundle | None,
 ) -> dict[str, str]:
     """Starts the routers, measures each once in every scenario, ends them. Returns why some were left out."""
     directory.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        found, missing = Bench(stack, directory, engine_ports).start(names)
+        found, missing = Bench(stack, directory, engine_ports, model).start(names)
         if not found:
             raise UsageError("; ".join(f"{name}: {why}" for name, why in missing.items()))
         try:

@@ -7,10 +7,20 @@ from threading import Event, Thread
 import redis
 
 from contract import keyspace
-from contract.keyspace import EngineReport, EngineState, ModelCard, WorkerRecord
+from contract.keyspace import EngineReport, EngineState, ModelCard, ModelsState, WorkerRecord
+from prediction import bundle
+from prediction.bundle import Bundle
 
 REPORT_INTERVAL_S = 0.1
 TTL_MS = 10_000
+
+
+def serve(redis_url: str, model: Bundle) -> None:
+    """As the trainer puts a model in place."""
+    with redis.Redis.from_url(redis_url) as client:
+        name = model.manifest.model_id
+        client.set(keyspace.model_key(name), bundle.encode(model))
+        client.set(keyspace.MODELS_STATE, keyspace.encode_models(ModelsState(sequence=1, serving=name)))
 
 
 class Fleet:

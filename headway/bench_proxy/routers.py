@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -14,21 +15,26 @@ from pathlib import Path
 
 import grpc
 
+from controlplane.model_metrics import MODEL_SERVING
 from controlplane.profiles import NAMES as PROFILES
 from headway.bench_proxy import peers
-from headway.bench_proxy.fleet import Fleet
+from headway.bench_proxy.fleet import Fleet, serve
 from headway.bench_proxy.processes import NotStarted, Process, free_port
 from headway.bench_proxy.prompts import MODEL
 from headway.embedded_redis import RedisServer
+from prediction.bundle import Bundle
 from proto import fleet_pb2, fleet_pb2_grpc
 
 TOKENIZER = "headway-8k"
 READY_TIMEOUT_S = 30.0
+SERVING = f"{MODEL_SERVING}{{".encode()
+"""In a control plane's figures, where a model serves."""
 OURS = ("round_robin", "prefix", "weighted", "lmetric")
 RUST = ("sglang", "vllm")
 POLICIES = ("round_robin", "cache_aware")
-KINDS = ("headway", "headway-grpc")
-"""Ours: both processes on one host; and by gRPC over TCP alone, as where the control plane is on another."""
+KINDS = ("headway", "headway-grpc", "headway-model")
+"""Ours: both processes on one host; by gRPC over TCP alone, as where the control plane is on another; and with a model of TTFT
+that serves (`--model`), which `predictive` decides by."""
 NAMES = (
     "nginx",
     "haproxy",
@@ -52,10 +58,12 @@ class Router:
 
 
 class Bench:
-    """Starts routers in front of the same engines. stack: ends everything; directory: configurations, logs, sockets."""
+    """Starts routers in front of the same engines. stack: ends everything; directory: configurations, logs, sockets; model: of
+    TTFT, for those that are to have one."""
 
-    def __init__(self, stack: ExitStack, directory: Path, engine_ports: list[int]) -> None:
+    def __init__(self, stack: ExitStack, directory: Path, engine_ports: list[int], model: Bundle | None = None) -> None:
         self._stack = stack
+        self._model = model
         self._directory = directory
         self._engine_ports = engine_ports
 
@@ -107,13 +115,21 @@ class Bench:
         fleet = Fleet(redis.url, self._urls, model=MODEL, tokenizer=TOKENIZER)
         fleet.start()
         self._stack.callback(fleet.stop)
-        target = f"unix:{directory}/control.sock" if kind == "headway" else f"127.0.0.1:{free_port()}"
-        flags = ["--redis-url", redis.url, "--listen", target, "--metrics-port", "0", "--policy", policies[0]]
+        target = f"127.0.0.1:{free_port()}" if kind == "headway-grpc" else f"unix:{directory}/control.sock"
+        metrics = 0
+        if kind == "headway-model":
+            if self._model is None:
+                raise NotStarted("no model (--model)")
+            metrics = free_port()
+            serve(redis.url, self._model)
+        flags = ["--redis-url", redis.url, "--listen", target, "--metrics-port", str(metrics), "--policy", policies[0]]
         control = Process("controlplane", [sys.executable, "-m", "controlplane", *flags], directory)
         self._stack.callback(control.end)
         flags = ["--port", str(port), "--control", target]
         data = self._run("dataplane", [sys.executable, "-m", "dataplane", *flags], port)
         _until_ready(port, lambda state: state["tokenizers"].get(MODEL) == "ready" and state["ready"])
+        if metrics:
+            _until_serves(metrics)
 
         def switch(policy: str) -> Callable[[], None]:
             return lambda: _switch(target, port, policy)
@@ -205,6 +221,20 @@ def _until_ready(port: int, holds: Callable[[dict[str, dict[str, str]]], object]
             state = str(error).encode()
         time.sleep(0.05)  # another process's state: there is no event to wait for
     raise NotStarted(f"the data plane is not ready: {state.decode(errors='replace')}")
+
+
+def _until_serves(metrics_port: int) -> None:
+    """NotStarted: our control plane has not taken the model in time."""
+    until = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < until:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=2) as answer,
+        ):
+            if SERVING in answer.read():
+                return
+        time.sleep(0.05)  # another process's state: there is no event to wait for
+    raise NotStarted("the control plane does not take the model")
 
 
 def _until_answers(port: int) -> None:

@@ -128,6 +128,8 @@ def test_requests_are_whole_and_no_two_are_alike(tmp_path: Path, scenario: Scena
         (["--scenarios", "small,huge"], "huge"),
         (["--rounds", "0"], "not above 0"),
         (["--clients", "many"], "--clients"),
+        (["--routers", "headway-model:predictive"], "--model"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all: no such directory"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments: list[str], says: str) -> None:
@@ -137,6 +139,11 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(arguments: list[str], says
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert says in done.stderr
+
+
+def test_a_registry_without_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model there"):
+        bench._model(tmp_path)
 
 
 def test_names_are_chosen_once_each_and_all_is_all() -> None:
