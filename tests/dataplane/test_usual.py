@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -38,6 +38,7 @@ from tests.fakes.backend import (
     raw,
     resets,
     status,
+    stream_events,
 )
 from tests.fakes.control import Control
 from tests.waiting import until
@@ -48,6 +49,19 @@ WARMING = 2
 
 USUAL = json_bytes(chat_payload("hello"))
 CACHED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13, "prompt_tokens_details": {"cached_tokens": 8}}
+EVENTS = stream_events(["a", "b"], usage_of=CACHED)
+
+
+def in_chunks(bodies: Iterable[bytes]) -> bytes:
+    """A whole stream."""
+    return STREAM_HEAD + b"".join(map(chunk, bodies)) + LAST_CHUNK
+
+
+def torn(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+WHOLE_STREAM = in_chunks(EVENTS)
 STEPS: dict[str, Step] = {
     "usual": raw(USUAL),
     "its cached tokens": chat_json("x", usage_of=CACHED),
@@ -101,6 +115,42 @@ STEPS: dict[str, Step] = {
         close=True,
     ),
     "a stream cut short": closes(STREAM_HEAD + chunk(event(delta("a")))),
+    "a length of none": raw(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 0\r\n\r\n"),
+    "304": raw(b"HTTP/1.1 304 Not Modified\r\ncontent-length: 7\r\netag: x\r\n\r\n"),
+    "204 with a length": raw(b"HTTP/1.1 204 No Content\r\ncontent-length: 7\r\n\r\n"),
+    "headers twice": raw(json_bytes(chat_payload("x"), extra=b"x-a: 1\r\nX-A: 2\r\nset-cookie: a\r\nset-cookie: b\r\n")),
+    "values in capitals": raw(USUAL.replace(b"application/json", b"APPLICATION/JSON").replace(b"content-t", b"CONTENT-T")),
+    "a length with zeros": raw(USUAL.replace(b"content-length: ", b"content-length: 000")),
+    "two answers": raw(USUAL + USUAL),
+    "102 and 103 first": raw(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + USUAL),
+    "closed with the last byte": raw(USUAL, close=True),
+    "a stream after 100": raw(b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE_STREAM),
+    "a stream with trailers": raw(WHOLE_STREAM[:-2] + b"x-checksum: 1\r\nx-b: 2\r\n\r\n"),
+    "a stream with extensions": raw(WHOLE_STREAM.replace(b"\r\ndata", b';a=b;c="d"\r\ndata')),
+    "a stream in capitals": raw(
+        b"".join(b"%X\r\n%b\r\n" % (len(each), each) for each in EVENTS).join((STREAM_HEAD, LAST_CHUNK))
+    ),
+    "a stream with zeros": raw(
+        b"".join(b"000%x\r\n%b\r\n" % (len(each), each) for each in EVENTS).join((STREAM_HEAD, LAST_CHUNK))
+    ),
+    "a stream without a space": raw(in_chunks(each.replace(b"data: ", b"data:") for each in EVENTS)),
+    "a stream of CRLF": raw(in_chunks(each.replace(b"\n", b"\r\n") for each in EVENTS)),
+    "a stream with comments": raw(in_chunks(b": ping\n\n:\n" + each for each in EVENTS)),
+    "a stream of comments first": raw(in_chunks([b": ping\n\n", b":\n\n", *EVENTS])),
+    "a stream with names": raw(in_chunks(b"id: 7\nevent: delta\nretry: 5\n" + each for each in EVENTS)),
+    "a stream byte by byte": raw(WHOLE_STREAM, bytewise=True),
+    "a stream of a chunk a byte": raw(in_chunks(bytes((byte,)) for byte in b"".join(EVENTS))),
+    "a stream in one chunk": raw(in_chunks([b"".join(EVENTS)])),
+    "a stream torn at odd places": raw(in_chunks(torn(b"".join(EVENTS), 61))),
+    "a stream of known length": raw(
+        STREAM_HEAD.replace(b"transfer-encoding: chunked", b"content-length: %d" % len(b"".join(EVENTS))) + b"".join(EVENTS)
+    ),
+    "a stream that ends with its connection": closes(
+        STREAM_HEAD.replace(b"transfer-encoding: chunked\r\n", b"") + b"".join(EVENTS)
+    ),
+    "a stream closed with the last byte": raw(WHOLE_STREAM, close=True),
+    "a stream and more behind it": raw(WHOLE_STREAM + USUAL),
+    "two streams": raw(WHOLE_STREAM + WHOLE_STREAM),
     "a stream with an error": raw(
         STREAM_HEAD + chunk(event(delta("a"))) + chunk(event({"error": {"message": "x"}})) + LAST_CHUNK
     ),
