@@ -1,8 +1,10 @@
 """From Redis into the fleet snapshot and the prefix index; never on a request's path.
 
-One read at a time covers the reports of all workers and the block streams of those that are being followed; what a read
-brought goes to the index as one batch. Snapshots load beside it, in slices. While Redis does not answer, the fleet stays as
-it was: `connected` is false and `last_word_at` stands still, and whoever expires workers must take that into account.
+One read at a time covers the block streams of all workers that are being followed and waits for their next entries; what a
+read brought goes to the index as one batch. Beside it the reports of all workers are read at a pace of their own: they come ten
+times a second from each, nothing hurries, and a read costs as much as what ten of them bring. So a fleet at rest wakes nobody
+for its blocks. Snapshots load beside both, in slices. While Redis does not answer, the fleet stays as it was: `connected` is
+false and `last_word_at` stands still, and whoever expires workers must take that into account.
 
 Every wait is bounded, reads are bounded by COUNT, and a connection that breaks is made again after a short, jittered wait.
 """
@@ -12,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from contract import keyspace
 from contract.keyspace import (
@@ -34,13 +36,19 @@ from contract.keyspace import (
 from controlplane.block_sync import Follower, Offer, Phase, Take
 from controlplane.index_state import IndexState
 from controlplane.prefix_index import BlockChange, PrefixIndex
+from controlplane.quick_read import QuickRead
 from runtime.clock import Clock
 from runtime.tasks import cancelled, stop_if_cancelled
 
 log = logging.getLogger(__name__)
 
-BLOCK_MS = 50
-"""How long a read waits for the first entry; a worker that joins in between waits as long."""
+BLOCK_MS = 200
+"""How long a read waits for the first entry; a worker that joins in between waits as long at most."""
+UNSETTLED_BLOCK_MS = 50
+"""The same while some worker's blocks are being read: it joins soon."""
+REPORTS_BLOCK_MS = 100
+REPORTS_INTERVAL_S = 0.02
+"""At least this long from one read of reports to the next: those of many workers share its price."""
 READ_INTERVAL_S = 0.005
 """At least this long from read to read unless one was full: entries of many workers share the fixed price of a batch."""
 READ_ENTRIES_MAX = 128
@@ -113,6 +121,7 @@ class Ingest:
         self._workers: dict[str, _Followed] = {}
         self._by_key: dict[bytes, _Followed] = {}
         self._reports_from: bytes | str = "$"
+        self._awaited: list[_Followed] = []  # whose streams were read to their ends, and whose next entries are waited for
         self._loads: set[asyncio.Task[None]] = set()
         self._records_at = float("-inf")
         self._unread: dict[str, float] = {}  # workers that report and are not registered -> when their record was asked for
@@ -143,17 +152,26 @@ class Ingest:
                 socket_connect_timeout=SOCKET_TIMEOUT_S,
                 retry=Retry(NoBackoff(), 0),
             )
-            client.set_response_callback("XREAD", cast("Any", _raw))
+            blocks, reports = [QuickRead(self._url, entries_max=READ_ENTRIES_MAX, timeout_s=SOCKET_TIMEOUT_S) for _ in range(2)]
             try:
                 await self._connect(client)
                 wait_s = RECONNECT_S_MIN
-                while not cancelled():
-                    await self._turn(client)
-                raise asyncio.CancelledError
+                following = asyncio.create_task(self._follow_blocks(client, blocks), name="blocks")
+                try:
+                    while not (cancelled() or following.done()):
+                        await self._turn(client, reports)
+                    if cancelled():
+                        raise asyncio.CancelledError
+                    await following
+                finally:
+                    following.cancel()
+                    await asyncio.gather(following, return_exceptions=True)
             except (RedisError, OSError, TimeoutError) as error:
                 self._note_disconnected(error)
             finally:
                 await self._cancel_loads()
+                await blocks.close()
+                await reports.close()
                 await client.aclose(close_connection_pool=True)
             await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, RECONNECT_S_MAX)
@@ -204,36 +222,72 @@ class Ingest:
 
     # ---------------------------------------------------------------------------------------------------------- turn
 
-    async def _turn(self, client: redis.Redis) -> None:
-        """One read and what follows from it."""
-        began = self._clock.now()
-        self._start_loads(client, began)
-        streams: dict[bytes, Any] = {_REPORTS: self._reports_from}
-        for one in self._workers.values():
-            if one.follower is not None and one.follower.phase is Phase.FOLLOWING:
-                streams[one.key] = one.follower.read_from
-        reply = await _ask(
-            client, "XREAD", "COUNT", READ_ENTRIES_MAX, "BLOCK", BLOCK_MS, "STREAMS", *streams.keys(), *streams.values()
-        )
-        now = self._clock.now()
-        self.last_word_at = now
-        full = await self._take_reply(client, reply or [], streams, now)
+    async def _turn(self, client: redis.Redis, reports: QuickRead) -> None:
+        """The reports since the last one, and what time alone changes."""
+        self._start_loads(client, self._clock.now())
+        entries: list[Any] = []
+        reply = await reports.read({_REPORTS: self._reports_from}, REPORTS_BLOCK_MS)
+        self.last_word_at = now = self._clock.now()
+        for _, entries in reply:
+            for entry_id, fields in entries:
+                self._reports_from = entry_id
+                await self._take_report(client, entry_id, fields, now)
+        for one in self._awaited:
+            self._note_drained(one, now)
         await self._upkeep(client, now)
-        if not full:
-            await asyncio.sleep(max(0.0, READ_INTERVAL_S - (self._clock.now() - now)))
+        if len(entries) < READ_ENTRIES_MAX:
+            await asyncio.sleep(REPORTS_INTERVAL_S)
 
-    async def _take_reply(self, client: redis.Redis, reply: list[Any], streams: dict[bytes, Any], now: float) -> bool:
-        """Deltas, then reports (which say how far deltas go), then who is up to date. True: a stream may have more."""
-        reports: list[Any] = []
+    async def _follow_blocks(self, client: redis.Redis, blocks: QuickRead) -> None:
+        """The block streams of all workers that are followed, until cancelled or until Redis does not answer."""
+        drained: set[tuple[Follower, int]] = set()  # by the last read, each in the life that it had then
+        while True:
+            stop_if_cancelled()
+            following = [
+                one for one in self._workers.values() if one.follower is not None and one.follower.phase is Phase.FOLLOWING
+            ]
+            if not following:
+                await asyncio.sleep(UNSETTLED_BLOCK_MS / 1000)
+                continue
+            settled = all(one.state is not IndexState.CATCHING_UP for one in self._workers.values())
+            streams = {one.key: one.follower.read_from for one in following if one.follower is not None}
+            self._awaited = [one for one in following if one.follower and (one.follower, one.follower.holes) in drained]
+            try:
+                reply = await blocks.read(streams, BLOCK_MS if settled else UNSETTLED_BLOCK_MS)
+            except ResponseError as error:
+                if not await self._set_aside(client, following, error):
+                    raise
+                continue
+            finally:
+                self._awaited = []
+            now = self._clock.now()
+            self.last_word_at = now
+            full = await self._take_reply(client, reply, streams, now)
+            drained = {(one.follower, one.follower.holes) for one in following if one.follower and one.key not in full}
+            if not full:
+                await asyncio.sleep(max(0.0, READ_INTERVAL_S - (self._clock.now() - now)))
+
+    async def _set_aside(self, client: redis.Redis, following: list[_Followed], error: ResponseError) -> bool:
+        """A key that is no stream fails the read of all: its worker is read anew a little later. False: there is none such."""
+        pipe = client.pipeline(transaction=False)
+        for one in following:
+            pipe.type(one.key)
+        kinds = await pipe.execute()
+        odd = [one for one, kind in zip(following, kinds, strict=True) if kind not in (b"stream", b"none")]
+        now = self._clock.now()
+        for one in odd:
+            self._note_bad(error)
+            self._lose(one, now, again_s=RECORDS_INTERVAL_S)
+        return bool(odd)
+
+    async def _take_reply(self, client: redis.Redis, reply: list[Any], streams: Mapping[bytes, str], now: float) -> set[bytes]:
+        """Deltas, then who is up to date. Returns the streams that may have more."""
         full: set[bytes] = set()
         changes: list[BlockChange] = []
         pending = 0
         for key, entries in reply:
             if len(entries) >= READ_ENTRIES_MAX:
                 full.add(key)
-            if key == _REPORTS:
-                reports = entries
-                continue
             one = self._by_key.get(key)
             if one is None:
                 continue
@@ -244,13 +298,10 @@ class Ingest:
                     pending = 0
                     await asyncio.sleep(0)
         self._apply(changes)
-        for entry_id, fields in reports:
-            self._reports_from = entry_id
-            await self._take_report(client, entry_id, fields, now)
         for one in list(self._workers.values()):
             if one.key in streams and one.key not in full:
                 self._note_drained(one, now)
-        return bool(full)
+        return full
 
     def _deltas(self, entries: list[Any]) -> Iterator[tuple[str, BlockDelta]]:
         for entry_id, fields in entries:
@@ -324,7 +375,7 @@ class Ingest:
                 self._forget_blocks(one)
             self._publish_state(one)
 
-    def _note_bad(self, error: CodecError) -> None:
+    def _note_bad(self, error: Exception) -> None:
         self.bad_entries += 1
         if self.bad_entries & (self.bad_entries - 1) == 0:
             log.warning("unreadable entry on the bus", extra={"f": {"error": error, "entries": self.bad_entries}})
@@ -455,10 +506,10 @@ class Ingest:
                 self._abandon(one, self._clock.now())
 
     async def _manifest(self, client: redis.Redis, worker: str) -> SnapshotManifest | None:
-        data = await _get(client, keyspace.snapshot_key(worker))
         try:
+            data = await _get(client, keyspace.snapshot_key(worker))
             return None if data is None else keyspace.decode_manifest(data)
-        except CodecError as error:
+        except (CodecError, ResponseError) as error:
             self._note_bad(error)
             return None
 
@@ -489,9 +540,10 @@ class Ingest:
     def _attached(self, one: _Followed) -> bool:
         return one.slots[0] in self._index  # they come and go together
 
-    def _lose(self, one: _Followed, now: float) -> None:
+    def _lose(self, one: _Followed, now: float, *, again_s: float = 0.0) -> None:
+        """again_s: when to look for its snapshot, at the soonest."""
         assert one.follower is not None
-        one.follower.lost(now)
+        one.follower.lost(now + again_s)
         self._forget_blocks(one)
 
     def _abandon(self, one: _Followed, now: float) -> None:
@@ -522,11 +574,6 @@ def _same_cache(old: WorkerRecord, new: WorkerRecord) -> bool:
         new.cache_blocks,
         new.sends_kv_events,
     )
-
-
-def _raw(reply: Any, **_: Any) -> Any:
-    """Redis's own lists: [[key, [[id, [field, value, ...]], ...]], ...]."""
-    return reply
 
 
 async def _ask(client: redis.Redis, *command: Any) -> Any:

@@ -5,6 +5,6 @@ log        one readable line an event, or JSON
 service    signals, orderly start and end of an asyncio process
 clock      time as an argument
 tls        certificates and authorities from files, for HTTP and gRPC
-redis_url  passwords into Redis URLs, and out of messages
+redis_url  passwords into Redis URLs, and out of messages; redis_wire packs commands
 rng        named random streams from one seed
 """

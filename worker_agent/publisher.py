@@ -21,9 +21,10 @@ from redis.exceptions import RedisError
 
 from contract import keyspace
 from contract.keyspace import EngineReport, SnapshotManifest, WorkerRecord
+from runtime.redis_wire import packed
 from worker_agent.block_set import BlockSet
 from worker_agent.delta_log import SNAPSHOT_EVERY_DELTAS, UNSENT_BLOCKS_MAX, DeltaLog
-from worker_agent.quick_add import QuickAdd, packed
+from worker_agent.quick_add import QuickAdd
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,7 @@ from typing import Any, cast
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ResponseError
 
-
-def packed(*parts: bytes | str | int) -> bytes:
-    """A command as Redis reads it."""
-    encoded = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
-    return b"*%d\r\n" % len(encoded) + b"".join([b"$%d\r\n%s\r\n" % (len(part), part) for part in encoded])
+from runtime.redis_wire import packed
 
 
 class QuickAdd:
