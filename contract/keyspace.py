@@ -24,6 +24,7 @@ import struct
 from array import array
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from typing import Annotated
 
 import msgspec
 
@@ -79,6 +80,20 @@ class CodecError(ValueError):
 # ------------------------------------------------------------------------------------------------ registration, reports
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+"""Of requests, steps and the like; beyond it something else was written there."""
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
+"""And no NaN, which would spread through everything that is learned."""
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
+Number = Annotated[int, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1_024)]
+BlockTokens = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+Ranks = Annotated[int, msgspec.Meta(ge=0, le=1_024)]
+StreamId = Annotated[str, msgspec.Meta(pattern=r"^\d{1,19}(-\d{1,19})?\Z")]
+"""What Redis takes for one: any other would fail the read of every worker's stream."""
+
+
 class ModelCard(msgspec.Struct, array_like=True, frozen=True):
     """One served name. An adapter's `base` is the base model's name; a base model's is its own."""
 
@@ -91,20 +106,20 @@ class ModelCard(msgspec.Struct, array_like=True, frozen=True):
 class WorkerRecord(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Who a worker is: what changes only when its engine or its agent restarts."""
 
-    worker: str
-    url: str  # base URL of the engine, no trailing slash
-    epoch: int  # this run of the agent on this run of the engine; deltas carry it
+    worker: Name
+    url: Name  # base URL of the engine, no trailing slash
+    epoch: Number  # this run of the agent on this run of the engine; deltas carry it
     models: tuple[ModelCard, ...]
-    block_size: int  # tokens a KV block, as the engine says
-    cache_blocks: int  # KV capacity in blocks
+    block_size: BlockTokens  # tokens a KV block, as the engine says
+    cache_blocks: Tokens  # KV capacity in blocks
     sends_kv_events: bool
     tokenizer: str = ""  # path or hub name; "" where the agent cannot know
     engine_version: str = ""
     accelerator: str = ""  # GPU kind, as configured or found by the agent
-    data_parallel_size: int = 1
-    ttl_ms: int = WORKER_TTL_MS
-    max_num_seqs: int = 0  # 0: not known
-    named_ranks: int = 0  # ranks 0 to this less one that X-data-parallel-rank may name; 0: one alone, or not known
+    data_parallel_size: Count = 1
+    ttl_ms: Count = WORKER_TTL_MS
+    max_num_seqs: Count = 0  # 0: not known
+    named_ranks: Ranks = 0  # ranks 0 to this less one that X-data-parallel-rank may name; 0: one alone, or not known
 
 
 class EngineState(IntEnum):
@@ -118,11 +133,11 @@ class EngineState(IntEnum):
 class RankFigures(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What the engine says of one data-parallel rank now; as in EngineReport."""
 
-    running: int = 0
-    waiting: int = 0
-    kv_usage: float = 0.0
-    generation_tokens: int = 0
-    prompt_tokens: int = 0
+    running: Count = 0
+    waiting: Count = 0
+    kv_usage: Share = 0.0
+    generation_tokens: Tokens = 0
+    prompt_tokens: Tokens = 0
 
 
 class EngineReport(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -132,12 +147,12 @@ class EngineReport(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     epoch: int
     sequence: int  # of reports, within the epoch
     state: int  # EngineState
-    scrape_age_s: float  # age of the figures when the report was sent
-    running: int = 0
-    waiting: int = 0
-    kv_usage: float = 0.0  # 0..1
-    generation_tokens: int = 0  # counters since the engine's start: progress
-    prompt_tokens: int = 0
+    scrape_age_s: Seconds  # age of the figures when the report was sent
+    running: Count = 0
+    waiting: Count = 0
+    kv_usage: Share = 0.0  # 0..1
+    generation_tokens: Tokens = 0  # counters since the engine's start: progress
+    prompt_tokens: Tokens = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
@@ -253,12 +268,12 @@ def decode_delta(data: bytes) -> BlockDelta:
 class SnapshotManifest(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """All blocks of a worker as of delta `sequence`; its chunks are complete when this is written."""
 
-    epoch: int
-    sequence: int
-    snapshot_id: int
-    chunks: int
-    blocks: int
-    stream_id: str  # of the last entry in the blocks stream that it covers; "0" where none
+    epoch: Number
+    sequence: Number
+    snapshot_id: Number
+    chunks: Count
+    blocks: Tokens
+    stream_id: StreamId  # of the last entry in the blocks stream that it covers; "0" where none
 
 
 _MANIFEST = msgspec.msgpack.Decoder(SnapshotManifest)

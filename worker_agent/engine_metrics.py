@@ -35,6 +35,9 @@ SLEEP_STATE = b"vllm:engine_sleep_state"
 CACHE_CONFIG = b"vllm:cache_config_info"
 PROCESS_START = (b"process_start_time_seconds",)
 
+VALUE_MAX = 1e15
+"""Above it a value is none that we read: tokens of centuries, and room to add up those of many ranks."""
+
 _ENGINE = re.compile(rb'[{,]engine="(\d+)"')
 _LABEL = re.compile(rb'([A-Za-z_][A-Za-z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
@@ -164,14 +167,15 @@ def _lines(page: bytes, name: bytes) -> list[bytes]:
 
 
 def _value(line: bytes) -> float:
-    """The number behind the labels; a time stamp may follow it."""
+    """The number behind the labels; a time stamp may follow it. What no count or share can be (NaN, below 0, beyond what a
+    report can say) is 0."""
     labels_end = line.rfind(b"}")
     fields = line[labels_end + 1 :].split() if labels_end >= 0 else line.split()[1:]
     try:
         value = float(fields[0])
     except (IndexError, ValueError):
         raise NotMetrics(f"no number in {line[:80]!r}") from None
-    return value if -1e300 < value < 1e300 else 0.0
+    return value if 0.0 <= value <= VALUE_MAX else 0.0
 
 
 def _asleep(page: bytes) -> bool:

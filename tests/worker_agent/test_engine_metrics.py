@@ -121,3 +121,9 @@ def test_a_restart_shows_in_start_time_counters_or_configuration() -> None:
     assert "counters" in restart_reason(before, replace(before, generation_tokens=0))
     assert "configured" in restart_reason(before, replace(before, cache=CacheConfig(16, 1)))
     assert restart_reason(replace(before, process_start_s=0.0), before) == ""
+
+
+@pytest.mark.parametrize("value", ["NaN", "-1", "1e300", "+Inf", "-Inf"])
+def test_a_value_that_no_count_can_be_is_none(value: str) -> None:
+    found = parse(b'\nvllm:num_requests_running{engine="0"} %s\nvllm:num_requests_waiting{engine="0"} 2\n' % value.encode())
+    assert (found.running, found.waiting) == (0, 2)
