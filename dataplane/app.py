@@ -115,6 +115,7 @@ class App:
                 pool=self.gateway.pool,
                 fleet=fleet,
                 hedged=metrics.hedges,
+                reconnects=metrics.reconnects,
                 exchanges=self.gateway.exchanges,
             )
         if settings.endpoint:

@@ -189,7 +189,7 @@ class Exchange(Served):
             else:
                 why = str(found) or type(found).__name__
                 failure = errors.bad_gateway(f"Worker {target.worker} cannot be reached: {why}.")
-                self._failed(End.CONNECT_FAILED, failure, spare=None, retry=self._may_retry())
+                self._failed(End.CONNECT_FAILED, failure)
 
         self._gateway.pool.connect(target.url, done)
 
@@ -328,12 +328,15 @@ class Exchange(Served):
             self._break_off(end, message)
         else:
             failure = errors.gateway_timeout(message) if end is End.TIMED_OUT else errors.bad_gateway(message)
-            self._failed(end, failure, spare=None, retry=self._may_retry())
+            self._failed(end, failure)
 
-    def _failed(self, end: End, failure: ApiError, *, spare: Relay | None, retry: bool) -> None:
-        """Nothing was passed on. spare: an answer that tells of the failure in the engine's own words."""
+    def _failed(self, end: End, failure: ApiError, *, spare: Relay | None = None, retry: bool | None = None) -> None:
+        """Nothing was passed on. spare: an answer that tells of the failure in the engine's own words; retry: None: if it may
+        be."""
         if self._rival_goes_on(end):
             return
+        if retry is None:
+            retry = self._may_retry()
         self._failure, self._spare = failure, spare
         self._close_attempt(end)
         if retry:
@@ -481,7 +484,7 @@ class Exchange(Served):
             return
         if fleet.has_other(self._ask.model, self._failed_urls()) and self._may_retry():
             failure = errors.gateway_timeout(f"Worker {target.worker} failed: it hangs.")
-            self._failed(End.TIMED_OUT, failure, spare=None, retry=True)
+            self._failed(End.TIMED_OUT, failure, retry=True)
 
     def _out_of_time(self) -> None:
         message = f"The request took longer than {self._gateway.settings.total_timeout_s:g} s."

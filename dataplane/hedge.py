@@ -73,7 +73,7 @@ class Racer(Protocol):
 
 
 class Hedges:
-    """Which requests get a second attempt, and when. hedged: hedges by how they ended."""
+    """Which requests get a second attempt, and when. hedged: hedges by how they ended; reconnects: as of first attempts."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class Hedges:
         pool: UpstreamPool,
         fleet: Fleet,
         hedged: Counter,
+        reconnects: Counter,
         exchanges: set[Holding],
     ) -> None:
         self.clock = clock
@@ -91,6 +92,7 @@ class Hedges:
         self.pool = pool
         self.fleet = fleet
         self.hedged = hedged
+        self.reconnects = reconnects
         self.exchanges = exchanges
         self.budget = RetryBudget(ratio=settings.hedge_ratio, per_s=0.0, now=clock.now())
         self._tokens_max = settings.hedge_tokens_max
@@ -241,10 +243,14 @@ class Rival:
         assert attempt is not None
         relay = attempt.relay
         assert relay is not None
-        attempt.connection = None
+        connection, attempt.connection = attempt.connection, None
         relay.closed(error)
         if relay.phase is Phase.ENDED:
             self._ready(relay)
+        elif connection is not None and connection.reused and not relay.begun:
+            self.stage = Stage.CONNECTING  # it was closed in the instant of its reuse, which is nobody's failure
+            self._hedges.reconnects.add()
+            self._hedges.pool.connect(attempt.target.url, self._connected)
         else:
             self._end(End.RESET, "failed")
 

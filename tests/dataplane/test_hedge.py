@@ -14,7 +14,7 @@ from tests.dataplane.client import Client, Response, ask, chat, request
 from tests.dataplane.conftest import StartBackend, StartProxy
 from tests.dataplane.test_accounts import connected, ends, fleet
 from tests.dataplane.test_failures import DEATH, ROLE
-from tests.fakes.backend import STREAM_HEAD, Backend, Seen, Step, Wire, chat_stream, hangs, raw, resets, status
+from tests.fakes.backend import STREAM_HEAD, Backend, Seen, Step, Wire, chat_stream, closes, hangs, raw, resets, status
 from tests.fakes.control import Control
 from tests.waiting import until
 
@@ -120,12 +120,13 @@ async def test_a_first_attempt_that_fails_leaves_the_request_to_the_second(
     bad.script(fails)
     slow.script(gated(go_on, "second"))
     control.serve("m", bad.url, slow.url)
-    proxy = await start_proxy(control=control, retry_ratio=0.0, retry_per_s=0.0, **HEDGED)
+    proxy = await start_proxy(control=control, retry_ratio=1.0, retry_per_s=0.0, **HEDGED)
     client = await Client.connect(proxy.port)
     await client.send(request(chat(stream=True)))
     await slow.until(lambda backend: len(backend.requests) == 1)
     fail.set()
     await control.until(lambda control: len(control.outcomes) == 1)
+    assert proxy.app.gateway.budget.tokens == 1  # no retry was needed
     go_on.set()
     assert (await client.read()).text == "second"
     await control.until(lambda control: len(control.outcomes) == 2)
@@ -209,3 +210,31 @@ async def test_no_other_worker_is_no_failure(start_proxy: StartProxy, backend: B
     go_on.set()
     assert (await client.read()).text == "slow"
     client.close()
+
+
+async def test_a_connection_closed_in_the_instant_of_its_reuse_is_no_failed_second_attempt(
+    start_proxy: StartProxy, start_backend: StartBackend, control: Control
+) -> None:
+    """As of a first attempt: engines close idle connections when they like, and nobody is to blame."""
+    silent, quick = await start_backend(), await start_backend()
+    control.serve("m", silent.url, quick.url)
+    proxy = await start_proxy(control=control, decision_timeout_ms=10_000, **HEDGED)
+    for _ in range(2):
+        assert (await ask(proxy.port, request(chat()))).status == 200  # leaves an idle connection to each
+    silent.script(hangs(STREAM_HEAD + ROLE))
+    quick.script(closes(), chat_stream(["quick"]))
+    decide = control.round_robin
+
+    def silent_first(question: pb.Question) -> pb.Decision | None:
+        if not question.exclude:
+            question.exclude.append(2)
+        return decide(question)
+
+    control.decide = silent_first
+    response = await ask(proxy.port, request(chat(stream=True)))
+    assert (response.text, response.headers["x-headway-worker"]) == ("quick", "w2")
+    assert len(quick.requests) == 3
+    await control.until(lambda control: len(control.outcomes) == 4)
+    assert sorted(outcome.end for outcome in control.outcomes[2:]) == [pb.COMPLETE, pb.CLIENT_GONE]
+    assert proxy.count("hedges", "won") == 1
+    assert proxy.count("reconnects") == 1
