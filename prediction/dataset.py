@@ -6,6 +6,7 @@ profiler's run and level) appends them; readers here ask for these only.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,15 @@ def read(where: Path | str) -> Dataset:
     """A Parquet or CSV file, or every one in a directory; of x.parquet and x.csv, which a profile writes of the same rows, the
     first. DatasetError: none there, unreadable, or without what is needed."""
     path = Path(where)
-    if not path.exists():
-        raise DatasetError(f"{path}: no such file or directory")
-    files = _files_in(path) if path.is_dir() else [path]
+    try:
+        kind = path.stat().st_mode
+        files = _files_in(path) if stat.S_ISDIR(kind) else [path]
+    except (FileNotFoundError, ValueError):  # ValueError: it has a zero byte
+        raise DatasetError(f"{path}: no such file or directory") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+        raise DatasetError(f"{path}: a device, a pipe or a socket, no file")
     if not files:
         raise DatasetError(f"{path}: no .parquet or .csv file in it")
     tables = [_read_file(file) for file in files]

@@ -92,7 +92,9 @@ class Lifecycle:
     def rollback(self, *, now_unix: float, why: str = "by hand") -> str:
         """Back to the model that served before; returns its id. RefusedError: there is none."""
         if not self.registry.state.previous:
-            raise RefusedError("there is no model to go back to")
+            raise RefusedError(
+                "there is no model to go back to (policies that do not predict, such as lmetric, do without any)"
+            )
         return self._roll_back(why, now_unix)
 
     # ------------------------------------------------------------------------------------------------------ live outcomes

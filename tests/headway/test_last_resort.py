@@ -16,6 +16,7 @@ from headway.__main__ import dispatch
 from headway.embedded_redis import RedisServer
 from headway.errors import UsageError
 from prediction import dataset
+from prediction.errors import DatasetError
 from tests.fakes.sse_server import Reply, Request, complete, in_thread
 from tests.trainer.traffic import outcomes
 
@@ -106,3 +107,17 @@ def test_a_record_that_cannot_be_written_costs_no_figures(capsys: pytest.Capture
     said = capsys.readouterr()
     assert "3 ok, 0 failed" in said.out
     assert said.err.splitlines()[-1] == "replay: /dev/full is not whole: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/dev/zero", "no file"),
+        ("/" + "x" * 300, "File name too long"),
+        ("/x\0y", "no such file"),
+        ("/dev/null/x", "Not a dir"),
+    ],
+)
+def test_a_data_set_that_is_no_file_is_told(path: str, says: str) -> None:
+    with pytest.raises(DatasetError, match=says):
+        dataset.read(path)
