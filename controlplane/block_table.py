@@ -599,6 +599,11 @@ class BlockTable:
         """Forget everything the lane holds, a slice per `sweep`; the lane must not be used before sweep returned it."""
         self._retired |= 1 << lane
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether a sweep would find nothing to do."""
+        return not (self._done or self._retired or self._old is not None)
+
     def sweep(self, rows_max: int) -> list[int]:
         """Goes on with retired lanes, looking at no more than `rows_max` keys; returns lanes that are free again."""
         if self._done:

@@ -373,6 +373,11 @@ class Director:
         self._next_id += 1
         return decision_id
 
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is in flight, and nobody waits."""
+        return not (len(self._ledger) or len(self._waiting) or len(self.settling))
+
     # --------------------------------------------------------------------------------------------------------- wait
 
     def _queue(self, question: Question, now: float, owner: str, question_id: int) -> Shed | None:

@@ -81,6 +81,10 @@ class Table(Protocol):
     def sweep(self, rows_max: int) -> list[int]:
         """Goes on with retired lanes; returns those that are free again."""
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether `sweep` has nothing to do."""
+
     def prefixes(self, hashes: Chain, lanes: int) -> Iterable[tuple[int, int]]:
         """(bit set of lanes, length): how far each of `lanes` holds the chain without a hole. Lengths above 0 only."""
 
@@ -393,6 +397,13 @@ class PrefixIndex:
             if budget <= 0:
                 break
         self.sweep()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether `expire` has nothing to do, now or later, while nothing is asked and nothing announced."""
+        if self._answers.order or not self._table.at_rest:
+            return False
+        return not any(guesses.expires for guesses in self._guessing.values())
 
     def sweep(self, rows_max: int = SWEEP_ROWS) -> None:
         """Frees what detached and cleared endpoints held, at most `rows_max` rows of the table a call."""

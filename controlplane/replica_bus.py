@@ -15,10 +15,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from contract.keyspace import CodecError
-from contract.replicas import CHANNEL, SAY_S, Message, decode, encode
+from contract.replicas import ALONE_S, CHANNEL, SAY_S, Message, decode, encode
 from controlplane.replicas import Replicas
 from runtime.clock import Clock
-from runtime.tasks import stop_if_cancelled
+from runtime.tasks import happened, stop_if_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class ReplicaBus:
         self._replicas = replicas
         self._clock = clock
         self._own = b""
+        self._news = asyncio.Event()  # somebody is heard
         self.said = 0
         self.heard = 0
         """Words of others."""
@@ -74,7 +75,15 @@ class ReplicaBus:
         """Whoever is silent, Redis or not."""
         while True:
             self._replicas.tick(self._clock.now())
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """As short as others may notice; as long as a word to nobody waits where none is heard."""
+        if len(self._replicas):
             await asyncio.sleep(SAY_S)
+        else:
+            self._news.clear()
+            await happened(self._news, ALONE_S)
 
     async def _keep(self, body: Any) -> None:
         pause_s = RECONNECT_S_MIN
@@ -103,7 +112,7 @@ class ReplicaBus:
                 except BaseException:
                     self._replicas.unsaid()
                     raise
-            await asyncio.sleep(SAY_S)
+            await self._pause()
 
     async def _publish(self, client: redis.Redis, message: Message | None) -> None:
         if message is not None:
@@ -141,3 +150,5 @@ class ReplicaBus:
             return
         self.heard += message.replica != self._replicas.name
         self._replicas.hear(message, now)
+        if len(self._replicas):
+            self._news.set()

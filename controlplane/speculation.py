@@ -44,6 +44,11 @@ class Guesses:
     def __len__(self) -> int:
         return len(self.made_at)
 
+    @property
+    def expires(self) -> bool:
+        """Whether time alone forgets some of them."""
+        return self._ttl_s is not None and bool(self.made_at)
+
     def __contains__(self, block: int) -> bool:
         return block in self.made_at
 

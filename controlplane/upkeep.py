@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 0.02
 """How often guesses expire, waiting questions are looked at, and changes of the fleet are noticed."""
+LOOK_AT_REST_S = 0.1
+"""The same while nothing is in flight and no guess grows old: whatever comes then is looked at this much later at most."""
 LAG_S_MAX = 0.005
 """A turn that comes later than this is counted: the bound that decisions are held to."""
 TICK_S = 0.25
@@ -26,6 +28,9 @@ REDIS_SILENT_S = 0.5
 
 class Index(Protocol):
     def expire(self, now: float) -> None: ...
+
+    @property
+    def at_rest(self) -> bool: ...
 
 
 class Bus(Protocol):
@@ -40,8 +45,8 @@ class Bus(Protocol):
 
 
 class LoopLag:
-    """How late the loop gives a task its turn: what a question may wait for before anybody looks at it. Looked at every LOOK_S,
-    so a stall of the loop shows with what was left of it by then."""
+    """How late the loop gives a task its turn: what a question may wait for before anybody looks at it. Looked at every LOOK_S
+    (at rest LOOK_AT_REST_S), so a stall of the loop shows with what was left of it by then."""
 
     __slots__ = ("_worst_s", "long")
 
@@ -92,9 +97,14 @@ class Upkeep:
                 self._director.tick(now, connected=self._hears(now))
                 self._alarms.look(now)
             self.look(now)
-            asked_at = self._clock.now()
-            await asyncio.sleep(LOOK_S)
-            self.lag.add(self._clock.now() - asked_at - LOOK_S)
+            asked_at, pause_s = self._clock.now(), LOOK_AT_REST_S if self.at_rest else LOOK_S
+            await asyncio.sleep(pause_s)
+            self.lag.add(self._clock.now() - asked_at - pause_s)
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is there that time alone would change within moments."""
+        return self._director.warm and self._director.at_rest and self._index.at_rest
 
     def _hears(self, now: float) -> bool:
         """Whether the silence of a worker would mean anything."""

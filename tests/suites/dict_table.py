@@ -51,6 +51,10 @@ class DictTable:
     def retire(self, lane: int) -> None:
         self._retired.add(lane)
 
+    @property
+    def at_rest(self) -> bool:
+        return not self._retired
+
     def sweep(self, rows_max: int) -> list[int]:
         """All at once, whatever `rows_max`: this implementation does not slice."""
         if not self._retired:
