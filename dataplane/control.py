@@ -270,6 +270,8 @@ class ControlClient:
         finally:
             self._call = self._line = None
             if left:
+                for one in opened:
+                    one.deafen()
                 task = asyncio.create_task(_linger(call, opened, tasks))
                 self._lingering.add(task)
                 task.add_done_callback(self._lingering.discard)
@@ -564,8 +566,6 @@ class ControlClient:
 async def _linger(call: _Call, opened: list[Line], tasks: list[asyncio.Task[None]]) -> None:
     """It is closed when what was said has had its time, with the word that all of it is counted elsewhere."""
     try:
-        for one in opened:
-            one.deafen()
         await asyncio.sleep(LINGER_S)
         async with asyncio.timeout(LINGER_S):
             await call.write(pb.RouteBatch(moved=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 import ssl
@@ -24,6 +25,8 @@ from dataplane.limits import Permit
 from dataplane.listening import Listener
 from dataplane.openai import ADMIN_KINDS, OPEN_KINDS, Kind, classify
 from dataplane.usual import UsualExchange
+
+log = logging.getLogger(__name__)
 
 SWEEP_S_MAX = 0.5
 SWEEP_S_MIN = 0.02
@@ -283,12 +286,17 @@ class Server:
 
     def _sweep(self) -> None:
         """Every deadline of connections and requests, a few times a second: no timer a request."""
+        self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s(), self._sweep)  # whatever happens now
         now = self.clock.now()
         for connection in list(self.connections):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:  # a fault in one must not end the deadlines of all
+                log.exception("a deadline could not be looked at")
+                if connection.transport is not None:
+                    connection.transport.abort()
         self.gateway.pool.sweep()
         self.metrics.fold()
-        self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s(), self._sweep)
 
     def _sweep_s(self) -> float:
         """A quarter of the shortest limit, within bounds."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract import tokens
+from dataplane.connection import ClientConnection
 from dataplane.errors import ApiError
 from dataplane.openai import read_json
 from tests.dataplane.client import Client, Response, ask, chat, request
@@ -126,3 +127,26 @@ async def test_a_keys_model_may_stand_behind_the_file(
     assert (await upload(proxy, token, file, part(NAMED, b"m"))).status == 200
     refused = await upload(proxy, token, file, part(NAMED, b"n"))
     assert (refused.status, refused.json["error"]["code"]) == (403, "model_not_allowed")
+
+
+async def test_a_fault_at_one_connections_deadline_is_not_the_end_of_all_deadlines(
+    start_proxy: StartProxy, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such fault is known, so one is made: what it must not do is seen at the other connection."""
+    proxy = await start_proxy(backend, head_timeout_s=0.2)
+    faulty, late = await Client.connect(proxy.port), await Client.connect(proxy.port)
+    await proxy.until(lambda app: len(app.server.connections) == 2)
+    port = faulty.writer.get_extra_info("sockname")[1]
+    check = ClientConnection.check
+
+    def checked(connection: ClientConnection, now: float) -> None:
+        assert connection.transport is not None
+        assert connection.transport.get_extra_info("peername")[1] != port
+        check(connection, now)
+
+    monkeypatch.setattr(ClientConnection, "check", checked)
+    assert await faulty.at_end()
+    await late.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost")
+    assert (await late.read()).status == 408
+    faulty.close()
+    late.close()
