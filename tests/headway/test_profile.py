@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -93,6 +96,18 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_as_if_it_had_not_been(
     assert profile("--resume", "--simulate", "--run-dir", run) == 0
     assert pq.read_table(run / "data.parquet").equals(pq.read_table(finished / "data.parquet"))
     assert "0 failed" in capsys.readouterr().out
+
+
+def test_an_interrupt_in_virtual_time_ends_it_at_once(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "headway", "profile", "--simulate", "--rows", "100000", "--run-dir", str(tmp_path / "p")]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("saturation: ")  # under way
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("profile: interrupted")
+    assert "Traceback" not in said
 
 
 def test_a_finished_run_is_not_played_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
