@@ -163,8 +163,8 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends a step in virtual time at once. asyncio's own handler, set where there is none, would cancel the task where it
-    next waits: never."""
+    """Ctrl-C ends a step in virtual time at once. asyncio's own handler, set where there is none, would cancel the task where
+    it next waits: never."""
     before = signal.signal(signal.SIGINT, lambda *_: signal.default_int_handler(signal.SIGINT, None))
     try:
         yield
