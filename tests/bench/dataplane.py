@@ -56,6 +56,9 @@ class _Transport:
 
     def set_write_buffer_limits(self, **limits: int) -> None: ...
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def get_extra_info(self, name: str) -> None: ...
 
     def is_closing(self) -> bool:
