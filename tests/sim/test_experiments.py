@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,10 +16,11 @@ from emulator.presets import PRESETS
 from headway.__main__ import UsageError, dispatch
 from simulation import fleets, slowdown
 from simulation.fleets import Comparison, Fleet
+from simulation.parallel import play
 from simulation.proxy import Fate
 from simulation.slowdown import LIVE, ORACLE, PLAIN, WITHIN_SHARE, Outcome, Point, Slowdown
 from simulation.slowdown_figure import slowdown_svg
-from simulation.world import Report, Simulation
+from simulation.world import Report, Setup
 
 SMALL = Slowdown(workers=4, slowed=2, rate=9.0, capacity=18.0, at_s=25.0, after_s=120.0, teach_s=40.0, teach_ramps=2)
 FLEET = Comparison(duration_s=92.0, train_every_s=30.0)
@@ -26,10 +28,15 @@ JOINING = Fleet("joining", slowed=2, joins_s=26.0)
 UNEQUAL = (*(fleet for fleet in fleets.FLEETS if fleet.name in ("half slow", "small caches")), JOINING)
 
 
+def at_once(setups: Sequence[Setup]) -> list[Report]:
+    """As `headway simulate` plays them."""
+    return play(setups, 2, lambda place, ended: None)
+
+
 @cache
 def slowed() -> Outcome:
-    models = slowdown.taught([Simulation(setup).run() for setup in slowdown.teaching(SMALL, 1)])
-    return slowdown.judged(SMALL, [1], [Simulation(setup).run() for setup in slowdown.setups(SMALL, [1], models)])
+    models = slowdown.taught(at_once(slowdown.teaching(SMALL, 1)))
+    return slowdown.judged(SMALL, [1], at_once(slowdown.setups(SMALL, [1], models)))
 
 
 @pytest.mark.slow
@@ -72,15 +79,19 @@ def test_the_drawing_has_three_lines_a_band_and_both_moments() -> None:
 
 
 @cache
-def played(fleet: Fleet, policy: str) -> Report:
-    return Simulation(FLEET.setup(fleet, policy, seed=1)).run()
+def played() -> dict[tuple[Fleet, str], Report]:
+    """By fleet and policy; the longest first."""
+    cases = [(fleet, policy) for policy in ("predictive", "lmetric") for fleet in UNEQUAL]
+    reports = at_once([FLEET.setup(fleet, policy, seed=1) for fleet, policy in cases])
+    return dict(zip(cases, reports, strict=True))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # the first one plays for all of them
 @pytest.mark.parametrize("fleet", UNEQUAL, ids=lambda fleet: fleet.name)
 def test_on_an_unequal_fleet_predictive_is_no_worse_than_lmetric(fleet: Fleet) -> None:
     """A fifth of leeway for one seed's luck; `headway simulate --experiment fleets` prints the figures of several."""
-    predictive, plain = (FLEET.figures(fleet, [played(fleet, policy)]) for policy in ("predictive", "lmetric"))
+    predictive, plain = (FLEET.figures(fleet, [played()[fleet, policy]]) for policy in ("predictive", "lmetric"))
     assert predictive.complete == predictive.requests == plain.requests > 200
     assert predictive.ttft_s.p50 is not None
     assert predictive.ttft_s.p90 is not None
@@ -92,8 +103,9 @@ def test_on_an_unequal_fleet_predictive_is_no_worse_than_lmetric(fleet: Fleet) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_workers_that_join_get_work_from_the_first_minute_on() -> None:
-    report = played(JOINING, "predictive")
+    report = played()[JOINING, "predictive"]
     first_s = 0.5 + JOINING.joins_s
     joined = [one for one in report.results if one.worker in ("worker-0", "worker-1")]
     assert all(one.arrived_s > first_s - 5.0 for one in joined if one.fate is Fate.COMPLETE)
