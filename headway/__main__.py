@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -35,6 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("headway.bench", "what the router costs, beside other routers"),
     "demo": ("headway.demo", "a tour: up, two conversations, what went where and why, down"),
 }
+
+STARTS_OTHERS = frozenset(("up", "demo", "bench", "attach"))
+"""Their children's logs shall have everything."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +72,8 @@ def dispatch(argv: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}{_meant(name)}; there are {', '.join(COMMANDS)}")
+    if name not in STARTS_OTHERS:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says of a bad certificate in five lines is one sentence here
     module_name, text = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(prog=f"headway {name}", description=text, allow_abbrev=False)

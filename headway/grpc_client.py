@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from headway.errors import UsageError
 from runtime import tls
 
 T = TypeVar("T")
+
+PROBE_TIMEOUT_S = 1.0
 
 _OPTIONS = (
     ("ca", "authority of its certificate: TLS to it"),
@@ -106,6 +109,9 @@ class Service:
     def _explained(self, error: Any, target: str) -> str:
         """error: as raised by a synchronous stub, which is a grpc.Call as well."""
         if _is_away(error):
+            if any(map(_listens, target.split(", "))):
+                hint = f"if it speaks TLS: --{self.flag}-ca, and --{self.flag}-cert and -key where it asks for them"
+                return f"who listens at {target} does not answer as a {self.title} ({hint})"
             return f"no {self.title} answers at {target} (is the stack up? --{self.flag} names another)"
         return error.details() or str(error.code().name)
 
@@ -118,6 +124,16 @@ def _code(error: Any) -> grpc.StatusCode:
 
 def _is_away(error: Any) -> bool:
     return _code(error) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def _listens(target: str) -> bool:
+    """Whether somebody takes connections there, whatever is spoken. Of what is no TCP address it is not told."""
+    host, _, port = target.removeprefix("dns:").lstrip("/").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
 
 
 def channel_credentials(target: str, ca: str, cert: str, key: str) -> grpc.ChannelCredentials | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,16 @@ def test_a_record_that_cannot_be_written_costs_no_figures(capsys: pytest.Capture
 def test_a_data_set_that_is_no_file_is_told(path: str, says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         dataset.read(path)
+
+
+def test_who_listens_and_is_no_control_plane_is_not_called_absent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        target = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"who listens at {target} does not answer as a control plane .*--control-ca"):
+            dispatch(["workers", "--control", target])
+
+
+def test_a_certificate_that_is_none_is_one_line(tmp_path: Path, free_port: int) -> None:
+    (tmp_path / "ca.crt").write_text("no certificate\n")
+    done = headway("workers", "--control", f"127.0.0.1:{free_port}", "--control-ca", str(tmp_path / "ca.crt"))
+    assert f"127.0.0.1:{free_port}" in only_line(done, 2)
