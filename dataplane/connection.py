@@ -43,6 +43,7 @@ class ClientConnection(asyncio.Protocol):
     """server: what answers requests."""
 
     __slots__ = (
+        "_behind_body",
         "_body",
         "_body_bytes",
         "_closing",
@@ -89,6 +90,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._head_bytes_fed = 0
         self._has_host = False
+        self._behind_body = False
         self._in_message = False
         self._in_head = True
         self._queue: deque[Request] = deque()
@@ -340,6 +342,7 @@ class ClientConnection(asyncio.Protocol):
         """Feeds the parser; complete requests end in the queue, a refusal in `_refusal`."""
         if self._refusal is not None:
             return
+        behind_body = self._behind_body
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -349,7 +352,7 @@ class ClientConnection(asyncio.Protocol):
             if self._refusal is None and not (self._queue and not self._queue[-1].keep_alive):
                 self._refusal = protocol_error(400, f"The request is not valid HTTP/1.1: {error}.", "invalid_http")
             return
-        if self._in_message and self._in_head:
+        if self._in_message and (self._in_head or (behind_body and self._behind_body)):
             # A header that goes on and on is no header yet: what was fed is counted. Not behind a pipelined request, where
             # it is unknown how much of the read belongs to this head.
             self._head_bytes_fed += 0 if self._queue else len(data)
@@ -360,15 +363,18 @@ class ClientConnection(asyncio.Protocol):
         self._request = Request()
         self._body = []
         self._body_bytes = self._head_bytes = self._head_bytes_fed = 0
-        self._has_host = False
+        self._has_host = self._behind_body = False
         self._streamable = True
         self._in_message = self._in_head = True
         self._deadline = self._server.clock.now() + self._server.settings.head_timeout_s
 
     def on_url(self, url: bytes) -> None:
+        self._head_bytes += len(url)
         self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # behind the body: what is said there is no header, and nobody asked for it
         name = name.lower()
         if name == b"host":
             if self._has_host:
@@ -404,7 +410,12 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(protocol_error(417, "Only `Expect: 100-continue` is understood.", "expectation_failed"))
         self._deadline = self._server.clock.now() + settings.body_timeout_s
 
+    def on_chunk_header(self) -> None:
+        self._behind_body = True  # unless its bytes follow
+        self._head_bytes_fed = 0
+
     def on_body(self, body: bytes) -> None:
+        self._behind_body = False
         self._body_bytes += len(body)
         if self._body_bytes > self._server.settings.body_bytes_max:
             self._refuse(self._too_large())
