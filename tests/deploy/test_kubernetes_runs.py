@@ -128,7 +128,7 @@ def test_pods_find_each_other_serve_and_outlive_a_control_plane(processes: Proce
     for kind in ("readinessProbe", "livenessProbe"):
         for one, port in asked:
             wait_until(lambda one=one, port=port, kind=kind: probed(one, kind, port), what=one["name"], seconds_max=START_S_MAX)
-    assert chat(http) == (POD_NAME, "")
+    wait_until(lambda: chat(http) == (POD_NAME, ""), what="a control plane decides")
 
     controls[0].kill()
     wait_until(lambda: chat(http) == (POD_NAME, ""), what="the second control plane decides")

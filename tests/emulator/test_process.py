@@ -62,7 +62,7 @@ async def test_sigterm_with_a_timeout_lets_streams_end_and_aborts_new_requests()
     async with process("--shutdown-timeout", "60", "--speed", "0.5") as (child, url):
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(raw_post("/v1/completions", completion(60, stream=True)))
+        writer.write(raw_post("/v1/completions", completion(150, stream=True)))
         head = await asyncio.wait_for(reader.readuntil(b"data: "), 20)
         child.send_signal(signal.SIGTERM)
         for _ in range(200):

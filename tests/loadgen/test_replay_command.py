@@ -21,6 +21,7 @@ from headway.errors import UsageError
 from loadgen import recorder
 from proto import fleet_pb2, fleet_pb2_grpc
 from tests.fakes.sse_server import Reply, Request, SseServer, complete, in_thread, json_reply, models, stream_head
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own_home")
 
@@ -233,14 +234,20 @@ def test_a_bad_line_ends_the_process_with_code_two_and_one_line(tmp_path: Path) 
 
 
 def test_an_interrupt_ends_cleanly_with_the_summary_so_far(tmp_path: Path) -> None:
-    async def half(request: Request, reply: Reply) -> bool:
-        if len(server.requests) == 6:  # one of /v1/models, four answered, and one that hangs
-            os.kill(process.pid, signal.SIGINT)
-        if len(server.requests) >= 6:
-            await asyncio.Event().wait()
-        return await routed(request, reply)
+    answered: list[bool] = []
 
-    trace = mooncake(tmp_path / "t.gz", 6, gap_ms=300)
+    async def half(request: Request, reply: Reply) -> bool:
+        if len(server.requests) < 6:  # one of /v1/models and four
+            kept = await routed(request, reply)
+            answered.append(kept)
+            return kept
+        await until(lambda: len(answered) == 5, "those before it are answered")
+        os.kill(process.pid, signal.SIGINT)
+        return bool(await asyncio.Event().wait())
+
+    trace = mooncake(tmp_path / "t.gz", 5, gap_ms=300)
+    due = {"timestamp": 600_000, "input_length": 600, "output_length": 3, "hash_ids": [0, 9]}  # long after the interrupt
+    trace.write_bytes(trace.read_bytes() + gzip.compress(json.dumps(due).encode()))
     with in_thread(half) as server:
         server: SseServer
         with subprocess.Popen(
