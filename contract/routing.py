@@ -10,11 +10,18 @@ end and have defaults, so that either side may be the newer one; any other chang
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
 VERSION = 1
+TIME_MAX = 1e9
+"""Seconds, or milliseconds of a bound: whoever says more says nothing."""
 
+
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Seconds = Annotated[float, msgspec.Meta(ge=-TIME_MAX, le=TIME_MAX)]
+"""No NaN and no infinity: whatever is learned from one is one from there on."""
 
 RANK_STEP = 1 << 20
 """Between the numbers of an endpoint's ranks: more than there are endpoints."""
@@ -36,12 +43,12 @@ class Request(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=Tr
     `numbered`."""
 
     model: str
-    input_tokens: int = 0
+    input_tokens: Tokens = 0
     exact_tokens: bool = True  # false: hashes of text chunks, or none; token counts estimated
-    max_tokens: int = 0
+    max_tokens: Tokens = 0
     tenant: str = ""
     priority: int = 0
-    slo_ttft_ms: float = 0.0
+    slo_ttft_ms: Seconds = 0.0
     exclude: tuple[int, ...] = ()
     session: str = ""
     request_id: str = ""
@@ -63,13 +70,13 @@ class Ended(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=True
     decision_id: int
     end: int  # contract.outcome.End
     http_status: int = 0
-    ttft_s: float = -1.0
-    e2e_s: float = -1.0
+    ttft_s: Seconds = -1.0
+    e2e_s: Seconds = -1.0
     output_tokens: int = 0
     prompt_tokens: int = -1
     cached_tokens: int = -1
     streamed: bool = False
-    itl_s: float = -1.0
+    itl_s: Seconds = -1.0
     request_id: str = ""
     model: str = ""
     url: str = ""
@@ -82,10 +89,10 @@ class Said(msgspec.Struct, array_like=True, gc=False):
     wanted."""
 
     questions: list[Asked] = []
-    first_bytes: list[tuple[int, float]] = []
+    first_bytes: list[tuple[int, Seconds]] = []
     outcomes: list[Ended] = []
     cancels: list[int] = []
-    token_ages: list[tuple[int, float]] = []
+    token_ages: list[tuple[int, Seconds]] = []
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -493,6 +493,8 @@ class Director:
             self.ends.forget(endpoint)
         for lost in self._ledger.expire(now):
             self.ends.lost(lost, now)
+        if len(self._ledger.loads) > len(self._snapshot.by_url):
+            self._ledger.forget_unknown(self._snapshot.by_url)
         self.ends.teach(self._profile.ranker)
         for endpoint in self._snapshot.endpoints():
             self.tally.breakers_opened += suspect_hung(endpoint, now, self._hung_after_s)

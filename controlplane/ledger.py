@@ -12,7 +12,7 @@ serves under that URL.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -160,6 +160,11 @@ class Ledger:
         """Drops the load of an endpoint that is no longer known, unless something is still active there."""
         load = self._loads.get(url)
         if load is not None and load.active == 0:
+            del self._loads[url]
+
+    def forget_unknown(self, known: Container[str]) -> None:
+        """Drops the loads of places that nobody registered, and where nothing is active any more."""
+        for url in [url for url, load in self._loads.items() if not load.active and url not in known]:
             del self._loads[url]
 
     def reserve(

@@ -331,6 +331,7 @@ class Replicas:
         places = {one.place for one in opened}
         closed, peer.opened = peer.opened - places, places
         for place in closed:
+            peer.openings.pop(place, None)  # a worker that comes back may count from 1 again
             breaker = breakers.get(place)
             if breaker is not None and not any(place in other.opened for other in self._peers.values()):
                 breaker.told_closed()

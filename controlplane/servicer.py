@@ -132,7 +132,8 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
                 try:
                     said = wire.said(batch)
                 except ValueError as error:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"packed cannot be read: {error}")
+                    what = "packed" if batch.packed else "a message"
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{what} cannot be read: {error}")
                 if stream.packed:
                     if answers := self._answer_packed(said, stream):
                         await stream.send_packed(answers)
@@ -237,7 +238,11 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         now = self._clock.now()
         if request.decision_id == 0 and not request.url:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "neither decision_id nor url says which request ended")
-        if not self._director.ended(wire.ended(request), now):
+        try:
+            ended = wire.ended(request)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if not self._director.ended(ended, now):
             await context.abort(
                 grpc.StatusCode.NOT_FOUND, f"no reservation {request.decision_id:016x}: ended, expired or never made"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from contract.features import FEATURES
-from contract.routing import Asked, Said, unpack_said
+from contract.routing import TIME_MAX, Asked, Said, unpack_said
 from controlplane.endpoint import Endpoint, features
 from controlplane.explain import Trace
 from controlplane.ledger import Claim
@@ -16,12 +16,12 @@ from proto import routing_pb2 as pb
 
 
 def said(batch: pb.RouteBatch) -> Said:
-    """One message of a stream, packed or not. ValueError: `packed` cannot be read."""
+    """One message of a stream, packed or not. ValueError: `packed` cannot be read, or a time is none."""
     if batch.packed:
         return unpack_said(batch.packed)
     return Said(
         [asked(question) for question in batch.questions],
-        [(first.decision_id, first.ttft_s) for first in batch.first_bytes],
+        [(first.decision_id, _time("ttft_s", first.ttft_s)) for first in batch.first_bytes],
         [ended(outcome) for outcome in batch.outcomes],
         [cancel.question_id for cancel in batch.cancels],
     )
@@ -76,18 +76,25 @@ def shed(refusal: Shed) -> pb.Shed:
     return pb.Shed(reason=refusal.reason.value, message=refusal.message, retry_after_s=refusal.retry_after_s)  # type: ignore[arg-type]
 
 
+def _time(name: str, value: float) -> float:
+    if not -TIME_MAX <= value <= TIME_MAX:
+        raise ValueError(f"{name} is no time: {value}")
+    return value
+
+
 def ended(outcome: pb.Outcome) -> Ended:
+    """ValueError: a time is none."""
     return Ended(
         decision_id=outcome.decision_id,
         end=outcome.end,
         http_status=outcome.http_status,
-        ttft_s=outcome.ttft_s if outcome.HasField("ttft_s") else -1.0,
-        e2e_s=outcome.e2e_s,
+        ttft_s=_time("ttft_s", outcome.ttft_s) if outcome.HasField("ttft_s") else -1.0,
+        e2e_s=_time("e2e_s", outcome.e2e_s),
         output_tokens=outcome.output_tokens,
         prompt_tokens=outcome.prompt_tokens if outcome.HasField("prompt_tokens") else -1,
         cached_tokens=outcome.cached_tokens if outcome.HasField("cached_tokens") else -1,
         streamed=outcome.streamed,
-        itl_s=outcome.itl_s if outcome.HasField("itl_s") else -1.0,
+        itl_s=_time("itl_s", outcome.itl_s) if outcome.HasField("itl_s") else -1.0,
         request_id=outcome.request_id,
         model=outcome.model,
         url=outcome.url,

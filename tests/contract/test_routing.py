@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.routing import Answer, Asked, Ended, Refusal, Request, Said, pack, unpack_answers, unpack_said
+from contract.routing import TIME_MAX, Answer, Asked, Ended, Refusal, Request, Said, pack, unpack_answers, unpack_said
 
 texts = st.text(max_size=20)
 counts = st.integers(0, 2**32 - 1)
 ids = st.integers(0, 2**64 - 1)
-seconds = st.floats(allow_nan=False)
+seconds = st.floats(-TIME_MAX, TIME_MAX)
 requests = st.builds(
     Request,
     model=texts,

@@ -237,3 +237,23 @@ def tell(one: Replicas, other: Replicas, plants: list[Plant]) -> None:
 
 def shown(endpoint: Endpoint) -> str:
     return endpoint.breaker.reason.rpartition(" ")[2]
+
+
+def test_a_worker_that_was_forgotten_and_came_back_has_its_openings_taken_over_again() -> None:
+    """Its breaker there is a new one, which counts from 1."""
+    plants = [Plant(workers=1) for _ in range(2)]
+    one, other = (replicas(plant, f"cp-{number}") for number, plant in enumerate(plants))
+    tell(one, other, plants)
+    for _ in range(2):
+        breaker = plants[0].endpoint().breaker
+        assert isinstance(breaker, Breaker)
+        for times in range(2):
+            breaker.suspect(plants[0].now, "a test says so")
+            tell(one, other, plants)
+            assert plants[1].endpoint().breaker.view(plants[1].now) is OPEN, times
+            breaker.reset()
+            plants[1].now += 30.0
+            plants[0].now += 30.0
+            tell(one, other, plants)
+            assert plants[1].endpoint().breaker.closed, times
+        plants[0].endpoint().breaker = Breaker(BreakerBounds())
