@@ -289,7 +289,7 @@ class Stack:
         say = self._terminal.say
         say()
         fleet = (
-            f"{len(options.engines)} engines"
+            f"{len(options.engines)} engine{'' if len(options.engines) == 1 else 's'}"
             if options.engines
             else f"{options.workers} emulated workers ({', '.join(options.presets)})"
         )
