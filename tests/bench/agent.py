@@ -49,6 +49,13 @@ CACHE_PAYLOADS = 300
 """After so many an engine's cache is full, where it is one that evicts."""
 PREFILL, DECODING, TURNOVER = "many blocks an event", "one block an event", "many, each for an evicted one"
 TICK_PAYLOADS = 16
+CAPACITY_PAYLOADS = 64
+"""An agent at capacity: so many steps came while it worked on the tick before."""
+PER_TICK = {
+    PREFILL: (1, 4, TICK_PAYLOADS, CAPACITY_PAYLOADS),
+    DECODING: (TICK_PAYLOADS, CAPACITY_PAYLOADS),
+    TURNOVER: (TICK_PAYLOADS, CAPACITY_PAYLOADS),
+}
 ENGINES, EVENTS_PER_S, PATH_S = 4, 5_000, 4.0
 MISSING_STEPS_MAX = 10
 """Of a measured rate: those of the last tick are still on their way."""
@@ -156,13 +163,13 @@ def _end_to_end(kinds: dict[str, list[bytes]], served: list[Traffic]) -> None:
     server.start()
     try:
         for name, payloads in kinds.items():
-            for per_tick in (1, 4, TICK_PAYLOADS) if name == PREFILL else (TICK_PAYLOADS,):
+            for per_tick in PER_TICK[name]:
                 events = per_tick * BLOCKS * (2 if name == TURNOVER else 1)
                 figure = min(uvloop.run(_through_sockets(payloads, server.url, per_tick)) for _ in range(3)) / events
                 print(f"  ZeroMQ frame -> XADD answered, {name:<32}{figure:6.3f} us a block event, {events:,} a tick")
         for traffic in served:
             print(f"  {traffic}")
-            for per_tick in (1, TICK_PAYLOADS):
+            for per_tick in (1, TICK_PAYLOADS, CAPACITY_PAYLOADS):
                 runs = (uvloop.run(_through_sockets(traffic.payloads, server.url, per_tick, traffic.filling)) for _ in range(3))
                 tick, events = min(runs), traffic.blocks / len(traffic.payloads) * per_tick
                 said = f"{tick / events:6.3f} us a block event, {tick:,.0f} us a tick of {per_tick} steps"
