@@ -49,6 +49,9 @@ PATIENCE_SHARE = 0.6
 LINGER_S = 0.1
 """How long a stream that was left for a better one stays open, so that what was said on it is heard."""
 
+FAULT_REST_S = 0.5
+"""After a fault of our own, before everything about the control planes begins anew."""
+
 HOLD_S_MAX = 0.001
 """How long questions gather while earlier ones are with the control plane: a message costs as much as ten questions in it."""
 GATHERED_MAX = 32
@@ -196,9 +199,14 @@ class ControlClient:
 
     async def run(self) -> None:
         """Connects, and connects again, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watching.run())
-            group.create_task(self._decide())
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._watching.run())
+                    group.create_task(self._decide())
+            except* Exception:  # without it no request would be decided by a control plane any more
+                log.exception("a fault on the way to the control plane")
+            await asyncio.sleep(FAULT_REST_S)
 
     async def flush(self, timeout_s: float) -> None:
         """Until outcomes have left, or the time is over."""

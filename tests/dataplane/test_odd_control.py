@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +122,25 @@ async def test_an_outcome_that_nobody_can_say_costs_its_stream_and_nothing_else(
         await proxy.until(lambda app: app.control.connected and app.control._call is not None)
     assert not proxy.app.control.outcomes_pending
     await control.stop()
+
+
+async def test_a_fault_of_our_own_is_not_the_end_of_deciding(
+    start_proxy: StartProxy, backend: Backend, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No such fault is known, so one is made: a view that is not taken, as where no thread can be started for its tokenizer."""
+    control.serve("m", backend.url)
+    proxy = await start_proxy(control=control)
+    assert "x-headway-fallback" not in (await ask(proxy.port, request(chat()))).headers
+    see, views = proxy.app.prompts.see, []
+
+    def seen(*args: Any, **more: Any) -> None:
+        views.append(args)
+        if len(views) == 1:
+            raise RuntimeError("can't start new thread")
+        see(*args, **more)
+
+    monkeypatch.setattr(proxy.app.prompts, "see", seen)
+    control.serve("m", backend.url)
+    await control.until(lambda control: len(control.hellos) == 2)
+    await proxy.until(lambda app: app.control.connected and len(views) > 1)
+    assert "x-headway-fallback" not in (await ask(proxy.port, request(chat()))).headers
