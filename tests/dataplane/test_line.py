@@ -27,7 +27,7 @@ async def test_questions_outcomes_and_cancels_go_by_the_line(
     start_proxy: StartProxy, backend: Backend, control: Control
 ) -> None:
     control.serve("m", backend.url)
-    proxy = await start_proxy(control=control, decision_timeout_ms=300)
+    proxy = await start_proxy(control=control, decision_timeout_ms=800)
     response = await ask(proxy.port, request(chat()))
     assert (response.status, response.headers["x-headway-policy"]) == (200, "scripted")
     await control.until(lambda control: len(control.outcomes) == 1)

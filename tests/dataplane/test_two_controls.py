@@ -97,7 +97,7 @@ async def test_what_is_relayed_is_claimed_at_the_other_and_reported_there(
     backend.script(step)
     client = await Client.connect(proxy.port)
     await client.send(request(chat(stream=True)))
-    await first.until(lambda control: len(control.first_bytes) + len(control.questions) == 1)
+    await first.until(lambda control: len(control.questions) == 1)
     await backend.until(lambda backend: len(backend.requests) == 1)
     await first.stop()
     await second.until(lambda control: len(control.hellos) == 1)
@@ -141,7 +141,7 @@ async def test_a_silent_one_is_left_before_the_deadline_of_what_it_was_asked(
     start_proxy: StartProxy, pair: tuple[Control, Control], backend: Backend
 ) -> None:
     first, second = pair
-    proxy = await start_proxy(connected=False, decision_timeout_ms=200, controls=tuple(each.address for each in pair))
+    proxy = await start_proxy(connected=False, decision_timeout_ms=600, controls=tuple(each.address for each in pair))
     await proxy.until(lambda app: app.control.connected and all(plane.warm for plane in app.control.planes))
     first.decide = lambda question: None
     answers = [await ask(proxy.port, request(chat())) for _ in range(10)]
@@ -156,7 +156,7 @@ async def test_one_that_answers_now_and_then_is_left_after_a_few_questions_that_
 ) -> None:
     """Something comes back, so patience is not lost; three in a row without an answer are enough."""
     first, second = pair
-    proxy = await start_proxy(connected=False, decision_timeout_ms=200, controls=tuple(each.address for each in pair))
+    proxy = await start_proxy(connected=False, decision_timeout_ms=600, controls=tuple(each.address for each in pair))
     await proxy.until(lambda app: app.control.connected and all(plane.warm for plane in app.control.planes))
     asked: list[asyncio.Task[Response]] = []
     for number in range(3):
