@@ -191,8 +191,13 @@ class _Terminal:
         print(text, file=self.out, flush=True)
 
     def on_line(self, name: str, line: str) -> None:
-        if self.verbose or " E " in line[:24] or "; starting again in " in line or "Traceback" in line:
+        if self.verbose or " E " in line[:24] or "; starting again in " in line or "Traceback" in line or _is_grave(name, line):
             self.say(f"{name:<13}| {line}")
+
+
+def _is_grave(name: str, line: str) -> bool:
+    """A warning that whoever looks at the fleet's figures must have read; once, of the two processes that give it."""
+    return name == "dataplane" and "prompts are hashed as text" in line and "dataplane/prompts" not in line
 
 
 class Stack:

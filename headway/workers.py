@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import time
+import urllib.request
+from collections.abc import Sequence
 from typing import Literal
 
 import grpc
@@ -13,12 +17,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from headway import runfile
 from headway.as_json import add_json_argument, print_message
 from headway.control_client import CALL_TIMEOUT_S, add_control_argument, call_all, targets
 from headway.errors import UsageError
 from proto import fleet_pb2, fleet_pb2_grpc
 
 WATCH_S = 0.5
+READY_TIMEOUT_S = 1.0
+WHY_CHARS_MAX = 160
 _BREAKER_STYLE = {"CLOSED": "green", "HALF_OPEN": "yellow", "OPEN": "red"}
 _INDEX_STYLE = {"EXACT": "green", "CATCHING_UP": "yellow", "DEGRADED": "red", "SPECULATIVE": "cyan"}
 
@@ -30,39 +37,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    reply, others = _ask(args)
+    seen = _ask(args)
     console = Console()
     if args.json:
-        print_message(reply)
+        print_message(seen[0])
     elif args.watch:
-        _watch(args, reply, others, console)
+        _watch(args, seen, console)
     else:
-        console.print(render(reply, console.width, others))
+        console.print(_shown(seen, console))
     return 0
 
 
-def _watch(args: argparse.Namespace, reply: fleet_pb2.WorkerList, others: str, console: Console) -> None:
+Seen = tuple[fleet_pb2.WorkerList, str, list[str]]
+"""What `_ask` gives."""
+
+
+def _shown(seen: Seen, console: Console) -> Group:
+    reply, others, notes = seen
+    return render(reply, console.width, others, notes)
+
+
+def _watch(args: argparse.Namespace, seen: Seen, console: Console) -> None:
     """A control plane that is being replaced is waited for; meanwhile its last word stays, and says so."""
-    with Live(render(reply, console.width, others), console=console, auto_refresh=False) as live:
+    with Live(_shown(seen, console), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(WATCH_S)
             try:
-                reply, others = _ask(args)
-                shown = render(reply, console.width, others)
+                seen = _ask(args)
+                shown = _shown(seen, console)
             except UsageError as error:
-                shown = Group(render(reply, console.width, others), Text(str(error), style="bold red"))
+                shown = Group(_shown(seen, console), Text(str(error), style="bold red"))
             live.update(shown, refresh=True)
 
 
-def _ask(args: argparse.Namespace) -> tuple[fleet_pb2.WorkerList, str]:
-    """Of several control planes, the fleet as that one sees it which data planes ask; and a line about all of them."""
+def _ask(args: argparse.Namespace) -> Seen:
+    """Of several control planes, the fleet as that one sees it which data planes ask; a line about all of them; and those about
+    tokenizers."""
 
     def ask(channel: grpc.Channel) -> fleet_pb2.WorkerList:
         return fleet_pb2_grpc.FleetStub(channel).ListWorkers(fleet_pb2.ListWorkersRequest(), timeout=CALL_TIMEOUT_S)
 
     replies = call_all(args, ask)
     _, serving = max(replies, key=lambda answer: answer[1].data_planes)
-    return serving, _control_planes(targets(args), dict(replies))
+    return serving, _control_planes(targets(args), dict(replies)), _tokenizers(args)
+
+
+def _tokenizers(args: argparse.Namespace) -> list[str]:
+    """Models whose prompts the data plane of the stack started here cannot tokenize: the control plane does not know it."""
+    facts = None if args.control or os.environ.get("HEADWAY_CONTROL") else runfile.read()
+    if facts is None:
+        return []
+    try:
+        with urllib.request.urlopen(f"{facts.get('url')}/ready", timeout=READY_TIMEOUT_S) as reply:
+            return tokenizer_lines(json.load(reply)["tokenizers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def tokenizer_lines(found: dict[str, str]) -> list[str]:
+    """found: of `/ready`, by model."""
+    lines = []
+    for model, state in sorted(found.items()):
+        if state == "loading":
+            lines.append(f"{model}: its tokenizer is loading; until then prompts are not compared with caches")
+        elif state != "ready":
+            why = " ".join(state.removeprefix("text: ").split())
+            shown = why if len(why) <= WHY_CHARS_MAX else why[:WHY_CHARS_MAX] + " ..."
+            lines.append(f"{model}: prompts are compared as text, not tokens: {shown}")
+    return lines
 
 
 def _control_planes(named: list[str], replies: dict[str, fleet_pb2.WorkerList]) -> str:
@@ -79,12 +121,12 @@ def _role(one: fleet_pb2.WorkerList | fleet_pb2.ReplicaStatus) -> str:
     return f"decides for {count} data-plane process{'' if count == 1 else 'es'}" if count else "stands by"
 
 
-def render(reply: fleet_pb2.WorkerList, width: int = 0, others: str = "") -> Group:
+def render(reply: fleet_pb2.WorkerList, width: int = 0, others: str = "", notes: Sequence[str] = ()) -> Group:
     """A table with one line a worker and one for each rank that requests are steered to, then what an operator should know of
     the control plane itself.
 
     width: columns of the terminal; the least telling columns are left out where they do not fit. 0: all. others: a line about
-    control planes.
+    control planes; notes: lines beside the workers' alarms.
     """
     table = Table(box=None, padding=(0, 1), header_style="bold")
     rows = []
@@ -100,8 +142,13 @@ def render(reply: fleet_pb2.WorkerList, width: int = 0, others: str = "") -> Gro
     redis = "connected" if reply.redis_connected else f"gone, last word {reply.redis_age_s:.1f} s ago: serving from memory"
     state = "" if reply.warm else "   still reading the fleet's state"
     foot = Text(f"policy {reply.policy}   {reply.index_blocks:,} distinct blocks   Redis {redis}{state}", style="dim")
-    alarms = [Text(f"{status.worker}: {status.alarm}", style="yellow") for status in reply.workers if status.alarm]
-    return Group(table, foot, *[Text(line, style="dim") for line in (others,) if line], *alarms)
+    alarms = [f"{status.worker}: {status.alarm}" for status in reply.workers if status.alarm]
+    return Group(
+        table,
+        foot,
+        *[Text(line, style="dim") for line in (others,) if line],
+        *[Text(line, style="yellow") for line in (*alarms, *notes)],
+    )
 
 
 # name, alignment, rank: those with a high rank are left out first on a narrow terminal
