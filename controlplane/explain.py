@@ -174,6 +174,7 @@ class Foretold(Placed, gc=False, eq=False):
     """One whose candidates were judged by the brief of its moment."""
 
     judged: Sequence[float] = ()
+    told: tuple[float, float] | None = None  # median and p90, s, once somebody asked
 
     @property
     def _brief(self) -> Brief:
@@ -182,16 +183,22 @@ class Foretold(Placed, gc=False, eq=False):
         return brief
 
     @property
+    def _predicted(self) -> tuple[float, float]:
+        if self.told is None:
+            self.told = self._brief.predicted(self.judged, self.at, lambda: self.candidate)
+        return self.told
+
+    @property
     def fell_back(self) -> str:
         return self._brief.reason(self.judged)
 
     @property
     def predicted_ttft_s(self) -> float:  # type: ignore[override]
-        return self._brief.predicted(self.judged, self.at)[0]
+        return self._predicted[0]
 
     @property
     def predicted_p90_s(self) -> float:  # type: ignore[override]
-        return self._brief.predicted(self.judged, self.at)[1]
+        return self._predicted[1]
 
     @property
     def model_id(self) -> str:  # type: ignore[override]

@@ -18,7 +18,7 @@ from contract.features import FEATURES, INDEX, PAIRS_A_TOKEN, SPEED_UNKNOWN, pre
 from controlplane.endpoint import Candidate, Standing
 from controlplane.ledger import attention_pairs
 from prediction.derive import COLUMNS, EXTRA, FLOOR_S, SPEED_MIN
-from prediction.few import Few
+from prediction.few import Few, Single
 
 ROW_BYTES = 8 * len(COLUMNS)
 FEW_MAX = 32
@@ -82,7 +82,7 @@ def still(there: Standing) -> Still:
     )
 
 
-def write(few: Few, place: int, candidate: Candidate, there: Still) -> float:
+def write(few: Few | Single, place: int, candidate: Candidate, there: Still) -> float:
     """Row `place` of few.rows; where the model starts for it, log seconds (derive.log_estimate); nan: nowhere."""
     first, second, third, last, since, moved, reported, token_s, queue_s, prefill, pairs, begins_at, rest_s, _ = there
     tokens, uncached, now, token_at = candidate.input_tokens, candidate.uncached_tokens, candidate.now, candidate.token_at
@@ -155,9 +155,9 @@ class Spot:
     and what it changes where it is placed. All that depends on time alone stands still meanwhile."""
 
     __slots__ = (
-        *("_active", "_at", "_begins_at", "_begins_s", "_cache_tokens", "_came_s", "_context_tokens", "_decoding", "_fill"),
+        *("_active", "_at", "_begins_at", "_cache_tokens", "_came_s", "_context_tokens", "_decoding", "_fill"),
         *("_head_tokens", "_head_work", "_max_tokens", "_no_first_byte", "_now", "_pairs", "_prefill_tokens", "_queue_s"),
-        *("_queued", "_rows", "_seat_s", "_speed", "_spent_s", "_token_s", "_waited_s", "unknown"),
+        *("_queued", "_rows", "_seat_s", "_speed", "_spent_s", "_token_s", "_waited_s", "begins_s", "unknown"),
     )
 
     def __init__(self, rows: bytearray, place: int, there: Standing, now: float, token_at: float) -> None:
@@ -182,7 +182,7 @@ class Spot:
         self._came_s = came = came if came > 0.0 else 0.0
         self._begins_at, rest_s = there.beginning()
         ahead_s = self._begins_at - now
-        begins = self._begins_s = (ahead_s if ahead_s > 0.0 else 0.0) + rest_s
+        begins = self.begins_s = (ahead_s if ahead_s > 0.0 else 0.0) + rest_s
         self._head_work = head + attention_pairs(head, there.head_input_tokens) / PAIRS_A_TOKEN if head else 0.0
         self._max_tokens = 0
         _WHOLE.pack_into(
@@ -218,7 +218,7 @@ class Spot:
     def _queues(self) -> None:
         self._queue_s = queue_s = (self._prefill_tokens + self._pairs / PAIRS_A_TOKEN) * self._token_s
         self._spent_s = spent_s = self._waited_s if self._waited_s < queue_s else queue_s
-        seat_s = self._begins_s - (queue_s - spent_s)
+        seat_s = self.begins_s - (queue_s - spent_s)
         self._seat_s = seat_s if seat_s > 0.0 else 0.0
 
     def asked(self, tokens: int, matched_tokens: int, max_tokens: int) -> float:
@@ -227,7 +227,7 @@ class Spot:
         uncached = tokens - matched_tokens
         own_pairs = uncached * (tokens - 0.5 * uncached)
         own_s = (uncached + own_pairs / PAIRS_A_TOKEN) * self._token_s
-        todo_s = self._begins_s + own_s
+        todo_s = self.begins_s + own_s
         work = self._prefill_tokens + uncached
         _PROMPT.pack_into(rows, at, tokens, matched_tokens, uncached)
         if max_tokens != self._max_tokens:
@@ -263,7 +263,7 @@ class Spot:
             self._begins_at = self._now + self._head_work / self._speed
         ahead_s = self._begins_at - self._now
         rest_s = (prefill_work(self._prefill_tokens, self._pairs) - self._head_work) / self._speed
-        self._begins_s = (ahead_s if ahead_s > 0.0 else 0.0) + rest_s
+        self.begins_s = (ahead_s if ahead_s > 0.0 else 0.0) + rest_s
         rows, at = self._rows, self._at
         _STANDS.pack_into(
             rows,
@@ -277,5 +277,5 @@ class Spot:
             self._head_tokens,
             self._context_tokens,
         )
-        _ONE.pack_into(rows, at + _BEGINS_AT, self._begins_s)
+        _ONE.pack_into(rows, at + _BEGINS_AT, self.begins_s)
         self._queues()

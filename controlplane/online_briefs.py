@@ -6,7 +6,7 @@ those of controlplane.online and its columns; a test holds both ways against eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, inf, log1p
 
 from contract.features import PAIRS_A_TOKEN
@@ -115,7 +115,7 @@ class WorkBrief:
     def reason(self, judged: Sequence[float]) -> str:
         return ""
 
-    def predicted(self, judged: Sequence[float], at: int) -> tuple[float, float]:
+    def predicted(self, judged: Sequence[float], at: int, candidate: Callable[[], Candidate]) -> tuple[float, float]:
         p50_s = exp(judged[at])
         return p50_s, p50_s * self._ratio
 
@@ -184,7 +184,7 @@ class LayersBrief:
     def reason(self, judged: Sequence[float]) -> str:
         return "" if judged else OUTSIDE
 
-    def predicted(self, judged: Sequence[float], at: int) -> tuple[float, float]:
+    def predicted(self, judged: Sequence[float], at: int, candidate: Callable[[], Candidate]) -> tuple[float, float]:
         if not judged:
             return 0.0, 0.0
         p50_s = exp(self._cut(judged[0])[at])

@@ -4,7 +4,7 @@ for the questions of one moment, from rows instead of candidates: see `usual`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -65,9 +65,9 @@ class Brief(Protocol):
     def reason(self, judged: Sequence[float]) -> str:
         """Of those numbers: why they did not decide; empty where they did."""
 
-    def predicted(self, judged: Sequence[float], at: int) -> tuple[float, float]:
+    def predicted(self, judged: Sequence[float], at: int, candidate: Callable[[], Candidate]) -> tuple[float, float]:
         """Of those numbers: median and p90 of the chosen one, which has this place among the rows, seconds; 0 where nothing was
-        predicted."""
+        predicted. candidate: makes its row as it was."""
 
     def ranking(self, judged: Sequence[float], candidates: Sequence[Candidate]) -> Ranking:
         """All of it again, for whoever asks later. candidates: the rows as they were."""

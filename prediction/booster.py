@@ -8,6 +8,7 @@ whatever else is installed. Two threads may score one model at once.
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,8 +108,10 @@ class Booster:
 class BoosterQuantiles:
     """A model of the median of log (seconds / estimate) over derive.COLUMNS, and one of how far above it the p90 is."""
 
-    def __init__(self, p50: Booster, spread: Booster, both: Booster | None = None) -> None:
-        """both: the two as one of two outputs, for few rows at a time; None: there is no such thing."""
+    def __init__(self, p50: Booster, spread: Booster, both: Booster | None = None, most: float = math.inf) -> None:
+        """both: the two as one of two outputs, for few rows at a time; None: there is no such thing. most: of log (seconds /
+        estimate) that the median can say."""
+        self.most = most
         self.p50 = p50
         self.spread = spread
         self.both = both
@@ -137,7 +140,7 @@ def load(bundle: Bundle) -> BoosterQuantiles:
     p50, spread = (Booster(text, columns=len(derive.COLUMNS)) for text in texts)
     if p50.outputs != 1 or spread.outputs != 1:
         raise BundleError(f"model {bundle.manifest.model_id}: a booster of more than one output")
-    return BoosterQuantiles(p50, spread, _both(*texts, p50, spread))
+    return BoosterQuantiles(p50, spread, _both(*texts, p50, spread), few.most(texts[0]))
 
 
 def _both(p50_text: str, spread_text: str, p50: Booster, spread: Booster) -> Booster | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Sequence
-from math import exp
+from math import exp, inf
 from typing import TYPE_CHECKING
 
 from prediction import zones
@@ -52,6 +52,14 @@ def side_by_side(first: str, second: str) -> str:
     lines[1:1] = ["num_class=2", "num_tree_per_iteration=2"]
     numbered = "\n\n".join(f"Tree={number}\n{tree}" for number, tree in enumerate(every))
     return "\n".join(lines) + f"\n\n{numbered}\n\nend of trees\n\nparameters:\nend of parameters\n"
+
+
+def most(text: str) -> float:
+    """The most that a LightGBM model of one output can say of any row: all of its trees at their highest leaves. Infinity where
+    leaves are more than numbers."""
+    if "\nis_linear=1" in text:
+        return inf
+    return sum(max(map(float, leaves.split())) for leaves in re.findall(r"^leaf_value=(.+)$", text, re.MULTILINE))
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
@@ -131,16 +139,20 @@ class Single:
 
     __slots__ = (
         *("_answer", "_answer_at", "_boosters", "_length", "_median", "_offsets", "_places"),
-        *("_predict", "_spread", "_unknown", "rows"),
+        *("_predict", "_spread", "beyond", "highest", "rows"),
     )
 
-    def __init__(self, median: Booster, spread: Booster, calibration: Calibration, most: int) -> None:
-        """BundleError: the library does not do that."""
+    def __init__(self, median: Booster, spread: Booster, calibration: Calibration, most: int, highest: float) -> None:
+        """highest: that the booster of the median can say. BundleError: the library does not do that."""
+        self.highest = highest
+        """What a median can be above where the model starts, at most, log."""
+        self.beyond = calibration.unknown
+        """How far the p90 is above the median where an endpoint's speed is not known, at least and as far as is served, log."""
         width = 8 * median.columns
         self.rows = bytearray(width * most)
         """As those of Few."""
         self._boosters = median, spread  # whose handles live as long as this
-        self._offsets, self._unknown = calibration.offsets, calibration.unknown
+        self._offsets = calibration.offsets
         self._predict = median.library.LGBM_BoosterPredictForMatSingleRowFast
         memory = (ctypes.c_char * len(self.rows)).from_buffer(self.rows)
         self._places = [ctypes.byref(memory, width * place) for place in range(most)]
@@ -161,7 +173,7 @@ class Single:
         code = self._predict(self._spread.config, self._places[place], self._length, self._answer_at)
         if code:
             self._boosters[1].check(code)
-        return _upper(middle, self._answer.value, self._offsets, self._unknown if unknown else 0.0)
+        return _upper(middle, self._answer.value, self._offsets, self.beyond if unknown else 0.0)
 
 
 class _Way:

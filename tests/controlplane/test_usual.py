@@ -16,7 +16,7 @@ from contract.routing import Answer, Asked, pack, unpack_answers
 from controlplane import packed, ranking, wire
 from controlplane.director import Director
 from controlplane.endpoint import features
-from controlplane.explain import Placed, Trace
+from controlplane.explain import Foretold, Placed, Trace
 from controlplane.foreign import Foreign, Part
 from controlplane.index_state import IndexState
 from controlplane.ledger import Claim
@@ -333,6 +333,34 @@ def test_and_where_a_policy_learns_what_it_predicts_by(policy: str, exact: bool)
         assert told == {ranking.UNLEARNED, ranking.OUTSIDE, ""}
     else:
         assert told >= {ranking.NO_MODEL, ranking.UNSTEADY, ""}
+
+
+@pytest.mark.parametrize("waits", [1, 2000])
+def test_before_a_fleet_has_shown_its_speed_the_model_need_not_be_asked(waits: int) -> None:
+    """And is, where a prompt might wait for so long that a p90 is cut to what is served."""
+    pair = Pair("predictive", seed=1, exact=False, active_max=1000)
+    pair.serve("lightgbm")
+    for message in range(3):
+        asked = []
+        for number in range(1, 20):
+            tokens = 3 * BLOCK + number % 7 if number % 5 else 3500 * waits
+            asked.append(Asked(100 * message + number, Request(model=MODEL, input_tokens=min(tokens, 4000), request_id="r")))
+        said = []
+        for plant in pair.plants:
+            plant.now += 0.1
+            if waits > 1:
+                load = plant.endpoint("w1").load
+                load.foreign = Foreign((Part(9, 1, 3000 * waits, 1e6 * waits, 900, plant.now, plant.now, 3000, 3000),))
+                load.changes += 1
+            said.append(unpack_answers(pack(plant.director.answer_all(asked, plant.now, owner="dp"))))
+        assert said[0] == said[1]
+    placed = [entry for entry in pair.plants[1].ring._entries if isinstance(entry, Foretold)]
+    assert {entry.fell_back for entry in placed} == {ranking.WIDE}
+    unseen, count = sum([entry.judged[0] != entry.judged[0] for entry in placed]), len(placed)
+    assert unseen == (count if waits == 1 else 0)
+    pair.under_way = [one.decision_id for one in placed]
+    pair.message()
+    pair.compare()
 
 
 @pytest.mark.parametrize("policy", ["lmetric", "linear_online", "predictive"])

@@ -148,6 +148,19 @@ def test_a_library_that_reads_the_two_as_something_else_is_not_believed(
     assert np.array_equal(loaded.predict(asked), expected)
 
 
+@given(st.lists(st.floats(-1e9, 1e9), min_size=len(derive.COLUMNS), max_size=len(derive.COLUMNS)))
+def test_no_row_is_said_to_take_longer_than_the_trees_can_say(bundle: Bundle, model: Calibrated, values: list[float]) -> None:
+    made = model.single(MOST)
+    assert made is not None
+    made.rows[: 8 * len(values)] = np.array(values).tobytes()
+    assert made.median(0, 0.0) <= made.highest == few.most(bundle.files[booster.P50_FILE].decode()) < 5.0
+
+
+def test_of_trees_with_lines_in_their_leaves_nothing_is_known() -> None:
+    assert few.most("tree\nleaf_value=1 2\nis_linear=0\nleaf_value=-3 -1\nis_linear=1\n") == math.inf
+    assert few.most("tree\nleaf_value=1 2\nis_linear=0\nleaf_value=-3 -1\nis_linear=0\n") == 1.0
+
+
 def test_what_is_no_model_is_refused(bundle: Bundle) -> None:
     text = bundle.files[booster.P50_FILE].decode()
     with pytest.raises(BundleError, match="not a LightGBM model"):
