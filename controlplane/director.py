@@ -442,18 +442,24 @@ class Director:
     # ------------------------------------------------------------------------------------------------ data planes
 
     def arrived(self, owner: str, claims: Iterable[Claim], now: float) -> None:
-        """A data plane opened its stream and says what it relays."""
+        """A data plane opened its stream and says what it relays. What waited on an older one, whose end nobody noticed, is
+        over: its answer would be a reservation that nobody knows of."""
+        self._withdraw_waiting(owner)
         for lost in self._ledger.arrived(owner, claims, now):
             self.ends.lost(lost, now)
 
     def departed(self, owner: str, now: float) -> None:
         """Its stream broke."""
+        self._withdraw_waiting(owner)
+        self._ledger.departed(owner, now)
+
+    def _withdraw_waiting(self, owner: str) -> None:
         self._waiting.withdraw_all(owner)
         self.settling.withdraw_all(owner)
-        self._ledger.departed(owner, now)
 
     def moved(self, owner: str, now: float) -> None:
         """Another control plane counts what this process relays: it is no more held here, and no outcome of any engine."""
+        self._withdraw_waiting(owner)
         for released in self._ledger.let_go(owner, now):
             self.ends.withdrawn(released, now)
 
