@@ -11,14 +11,18 @@ from random import Random
 from typing import Any
 
 import lightgbm
+import msgspec
 import numpy as np
 
 from contract.features import INDEX
 from contract.outcome import End, Outcome
+from contract.routing import Asked, pack, unpack_answers
 from controlplane import profiles
+from controlplane.director import Director
 from controlplane.predictor import Floats, Forecaster
 from controlplane.question import Decision, Ended, Question, Request
 from controlplane.rankers import LeastPredicted
+from controlplane.usual import UsualDirector
 from loadgen.arrivals import RateProfile, Segment
 from prediction import dataset, derive, scores
 from prediction.booster import P50_FILE, Booster
@@ -40,6 +44,8 @@ CALLS = 1_500
 ROUNDS = 3
 RATES = (8.0, 40.0)
 """Requests a second, from and to, of eight tiny-cpu workers that can serve 36."""
+SPEED = 5_000.0
+"""Prefill tokens a second, that workers have shown."""
 RAMP_S = 70.0
 RAMPS = 2
 
@@ -59,6 +65,8 @@ def run() -> None:
         print(f"  {workers:3} workers, predictive, {together:2} a message     {_decisions(trained, workers, together)}")
     for workers in (8, 64):
         print(f"  {workers:3} workers, the same without a model     {_decisions(None, workers, 1)}")
+    for workers, together in ((4, 1), (4, 16), (8, 1), (8, 16)):
+        print(f"  {workers:3} workers, the short way, {together:2} a message    {_short(trained, workers, together)}")
     _runtimes(trained, samples)
     _sizes(samples)
 
@@ -81,11 +89,12 @@ def traffic() -> Dataset:
 # --------------------------------------------------------------------------------------------------------------- decisions
 
 
-def _plant(trained: Trained | None, workers: int) -> tuple[Plant, list[Question]]:
+def _plant(trained: Trained | None, workers: int, *, director: type[Director] = Director) -> tuple[Plant, list[Question]]:
     """As tests.bench.decision has it: prompts held by one worker each, 8 requests under way a worker."""
     forecaster = Forecaster() if trained is None else Forecaster(trained.predictor, "bench")
     ranker = LeastPredicted(forecaster)
-    plant = Plant(workers, policy="predictive", waiting_max=0, profiles=profiles.build(predicted=ranker), predicted=ranker)
+    built = profiles.build(predicted=ranker)
+    plant = Plant(workers, policy="predictive", waiting_max=0, profiles=built, predicted=ranker, director=director)
     rng = Random(1)
     questions = []
     for number in range(PROMPTS):
@@ -111,6 +120,33 @@ def _decisions(trained: Trained | None, workers: int, together: int) -> str:
             spent.append((time.thread_time_ns() - began) / 1e3 / together)
             for _, answer in answers:
                 assert isinstance(answer, Decision)
+                plant.director.ended(Ended(decision_id=answer.decision_id, end=End.COMPLETE), plant.now)
+            plant.outcomes.clear()
+        best = min(best or spent, spent, key=np.median)
+    return f"p50 {np.median(best):6.1f} us   p99 {np.quantile(best, 0.99):6.1f} us"
+
+
+def _short(trained: Trained, workers: int, together: int) -> str:
+    """As `_decisions`, from packed messages as data planes send them, prompts of many lengths (see controlplane.usual)."""
+    plant, questions = _plant(trained, workers, director=UsualDirector)
+    for endpoint in plant.snapshot.endpoints():
+        endpoint.rates.prefill_tokens_per_s = SPEED
+        endpoint.standing = None
+    best: list[float] = []
+    number = 0
+    for _ in range(ROUNDS):
+        spent = []
+        for _ in range(CALLS // together):
+            asked = []
+            for _ in range(together):
+                number += 1
+                of = questions[number % PROMPTS]
+                request = msgspec.structs.replace(of.request, input_tokens=BLOCK * BLOCKS + 5 + number % 2_999)
+                asked.append(Asked(number, request, ((BLOCK, of.chains[BLOCK].tobytes()),)))
+            began = time.thread_time_ns()
+            answers = plant.director.answer_all(asked, plant.now, owner="dp")
+            spent.append((time.thread_time_ns() - began) / 1e3 / together)
+            for answer in unpack_answers(pack(answers)):
                 plant.director.ended(Ended(decision_id=answer.decision_id, end=End.COMPLETE), plant.now)
             plant.outcomes.clear()
         best = min(best or spent, spent, key=np.median)

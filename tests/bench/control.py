@@ -7,6 +7,9 @@ built-in functions included. Two kinds of traffic:
 
     whole      answers in one piece, workers without KV events, as in `headway bench proxy --scenarios small`
     streamed   a first token a request, KV events on, the engine says what it found in its cache
+
+And a model of TTFT (trained here, as `make bench ARGS=decision` does) that `predictive` decides by: asked for prompts of one
+length and of LENGTHS; where no worker has shown its speed yet it is not asked.
 """
 
 from __future__ import annotations
@@ -36,8 +39,10 @@ from controlplane.fleet_view import FleetWatch
 from controlplane.index_state import IndexState
 from controlplane.ledger import Ledger
 from controlplane.line import Line
+from controlplane.predictor import Forecaster, Predictor
 from controlplane.prefix_index import PrefixIndex, tune_gc
 from controlplane.profiles import build
+from controlplane.rankers import LeastPredicted
 from controlplane.self_check import SelfCheck
 from controlplane.servicer import RoutingServicer, _Stream
 from controlplane.snapshot import FleetSnapshot
@@ -45,7 +50,9 @@ from controlplane.thinning import PER_S_MAX, Thinning
 from controlplane.usual import UsualDirector
 from proto import routing_pb2 as pb
 from runtime.clock import ManualClock
+from tests.bench import _scoring
 from tests.controlplane.parts import BLOCK, MODEL, hashes, record, report
+from trainer.train import train
 
 WORKERS = 4
 QUESTIONS = 16
@@ -59,7 +66,13 @@ MESSAGES = 1_500
 ROUNDS = 3
 WARM_MESSAGES = 3_000
 PROFILED = 200
-POLICIES = ("round_robin", "prefix", "weighted", "lmetric", "predictive")
+LENGTHS = 400
+SPEED = 5_000.0
+"""Prefill tokens a second, where workers have shown theirs."""
+POLICIES = (
+    *("round_robin", "prefix", "weighted", "cache_aware", "kv_cost", "lmetric"),
+    *("predictive", "linear_online", "hierarchical"),
+)
 
 
 class _Wire(Transport):
@@ -85,11 +98,22 @@ class _Context:
 
 
 class Bench:
-    """A control plane without sockets and the messages for it. kind: see above; decisions are numbered one after the other, so
+    """A control plane without sockets and the messages for it. kind: see above; model: of TTFT, None: none serves; lengths: of
+    prompts that are not the same; speed: that all workers have shown, 0: none. Decisions are numbered one after the other, so
     that the outcomes of a message can be packed before it is answered."""
 
-    def __init__(self, policy: str, kind: str) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        policy: str,
+        kind: str,
+        *,
+        workers: int = WORKERS,
+        model: Predictor | None = None,
+        lengths: int = 1,
+        speed: float = 0.0,
+    ) -> None:
+        self.kind, self.workers, self.lengths = kind, workers, lengths
+        predicted = LeastPredicted(Forecaster(model, "bench"))
         self.clock = ManualClock(100.0)
         ledger = Ledger()
         self.snapshot = FleetSnapshot(ledger, BreakerBounds())
@@ -103,28 +127,31 @@ class Bench:
             waiting=WaitingRoom(),
             ring=ring,
             self_check=SelfCheck(),
-            profiles=build(),
+            profiles=build(predicted=predicted),
             policy=policy,
             rng=Random(1),
             record=self.records.append,
             unix_offset_s=0.0,
             thinning=Thinning(PER_S_MAX),
             settle_s=0.25 if kind == "streamed" else 0.0,
+            predicted=predicted,
         )
         self.director.warm = True
         self.index = index
         events = kind == "streamed"
-        for number in range(WORKERS):
+        for number in range(workers):
             worker = record(f"w{number}", cache_blocks=CACHE_BLOCKS, sends_kv_events=events)
             slot = self.snapshot.worker_registered(worker, 100.0)
             index.attach(slot, capacity_blocks=CACHE_BLOCKS, exact=events)
             if events:
                 index.set_state(slot, IndexState.EXACT)
+        for endpoint in self.snapshot.endpoints():
+            endpoint.rates.prefill_tokens_per_s = speed
         rng = Random(2)
         self.prompts = [hashes(*(rng.getrandbits(64) for _ in range(BLOCKS))) for _ in range(PROMPTS)]
         if events:
             for prompt in self.prompts:
-                index.store(rng.randrange(WORKERS), prompt)
+                index.store(rng.randrange(workers), prompt)
         routing = RoutingServicer(self.director, ring, FleetWatch(self.snapshot, self.director, first_version=1), self.clock)
         hello = pb.Hello(process="dp", packed_version=PACKED_VERSION, line_version=LINE_VERSION, queue_notices=True)
         stream = _Stream(hello, _Context())  # type: ignore[arg-type]
@@ -149,7 +176,7 @@ class Bench:
             chains = ((BLOCK, self.prompts[asked % PROMPTS].tobytes()),) if chained else ()
             wanted = Request(
                 model=MODEL,
-                input_tokens=TOKENS,
+                input_tokens=TOKENS + asked % self.lengths,
                 exact_tokens=chained,
                 max_tokens=128 if streamed else 0,
                 request_id=f"{asked:032x}",
@@ -186,7 +213,7 @@ class Bench:
         now = self.clock.now()
         self.records.clear()
         self.index.expire(now)
-        for number in range(WORKERS):
+        for number in range(self.workers):
             self.snapshot.worker_reported(report(f"w{number}", generation_tokens=int(1000 * now)), now)
 
 
@@ -221,9 +248,8 @@ def _calls(bench: Bench) -> float:
     return pstats.Stats(profile).total_calls / (PROFILED * QUESTIONS)  # type: ignore[attr-defined]
 
 
-def measure(policy: str, kind: str, counter: Counter) -> tuple[float, float, float]:
+def measure(bench: Bench, counter: Counter) -> tuple[float, float, float]:
     """Instructions, CPU in microseconds and calls a request, the least of the rounds."""
-    bench = Bench(policy, kind)
     bench.say(bench.messages(WARM_MESSAGES))
     figures: list[tuple[float, float]] = []
     for _ in range(ROUNDS):
@@ -241,10 +267,21 @@ def run() -> None:
     print(f"the control plane alone, {WORKERS} workers, {QUESTIONS} questions and outcomes a message, {BLOCKS} blocks a prompt")
     for kind in ("whole", "streamed"):
         for policy in POLICIES:
-            instructions, cpu_us, calls = measure(policy, kind, counter)
-            print(
-                f"  {kind:9} {policy:12} {instructions:8,.0f} instructions  {cpu_us:5.1f} us CPU  {calls:4.0f} calls a request"
-            )
+            _print(f"{kind:9} {policy:13}", measure(Bench(policy, kind), counter))
+    model = train(_scoring.traffic(), kind="lightgbm", model_id="bench", seed=1, now_unix=0.0).predictor
+    for workers in (WORKERS, 2 * WORKERS):
+        for what, lengths, speed in (
+            ("no speed known", 1, 0.0),
+            ("one length", 1, SPEED),
+            (f"{LENGTHS} lengths", LENGTHS, SPEED),
+        ):
+            bench = Bench("predictive", "whole", workers=workers, model=model, lengths=lengths, speed=speed)
+            _print(f"whole     predictive by a model, {workers} workers, {what:14}", measure(bench, counter))
+
+
+def _print(what: str, figures: tuple[float, float, float]) -> None:
+    instructions, cpu_us, calls = figures
+    print(f"  {what} {instructions:8,.0f} instructions  {cpu_us:5.1f} us CPU  {calls:4.0f} calls a request")
 
 
 if __name__ == "__main__":
