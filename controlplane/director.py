@@ -497,6 +497,8 @@ class Director:
         for endpoint in self._snapshot.tick(now, connected=connected):
             self._index.detach(endpoint.slot)
             self.ends.forget(endpoint)
+            if self._snapshot.slot_of(endpoint.worker) is None:
+                self.tally.forget(endpoint.worker)
         for lost in self._ledger.expire(now):
             self.ends.lost(lost, now)
         if len(self._ledger.loads) > len(self._snapshot.by_url):

@@ -154,8 +154,10 @@ class ControlPlaneCollector(Collector):
         ratio = GaugeMetricFamily(
             MATCH_RATIO, "share of recent responses whose cached_tokens equalled the prediction", labels=("worker", "model")
         )
+        labels = {endpoint.name: _labels(endpoint) for endpoint in self._snapshot.endpoints()}
         for (name, model), value in self._self_check.ratios().items():
-            ratio.add_sample(MATCH_RATIO, {**_labels(name), "model": model}, value)
+            if name in labels:
+                ratio.add_sample(MATCH_RATIO, {**labels[name], "model": model}, value)
         yield ratio
 
     def _workers(self) -> Iterator[Metric]:
@@ -165,7 +167,7 @@ class ControlPlaneCollector(Collector):
         def gauge(name: str, text: str, values: Iterable[float]) -> Metric:
             family = GaugeMetricFamily(name, text, labels=("worker",))
             for endpoint, value in zip(endpoints, values, strict=True):
-                family.add_sample(name, _labels(endpoint.name), value)
+                family.add_sample(name, _labels(endpoint), value)
             return family
 
         def each(read: _Read) -> list[float]:
@@ -198,10 +200,9 @@ class ControlPlaneCollector(Collector):
         yield gauge(WORKER_TTFT, "recent first tokens", each(lambda one: one.rates.ttft_ewma_s))
 
 
-def _labels(name: str) -> dict[str, str]:
-    """Of `Endpoint.name`: its worker, and its rank where that has several."""
-    worker, _, rank = name.partition("/")
-    return {"worker": worker, "rank": rank} if rank else {"worker": worker}
+def _labels(endpoint: Endpoint) -> dict[str, str]:
+    """Its worker, and its rank where that has several. A worker's name may be anything."""
+    return {"worker": endpoint.worker, "rank": str(endpoint.rank)} if endpoint.ranks else {"worker": endpoint.worker}
 
 
 class _Read(Protocol):

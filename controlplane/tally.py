@@ -42,6 +42,13 @@ class Tally:
         """Requests that ended there, in this way."""
         return _cell(self._ends, (worker, end))
 
+    def forget(self, worker: str) -> None:
+        """It is gone for good: names of workers come and go for as long as the process lives."""
+        for key in [key for key in self._decisions if key[1] == worker]:
+            del self._decisions[key]
+        for key in [key for key in self._ends if key[0] == worker]:
+            del self._ends[key]
+
     @property
     def decisions(self) -> dict[tuple[str, str], int]:
         """(policy, worker) -> count."""

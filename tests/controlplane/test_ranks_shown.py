@@ -11,6 +11,7 @@ from contract.keyspace import RankFigures
 from controlplane.index_state import IndexState
 from controlplane.metrics import ControlPlaneCollector, registry
 from controlplane.servicer import RoutingServicer
+from controlplane.snapshot import FORGET_AFTER_S
 from controlplane.upkeep import LoopLag
 from proto import fleet_pb2 as pb
 from runtime.clock import SystemClock
@@ -103,3 +104,29 @@ def test_metrics_have_a_rank_only_where_there_are_ranks() -> None:
         ({"policy": "least_load", "worker": "w0"}, 1.0),
         ({"policy": "least_load", "worker": "w1"}, 2.0),
     ]
+
+
+def test_a_workers_name_may_have_a_stroke_in_it() -> None:
+    plant = Plant(workers=0)
+    plant.join("rack/7")
+    plant.self_check.compare("rack/7", 1, "m", 16, 16)
+    found = samples(plant)
+    assert found["headway_worker_active_requests"] == [({"worker": "rack/7"}, 0.0)]
+    assert found["headway_match_ratio"] == [({"worker": "rack/7", "model": "m"}, 1.0)]
+
+
+def test_what_was_counted_of_a_worker_goes_with_it() -> None:
+    """Where engines come and go under new names the page of metrics would grow for ever."""
+    plant = Plant(workers=0)
+    join(plant, "old", 2)
+    for number in range(3):
+        plant.end(plant.place(question_id=number))
+    plant.join("new")
+    plant.snapshot.worker_left("old", plant.now)
+    plant.end(plant.place(question_id=9))
+    assert {worker for _, worker in plant.director.tally.decisions} == {"old", "new"}
+    plant.pass_time(FORGET_AFTER_S + 1.0, silent=("old",))
+    assert {worker for _, worker in plant.director.tally.decisions} == {"new"}
+    assert {worker for worker, _ in plant.director.tally.ends} == {"new"}
+    found = samples(plant)
+    assert [labels["worker"] for labels, _ in found["headway_decisions_total"]] == ["new"]
