@@ -78,8 +78,8 @@ class Briefing(Protocol):
 
     tally: Tally
 
-    def takes(self, count: int) -> bool:
-        """Whether it has a short way among so many endpoints, as it is now."""
+    def takes(self, endpoints: int, questions: int) -> bool:
+        """Whether it has a short way, as it is now, that is the shorter one among so many endpoints, for so many questions."""
 
     def brief(self, rows: Sequence[Row], choose: Chooser, now: float) -> Brief | str | None:
         """For one moment; rows: all that serve, never none; choose: the scorers' choice. A reason: all decisions of this moment

@@ -106,15 +106,15 @@ class UsualDirector(Director):
         return answers
 
     def _taken(self, asked: Sequence[Asked]) -> bool:
-        """Whether the ranker has a short way among as many endpoints as the first question has: else all questions of the
-        message are better predicted in one call."""
+        """Whether the ranker has a short way for this message, by the endpoints of its first question: else all of its
+        questions are better predicted in one call."""
         ranker = self._profile.brief
         if ranker is None or not asked:
             return True
         lanes = self.ends.lanes
         lanes.look(self._profile.name)
         lane = lanes.lane(asked[0].request.model)
-        return lane is None or ranker.takes(len(lane.rows))
+        return lane is None or ranker.takes(len(lane.rows), len(asked))
 
     def _answer_together(self, asked: Sequence[Asked], now: float, owner: str) -> list[Answer | Placement]:
         profile, turn, index, ledger = self._profile, self._turn, self._index, self._ledger

@@ -389,13 +389,16 @@ def test_a_row_made_later_is_the_row_as_it_was(policy: str, lengths: int) -> Non
     pair.compare()
 
 
-@pytest.mark.parametrize(("workers", "short"), [(ALONE_MAX, True), (ALONE_MAX + 1, False)])
-def test_among_many_the_questions_of_a_message_are_predicted_together(workers: int, short: bool) -> None:
+@pytest.mark.parametrize(
+    ("workers", "questions", "short"),
+    [(4, 1, True), (5, 1, False), (5, 2, True), (ALONE_MAX, 8, True), (ALONE_MAX + 1, 8, False)],
+)
+def test_a_model_takes_the_short_way_where_that_is_shorter(workers: int, questions: int, short: bool) -> None:
     pair = Pair("predictive", seed=3, exact=False, active_max=1000)
     for number in range(4, workers):
         pair.join(f"w{number}")
     pair.serve("lightgbm")
-    asked = [Asked(number, Request(model=MODEL, input_tokens=50 + number, request_id="r")) for number in range(1, 9)]
+    asked = [Asked(number, Request(model=MODEL, input_tokens=50 + number, request_id="r")) for number in range(questions)]
     said = [plant.director.answer_all(asked, plant.now, owner="dp") for plant in pair.plants]
     assert unpack_answers(pack(said[0])) == unpack_answers(pack(said[1]))
     assert {isinstance(entry, Placed) for entry in pair.plants[1].ring._entries} == {short}
