@@ -19,7 +19,7 @@ pure:
                      a model's matrix of them
     snapshot         the fleet: registrations, reports, who is alive, endpoint numbers
     ledger           what the router dispatched and has not seen end
-    breaker          whether an endpoint works
+    breaker          whether an endpoint works; rank_breaker, one data-parallel rank of it
     rates            how fast it has been lately
     self_check       whether predicted matches come true; alarms say what is wrong with a worker
     progress         the gray failure: an engine that says it is healthy, and does not move
@@ -30,7 +30,8 @@ pure:
 shells:
     servicer         Routing over gRPC; wire translates, fleet_view is what data planes are sent
     fleet_servicer   Fleet over gRPC: workers, drain, policy
-    ingest           Redis into snapshot and index; block_sync follows one worker's blocks
+    ingest           Redis into snapshot and index; block_sync follows one worker's blocks, quick_read reads, entry_age says
+                     how long a report lay there
     outcomes         outcome records to Redis
     upkeep           what time alone changes
     metrics, admin   Prometheus figures; the HTTP port that serves them

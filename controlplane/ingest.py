@@ -34,6 +34,7 @@ from contract.keyspace import (
     WorkerRecord,
 )
 from controlplane.block_sync import Follower, Offer, Phase, Take
+from controlplane.entry_age import EntryAge
 from controlplane.index_state import IndexState
 from controlplane.prefix_index import BlockChange, PrefixIndex
 from controlplane.quick_read import QuickRead
@@ -121,6 +122,7 @@ class Ingest:
         self._workers: dict[str, _Followed] = {}
         self._by_key: dict[bytes, _Followed] = {}
         self._reports_from: bytes | str = "$"
+        self._lay = EntryAge()  # of reports
         self._awaited: list[_Followed] = []  # whose streams were read to their ends, and whose next entries are waited for
         self._loads: set[asyncio.Task[None]] = set()
         self._records_at = float("-inf")
@@ -360,12 +362,13 @@ class Ingest:
         if report.state == EngineState.LEAVING:
             self._leave(one, now)
             return
-        self._sink.worker_reported(report, now)
+        entry_ms = _number(entry_id)[0]
+        self._sink.worker_reported(report, now - self._lay.of(entry_ms, self._clock.unix()))
         if one.follower is not None:
             one.follower.report(report)
             self._publish_state(one)
             if one.follower.sequence >= report.delta_sequence:
-                sent_s_ago = self._clock.unix() - _number(entry_id)[0] / 1000
+                sent_s_ago = self._clock.unix() - entry_ms / 1000
                 for slot in one.slots:
                     self._index.heard(slot, now - sent_s_ago - EVENT_S)
 
