@@ -44,8 +44,8 @@ class ModelBrief:
     did not decide; nothing where the model answered with no time."""
 
     __slots__ = (
-        *("_begins_s", "_blind_s", "_choose", "_corrections", "_held", "_log_ratio_max", "_max_tokens", "_medians"),
-        *("_p90s", "_predictor", "_rows", "_single", "_spread_max", "_tally", "_there", "_tokens", "model_id"),
+        *("_begins_s", "_blind_s", "_choose", "_corrections", "_held", "_log_factors", "_log_ratio_max", "_max_tokens"),
+        *("_medians", "_p90s", "_predictor", "_rows", "_single", "_spread_max", "_tally", "_there", "_tokens", "model_id"),
     )
 
     def __init__(
@@ -66,12 +66,13 @@ class ModelBrief:
         self._single, self._predictor, self.model_id = single, predictor, model_id
         self._corrections = corrections
         self._log_ratio_max, self._spread_max = bounds
+        self._log_factors = [one.log_factor for one in corrections]
         self._there: list[tuple[Row, Spot, float]] = []
         for row in rows:
             at, standing = row.at, row.standing
             assert standing is not None
             spot = Spot(single.rows, at, standing, now, row.load.token_at)
-            self._there.append((row, spot, corrections[at].log_factor))
+            self._there.append((row, spot, self._log_factors[at]))
         self._begins_s, self._blind_s = self._seen_from(single)
         self._tokens = self._max_tokens = -1
         count = len(rows)
@@ -168,6 +169,11 @@ class ModelBrief:
         self._there[at][1].placed(tokens, tokens - row.matched_tokens)
         self._medians[at] = self._p90s[at] = _NONE
 
+    def close(self) -> None:
+        """Its moment is over. What it decided is remembered, and it with that: what only deciding needs is let go."""
+        self._there = []
+        self._medians, self._p90s, self._held = [], [], []
+
     def reason(self, judged: Sequence[float]) -> str:
         return _REASONS[int(judged[2])] if judged else NO_MODEL
 
@@ -176,7 +182,7 @@ class ModelBrief:
             return 0.0, 0.0
         p50, p90, _ = judged
         if p50 != p50:  # the memory is nobody's between two messages
-            row, single, log_factor = candidate(), self._single, self._there[at][2]
+            row, single, log_factor = candidate(), self._single, self._log_factors[at]
             there = still(row.standing)
             median = single.median(0, write(single, 0, row, there))
             p50, p90 = cut(median) + log_factor, single.p90(0, median, unknown=there.unknown) + log_factor
@@ -185,7 +191,7 @@ class ModelBrief:
     def ranking(self, judged: Sequence[float], candidates: Sequence[Candidate]) -> Ranking:
         if not judged:
             return Ranking(reason=NO_MODEL)
-        factors = [exp(log_factor) for _, _, log_factor in self._there]
+        factors = list(map(exp, self._log_factors))
         p50, p90 = (list(map(mul, seconds, factors)) for seconds in predicted(self._predictor, candidates))
         reason = self.reason(judged)
         forecast = Forecast(self.model_id, p50, p90, self._corrections, factors)

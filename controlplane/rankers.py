@@ -58,6 +58,8 @@ class LeastPredicted:
         self.forecaster = forecaster
         self._ratio_max = ratio_max
         self._spread_max = spread_max
+        self._latest: ModelBrief | None = None
+        """One is in use at a time."""
         self.tally = Tally()
 
     def rank(self, candidates: Sequence[Candidate]) -> Ranking:
@@ -93,7 +95,10 @@ class LeastPredicted:
             return None
         corrections = [forecaster.correction(row.endpoint) for row in rows]
         bounds = log(self._ratio_max), self._spread_max
-        return ModelBrief(rows, choose, *served, forecaster.model_id, corrections, now, bounds, self.tally)
+        if self._latest is not None:
+            self._latest.close()
+        self._latest = ModelBrief(rows, choose, *served, forecaster.model_id, corrections, now, bounds, self.tally)
+        return self._latest
 
     def learn(self, samples: Sequence[Sample]) -> None:
         self.forecaster.learn(samples)
