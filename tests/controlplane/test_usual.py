@@ -405,5 +405,25 @@ def test_a_model_takes_the_short_way_where_that_is_shorter(workers: int, questio
     pair.compare()
 
 
+@pytest.mark.parametrize("policy", ["lmetric", "linear_online", "predictive"])
+def test_questions_for_two_fleets_in_turn(policy: str) -> None:
+    """In one message: none of them sees rows of the other fleet."""
+    pair = Pair(policy, seed=3, exact=False, active_max=1000)
+    for worker in ("x0", "x1"):
+        pair.join(worker, models=("other-model",))
+    pair.serve("lightgbm")
+    for plant in pair.plants:
+        for one in plant.snapshot.endpoints():
+            one.rates.prefill_tokens_per_s = 3000.0 + 500.0 * one.slot
+    models = [MODEL, "other-model", "other-model", MODEL, MODEL, "other-model"] * 3
+    asked = [
+        Asked(number, Request(model=name, input_tokens=50 + number % 2, request_id="r")) for number, name in enumerate(models)
+    ]
+    said = [unpack_answers(pack(plant.director.answer_all(asked, plant.now, owner="dp"))) for plant in pair.plants]
+    assert said[0] == said[1]
+    assert {isinstance(entry, Placed) for entry in pair.plants[1].ring._entries} == {True}
+    pair.compare()
+
+
 def _decisions(plant: Plant) -> list[Decided]:
     return [entry.result if isinstance(entry, Trace) else entry for entry in plant.ring._entries]  # type: ignore[misc]
