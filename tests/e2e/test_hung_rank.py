@@ -47,12 +47,13 @@ async def test_requests_at_a_hung_rank_are_answered_by_another_one_of_the_same_e
             ends = await asyncio.gather(*(ask(session, ranked, number) for number in range(REQUESTS)))
             assert {end[:2] for end in ends} == {(200, "0")}, ends
             assert any(end[2] == "2" for end in ends), "none was sent to the hung one"
+            await until_elsewhere(
+                lambda: "worker-1: rank 1: breaker" in shown(ranked), what="the breaker of rank 1 in the table"
+            )
             status = status_of(ranked, "worker-1")
             assert status.breaker == fleet_pb2.CLOSED
             assert status.ranks[0].breaker == fleet_pb2.CLOSED
             assert status.ranks[1].breaker != fleet_pb2.CLOSED
-            table = await asyncio.to_thread(shown, ranked)
-            assert "worker-1: rank 1: breaker" in table
         finally:
             await asyncio.to_thread(order, ranked, kind="clear")
 

@@ -116,7 +116,7 @@ async def test_an_answer_that_does_not_come_is_waited_for_so_long_and_not_taken_
     impatient = QuickAdd(client.connection_pool, "s", b"d", entries_max=100, timeout_s=0.05)
     await client.xadd("s", {"d": b""})
     await impatient.add(b"first")
-    await client.client_pause(300)
+    await client.client_pause(1_000)
     with pytest.raises(TimeoutError):
         await impatient.add(b"late")
     await client.client_unpause()
