@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from dataplane.body import BodyStream
-from dataplane.errors import ApiError, protocol_error, too_large
+from dataplane.errors import WHO, ApiError, protocol_error, too_large
 from dataplane.heads import NO_HEAD
 from dataplane.http1 import Request, path_of, reply
 from dataplane.openai import MULTIPART_SCAN_BYTES_MAX, multipart_model
@@ -276,9 +276,10 @@ class ClientConnection(asyncio.Protocol):
         """Answer and close, but go on reading for a moment: a reset would reach the client before the answer."""
         self._server.rejected(self, self._request, refusal)
         if self.transport is not None:
-            self.write(
-                reply(refusal.status, refusal.body_for(self._request.path), extra=self._server.extra_headers, close=True)
-            )
+            extra = self._server.extra_headers
+            if refusal.status == 401:
+                extra = (*extra, WHO)
+            self.write(reply(refusal.status, refusal.body_for(self._request.path), extra=extra, close=True))
         self._linger()
 
     def _linger(self) -> None:
@@ -298,7 +299,6 @@ class ClientConnection(asyncio.Protocol):
 
     def _try_stream(self) -> None:
         """A long form whose model is known by now is served at once, its body as it comes."""
-        self._streamable = False
         request = self._request
         if self.exchange is not None or self._queue or request.get(b"content-encoding"):
             return
@@ -424,6 +424,10 @@ class ClientConnection(asyncio.Protocol):
             return
         self._body.append(body)
         if self._streamable and self._body_bytes > MULTIPART_SCAN_BYTES_MAX:
+            self._streamable = False
+            stranger = self._server.stranger(self._request)
+            if stranger is not None:
+                self._refuse(replace(stranger, close=True))
             self._try_stream()
 
     def on_message_complete(self) -> None:

@@ -36,6 +36,8 @@ REASONS = {
     505: b"HTTP Version Not Supported",
 }
 
+WHO = b"www-authenticate: Bearer"
+"""Goes with 401."""
 INVALID = "invalid_request_error"
 
 MESSAGES_PATH = "/v1/messages"

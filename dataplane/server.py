@@ -127,6 +127,14 @@ class Server:
         else:
             self._route(connection, request, None)
 
+    def stranger(self, request: Request) -> ApiError | None:
+        """Why whoever sends this long body need not send the rest; None: go on."""
+        key = self._access.identify(request) if self._access is not None else None
+        if not isinstance(key, ApiError):
+            return None
+        self.metrics.denied.add(key.code or "")
+        return key
+
     def reads_forms(self, request: Request) -> bool:
         """All of a form is read before any of it goes to an engine: its caller may not use every model."""
         return self._access is not None and self._access.is_bound(request)
@@ -239,7 +247,7 @@ class Server:
     def _refuse(self, connection: ClientConnection, request: Request, refusal: ApiError, more: Iterable[bytes] = ()) -> None:
         extra = [*more]
         if refusal.status == 401:
-            extra.append(b"www-authenticate: Bearer")
+            extra.append(errors.WHO)
         if refusal.retry_after_s:
             extra.append(b"retry-after: %d" % max(1, round(refusal.retry_after_s)))
         if refusal.allow:

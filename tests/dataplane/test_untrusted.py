@@ -150,3 +150,39 @@ async def test_a_fault_at_one_connections_deadline_is_not_the_end_of_all_deadlin
     assert (await late.read()).status == 408
     faulty.close()
     late.close()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer nope"}], ids=["no key", "a wrong one"])
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b"])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_stranger_is_not_listened_to_for_long(
+    chunked: bool,
+    content_type: str,
+    headers: dict[str, str],
+    start_proxy: StartProxy,
+    backend: Backend,
+    keys_file: Path,
+    add_key: AddKey,
+) -> None:
+    """Bodies are kept whole before they are routed: whoever has no key shall not fill this process's memory."""
+    token = add_key()
+    proxy = await start_proxy(backend, keys_file=str(keys_file))
+    body = part(NAMED, b"m") + LONG + b"--b--\r\n" if "multipart" in content_type else json.dumps(chat("x" * 300_000)).encode()
+    coding = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(len(body))}
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+
+    def lines(more: dict[str, str]) -> bytes:
+        fields = {"Host": "p", "Content-Type": content_type, **coding, **more}
+        return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
+
+    target = PATH if "multipart" in content_type else CHAT
+    client = await Client.connect(proxy.port)
+    await client.send(f"POST {target} HTTP/1.1\r\n".encode() + lines(headers) + b"\r\n" + framed[:100_000])
+    response = await client.read()  # the rest has not been sent
+    assert (response.status, response.headers["connection"]) == (401, "close")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert sum(proxy.app.gateway.metrics.denied.values.values()) == 1
+    client.close()
+    known = await ask(proxy.port, f"POST {target} HTTP/1.1\r\n".encode() + lines(bearer(token)) + b"\r\n" + framed)
+    assert known.status == 200
+    assert len(backend.requests) == 1
