@@ -113,9 +113,7 @@ async def test_what_comes_while_another_engine_is_sought_is_kept_for_it(
     await deaf.stop()
 
 
-async def test_a_failed_engine_leaves_no_caller_unread(
-    start_proxy: StartProxy, deaf: Deaf
-) -> None:
+async def test_a_failed_engine_leaves_no_caller_unread(start_proxy: StartProxy, deaf: Deaf) -> None:
     """Held back for its engine's sake, the caller is read again once the request is over, whatever ended it."""
     proxy = await start_proxy(deaf, attempts_max=1)  # type: ignore[arg-type]
     client = await Client.connect(proxy.port)
