@@ -73,7 +73,7 @@ def _list(args: argparse.Namespace, console: Console) -> int:
         print_message(found)
         return 0
     if not found.models:
-        print(f"no model yet; {found.samples} samples at hand (headway train)")
+        print(f"no model yet; {found.samples:,} sample{'' if found.samples == 1 else 's'} at hand (headway train)")
         return 0
     console.print(model_table(found.models), highlight=False)
     for event in found.history[-5:]:
