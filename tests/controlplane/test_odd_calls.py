@@ -22,6 +22,8 @@ from tests.controlplane.served import Served, serve
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 NAN, INF = float("nan"), float("inf")
+GRPC_POLLER = "PollerCompletionQueue._handle_events"
+"""gRPC's own: where tests before this one had loops of theirs, it now and then reads a pipe that another has emptied, and says so."""
 EXPECTED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -104,7 +106,7 @@ async def test_every_call_ends_in_a_status_of_its_own(name: str, short_dir: Path
             except grpc.aio.AioRpcError as error:
                 refusal = error
         assert refusal is None or (refusal.code() in EXPECTED and refusal.details()), refusal
-        assert not caplog.records
+        assert not [record for record in caplog.records if GRPC_POLLER not in record.getMessage()]
         assert sane(served.plant.endpoint(), served.plant)
         await served.fleet.ListWorkers(fleet_pb2.ListWorkersRequest())
         told = await served.route.Route(routing_pb2.RouteRequest(question=routing_pb2.Question(model=MODEL, input_tokens=4)))
