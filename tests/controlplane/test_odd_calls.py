@@ -23,7 +23,7 @@ from tests.controlplane.served import Served, serve
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 NAN, INF = float("nan"), float("inf")
 GRPC_POLLER = "PollerCompletionQueue._handle_events"
-"""gRPC's own: now and then it has something left for the loop of an earlier test, which is closed, and the running one says so."""
+"""gRPC's own: it may have something left for the loop of an earlier test, which is closed, and the running one says so."""
 EXPECTED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
