@@ -23,4 +23,18 @@ def suspect_hung(endpoint: Endpoint, now: float, hung_after_s: float) -> bool:
 
 def stalled_s(endpoint: Endpoint, now: float) -> float:
     """How long requests have been there without any sign of progress, the engine's or ours; 0 where none is there."""
-    return now - max(endpoint.load.moved_at, endpoint.progressed_at) if endpoint.load.active else 0.0
+    if not endpoint.load.active or _elsewhere(endpoint):
+        return 0.0
+    return now - max(endpoint.load.moved_at, endpoint.progressed_at)
+
+
+def _elsewhere(endpoint: Endpoint) -> bool:
+    """Whether what is counted at this rank runs at others: the engine balances what cannot name one (`/v1/responses`).
+
+    The rank says that nothing is there, and all ranks together that everything is. One that hung before anything came says so,
+    too, but what was sent to it since is missing from the sum.
+    """
+    if not endpoint.ranks or endpoint.running or endpoint.waiting:
+        return False
+    seen = sum([one.running + one.waiting for one in endpoint.ranks])
+    return seen >= sum([one.load.active for one in endpoint.ranks])

@@ -153,6 +153,20 @@ class TestHanging:
         assert "hung" in plant.snapshot.endpoints()[1].breaker.reason
         assert plant.place(question_id=9).candidate.endpoint.rank == 0
 
+    @pytest.mark.parametrize(("elsewhere", "view"), [(1, CLOSED), (0, OPEN)])
+    def test_one_whose_requests_are_at_another_rank_does_not_hang(
+        self, plant: Plant, elsewhere: int, view: BreakerState
+    ) -> None:
+        """The engine placed them by itself. Not so where they are nowhere: it hung before they came."""
+        for number in range(2):
+            plant.place(question_id=number)
+        for step in range(round(HUNG_AFTER_S / 0.25) + 4):
+            plant.now += 0.25
+            figures = (RankFigures(1 + elsewhere, 0, 0.1, 5 * step), RankFigures())
+            plant.snapshot.worker_reported(report("w0", ranks=figures), plant.now)
+            plant.director.tick(plant.now, connected=True)
+        assert views(plant) == [CLOSED, view]
+
     def test_where_none_of_them_moves_all_are_left(self, plant: Plant) -> None:
         for number in range(2):
             plant.place(question_id=number)
