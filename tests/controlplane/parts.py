@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Collection
 from math import inf
 from random import Random
 
@@ -21,6 +22,7 @@ from controlplane.question import Decision, Ended, Question, Request, Shed
 from controlplane.queue_plan import Beginning
 from controlplane.rankers import LeastPredicted
 from controlplane.rates import Rates
+from controlplane.replicas import Replicas
 from controlplane.self_check import SelfCheck
 from controlplane.snapshot import FleetSnapshot
 
@@ -192,3 +194,16 @@ class Plant:
                 if one.worker not in silent:
                     self.snapshot.worker_reported(report(one.worker, epoch=one.record.epoch), self.now)
             self.director.tick(self.now, connected=True)
+
+
+def replicas_of(plant: Plant, name: str, owners: Callable[[], Collection[str]]) -> Replicas:
+    """What a control plane with these cores tells others, and hears of them. owners: whose streams are open."""
+    return Replicas(
+        name,
+        director=plant.director,
+        snapshot=plant.snapshot,
+        ledger=plant.ledger,
+        index=plant.index,
+        self_check=plant.self_check,
+        owners=owners,
+    )

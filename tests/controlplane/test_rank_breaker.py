@@ -17,7 +17,7 @@ from controlplane.question import Decision, Ended, Shed
 from controlplane.rank_breaker import OF_THE_ADDRESS, OF_THE_RANK, RankBreaker
 from controlplane.replicas import Replicas
 from proto import fleet_pb2
-from tests.controlplane.parts import Plant, question, report
+from tests.controlplane.parts import Plant, question, replicas_of, report
 from tests.controlplane.served import serve
 from tests.controlplane.test_ranks import join
 
@@ -207,25 +207,13 @@ class TestHanging:
             assert not status.ranks[0].alarm
 
 
-def replicas(plant: Plant, name: str) -> Replicas:
-    return Replicas(
-        name,
-        director=plant.director,
-        snapshot=plant.snapshot,
-        ledger=plant.ledger,
-        index=plant.index,
-        self_check=plant.self_check,
-        owners=lambda: ["dp"],
-    )
-
-
 @pytest.mark.parametrize(("rank", "end", "there"), [(0, End.TIMED_OUT, [OPEN, CLOSED]), (1, End.TIMED_OUT, [CLOSED, OPEN]),
                                                      (1, End.RESET, [OPEN, OPEN])])  # fmt: skip
 def test_another_control_plane_opens_the_same_and_closes_it_again(rank: int, end: End, there: list[BreakerState]) -> None:
     plants = [Plant(workers=0, policy="least_load") for _ in range(2)]
     for plant in plants:
         join(plant, "w0", 2)
-    one, other = (replicas(plant, f"cp-{number}") for number, plant in enumerate(plants))
+    one, other = (replicas_of(plant, f"cp-{number}", lambda: ["dp"]) for number, plant in enumerate(plants))
     tell(one, other, plants)  # they have heard of each other
     fail(plants[0], rank, end)
     tell(one, other, plants)
@@ -256,7 +244,7 @@ def shown(endpoint: Endpoint) -> str:
 def test_a_worker_that_was_forgotten_and_came_back_has_its_openings_taken_over_again() -> None:
     """Its breaker there is a new one, which counts from 1."""
     plants = [Plant(workers=1) for _ in range(2)]
-    one, other = (replicas(plant, f"cp-{number}") for number, plant in enumerate(plants))
+    one, other = (replicas_of(plant, f"cp-{number}", lambda: ["dp"]) for number, plant in enumerate(plants))
     tell(one, other, plants)
     for _ in range(2):
         breaker = plants[0].endpoint().breaker

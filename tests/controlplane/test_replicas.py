@@ -17,9 +17,8 @@ from controlplane.endpoint import Endpoint
 from controlplane.ledger import Claim
 from controlplane.orders import Orders
 from controlplane.question import Decision, Ended
-from controlplane.replicas import Replicas
 from controlplane.self_check import SAMPLES_MIN
-from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, question
+from tests.controlplane.parts import BLOCK, MODEL, Plant, hashes, question, replicas_of
 
 WORKERS = 4
 
@@ -33,16 +32,7 @@ class Replica:
             self.plant.join(f"w{number}")
         self.owners: list[str] = []
         self.questions = 0
-        plant = self.plant
-        self.replicas = Replicas(
-            name,
-            director=plant.director,
-            snapshot=plant.snapshot,
-            ledger=plant.ledger,
-            index=plant.index,
-            self_check=plant.self_check,
-            owners=lambda: self.owners,
-        )
+        self.replicas = replicas_of(self.plant, name, lambda: self.owners)
 
     def arrived(self, owner: str, claims: Iterable[Claim] = ()) -> None:
         self.owners.append(owner)
