@@ -316,10 +316,13 @@ _COLUMNS: tuple[tuple[str, Callable[[Figures], str], Callable[[Figures], int] | 
 )
 
 
+def _fleet(args: argparse.Namespace) -> str:
+    return f"{args.workers} x {args.preset}" + (f" of {args.ranks} ranks" if args.ranks > 1 else "")
+
+
 def _legend(args: argparse.Namespace, row: Figures) -> str:
-    fleet = f"{args.workers} x {args.preset}" + (f" of {args.ranks} ranks" if args.ranks > 1 else "")
     return (
-        f"{row.requests} requests in {duration(row.virtual_s)} of virtual time on {fleet}, seed {args.seed}\n"
+        f"{row.requests} requests in {duration(row.virtual_s)} of virtual time on {_fleet(args)}, seed {args.seed}\n"
         f"goodput: TTFT within {duration(row.slo_ttft_s)}; imbalance: requests of the busiest worker over an equal share"
     )
 
@@ -336,7 +339,7 @@ def _write(args: argparse.Namespace, trace: Trace, rows: Sequence[Figures], repo
             writing = args.plot
             curves = {report.policy: [r.ttft_s for r in report.results if r.ttft_s >= 0] for report in reports}
             requests = {report.policy: len(report.results) for report in reports}
-            title = f"{trace.name}: {rows[0].requests} requests on {args.workers} x {args.preset}"
+            title = f"{trace.name}: {rows[0].requests} requests on {_fleet(args)}"
             args.plot.write_text(
                 ttft_cdf(curves, requests=requests, title=title, slo_s=args.slo_ttft_ms / 1000), encoding="utf-8"
             )

@@ -6,8 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 920, 460
-LEFT, RIGHT, TOP, BOTTOM = 64, 250, 56, 56
+HEIGHT = 460
+LEFT, TOP, BOTTOM = 64, 56, 56
+CURVES_WIDTH = 606
+LEGEND_WIDTH_MIN = 250
+LETTER_PX = 6.8
+"""Of text, at most on average, per 12 px of its size; what it takes is known only to whoever draws it."""
+TITLE_PX = 15.0
 LABEL_PX_MIN = 54.0
 POINTS_MAX = 400
 """Of a curve: more than pixels would show."""
@@ -37,11 +42,13 @@ def ttft_cdf(
         raise ValueError("there is no TTFT to draw")
     low, high = _decades(min(values), max(values))
     axis = _Axis(low, high)
-    parts = [_head(title), *_grid(axis)]
+    medians = {policy: _median(sorted(ttfts)) for policy, ttfts in curves.items()}
+    longest = max(len(policy + median) for policy, median in medians.items())
+    parts = [_head(title, LEFT + CURVES_WIDTH + max(LEGEND_WIDTH_MIN, round(50 + LETTER_PX * longest))), *_grid(axis)]
     if slo_s is not None and 10**low <= slo_s <= 10**high:
         parts.append(_slo(axis, slo_s))
     for place, (policy, ttfts) in enumerate(curves.items()):
-        parts += _curve(axis, place, policy, sorted(ttfts), requests[policy])
+        parts += _curve(axis, place, policy, sorted(ttfts), requests[policy], medians[policy])
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -53,7 +60,7 @@ class _Axis:
 
     def x(self, seconds: float) -> float:
         share = (math.log10(max(seconds, 1e-9)) - self.low) / (self.high - self.low)
-        return LEFT + min(1.0, max(0.0, share)) * (WIDTH - LEFT - RIGHT)
+        return LEFT + min(1.0, max(0.0, share)) * CURVES_WIDTH
 
     def y(self, share: float) -> float:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
@@ -67,17 +74,19 @@ def _decades(low: float, high: float) -> tuple[float, float]:
     return begin, end if end > begin else begin + 1.0
 
 
-def _head(title: str) -> str:
+def _head(title: str, width: int) -> str:
+    """Titles are made smaller rather than cut."""
+    size = min(TITLE_PX, 12 * (width - LEFT) / (1.15 * LETTER_PX * max(1, len(title))))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="#222">\n'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>\n'
-        f'<text x="{LEFT}" y="26" font-size="15" font-weight="600">{escape(title)}</text>'
+        f'<rect width="{width}" height="{HEIGHT}" fill="#fff"/>\n'
+        f'<text x="{LEFT}" y="26" font-size="{size:.1f}" font-weight="600">{escape(title)}</text>'
     )
 
 
 def _grid(axis: _Axis) -> list[str]:
-    bottom, right = axis.y(0.0), WIDTH - RIGHT
+    bottom, right = axis.y(0.0), LEFT + CURVES_WIDTH
     parts = []
     labelled = -LABEL_PX_MIN
     for power in range(-6, 7):
@@ -111,7 +120,12 @@ def _slo(axis: _Axis, slo_s: float) -> str:
     )
 
 
-def _curve(axis: _Axis, place: int, policy: str, ttfts: Sequence[float], requests: int) -> list[str]:
+def _median(ttfts: Sequence[float]) -> str:
+    """In words, after a name; ttfts: sorted."""
+    return f", p50 {_label(float(f'{ttfts[(len(ttfts) - 1) // 2]:.3g}'))}" if ttfts else ""
+
+
+def _curve(axis: _Axis, place: int, policy: str, ttfts: Sequence[float], requests: int, median: str) -> list[str]:
     colour = COLOURS[place % len(COLOURS)]
     dash = ' stroke-dasharray="6 3"' if place >= len(COLOURS) else ""
     count = len(ttfts)
@@ -119,8 +133,7 @@ def _curve(axis: _Axis, place: int, policy: str, ttfts: Sequence[float], request
     points = [(axis.x(ttfts[i]), axis.y((i + 1) / max(1, requests))) for i in picked]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     y = TOP + 10 + 20 * place
-    x = WIDTH - RIGHT + 18
-    median = f", p50 {_label(float(f'{ttfts[(count - 1) // 2]:.3g}'))}" if count else ""
+    x = LEFT + CURVES_WIDTH + 18
     return [
         f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>',
         f'<path d="M{x} {y}h20" stroke="{colour}" stroke-width="3"{dash}/>',
