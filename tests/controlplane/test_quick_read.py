@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from controlplane.quick_read import QuickRead
 from headway.embedded_redis import RedisServer
+from tests.waiting import turns
 
 
 async def test_what_is_there_comes_at_once_and_what_comes_later_is_waited_for(own_redis: RedisServer) -> None:
@@ -52,7 +53,7 @@ async def test_a_read_that_was_cancelled_leaves_no_answer_behind_for_the_next(ow
     reader = QuickRead(own_redis.url, entries_max=2, timeout_s=2.0)
     assert await reader.read({b"a": "0"}) == []
     waits = asyncio.create_task(reader.read({b"a": "0"}, 5_000))
-    await asyncio.sleep(0)
+    await turns()  # its command is sent, and nothing will answer for five seconds
     waits.cancel()
     await asyncio.gather(waits, return_exceptions=True)
     await client.xadd("b", {"d": b"2"})
