@@ -15,8 +15,8 @@ _PLAIN = (b"", b"identity")
 
 def decode(request: Request, bytes_max: int) -> ApiError | None:
     """The request as if it had come uncompressed, or why it cannot be."""
-    encoding = request.get(b"content-encoding").strip().lower()
-    if encoding in _PLAIN:
+    encoding = _said(request)
+    if not encoding:
         return None
     window = _WINDOWS.get(encoding)
     if window is None:
@@ -32,6 +32,13 @@ def decode(request: Request, bytes_max: int) -> ApiError | None:
     request.headers = [(name, value) for name, value in request.headers if name != b"content-encoding"]
     del request.fields[b"content-encoding"]
     return None
+
+
+def _said(request: Request) -> bytes:
+    """Its codings in lower case, however many lines they came in, without those that are none."""
+    lines = b",".join([value for name, value in request.headers if name == b"content-encoding"])
+    codings = [coding.strip().lower() for coding in lines.split(b",")]
+    return b", ".join([coding for coding in codings if coding not in _PLAIN])
 
 
 def inflate(data: bytes, window: int, bytes_max: int) -> bytes | None:

@@ -144,7 +144,7 @@ _decode_all = msgspec.json.Decoder().decode
 def read_ask(request: Request, body_bytes_max: int) -> Ask | ApiError:
     """The body of a routed request, which is uncompressed where it came compressed."""
     content_type = request.get(b"content-type").lower()
-    if request.get(b"content-encoding") and (refusal := encoding.decode(request, body_bytes_max)) is not None:
+    if b"content-encoding" in request.fields and (refusal := encoding.decode(request, body_bytes_max)) is not None:
         return refusal
     if content_type.startswith(b"multipart/"):
         return FormAsk(multipart_model(request.body))

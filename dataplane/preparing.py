@@ -39,7 +39,7 @@ def read(gateway: Gateway, request: Request, permit: Permit | None, done: Done) 
         if isinstance(wished, ApiError):
             done(wished, None)
             return
-    if request.get(b"content-encoding"):
+    if b"content-encoding" in request.fields:
         # Never on the loop: a kilobyte may become a megabyte.
         _in_thread(
             gateway, lambda: _uncompress(gateway, request), lambda refusal: _read_on(gateway, request, permit, done, refusal)

@@ -51,6 +51,30 @@ async def test_the_engine_gets_a_compressed_body_as_it_was(proxy: Proxy, backend
     assert "content-encoding" not in seen.headers
 
 
+@pytest.mark.parametrize(
+    ("codings", "status"),
+    [
+        (("identity", "gzip"), 200),
+        (("gzip, identity",), 200),
+        (("", "GZip"), 200),
+        (("gzip", "gzip"), 415),
+        (("gzip", "br"), 415),
+        (("identity", "br"), 415),
+    ],
+)
+async def test_codings_count_in_however_many_lines_they_come(
+    proxy: Proxy, backend: Backend, codings: tuple[str, ...], status: int
+) -> None:
+    body = json.dumps(chat("x")).encode()
+    lines = "".join(f"Content-Encoding: {coding}\r\n" for coding in codings).encode()
+    head, found, packed = request(gzip.compress(body)).partition(b"\r\n\r\n")
+    response = await ask(proxy.port, head + b"\r\n" + lines.removesuffix(b"\r\n") + found + packed)
+    assert response.status == status
+    assert len(backend.requests) == (status == 200)
+    for seen in backend.requests:
+        assert (seen.body, seen.headers.get("content-encoding", "")) == (body, "")
+
+
 async def test_a_body_that_would_burst_is_refused(start_proxy: StartProxy, backend: Backend) -> None:
     proxy = await start_proxy(backend, body_bytes_max=100_000)
     bomb = gzip.compress(b"\0" * 50_000_000)
