@@ -215,7 +215,11 @@ class Served:
     def _used_tokens(self, permit: Permit) -> tuple[int, int]:
         """Prompt and output, as the engine says it; else by what was seen. 0, 0: no engine worked for it."""
         relay = self._relay
-        if relay is None or relay.head is None or relay.head.status >= 400:
+        if relay is None:
+            return 0, 0
+        if relay.head is None:  # whoever leaves before the answer to a prompt has had it computed all the same
+            return permit.prompt_tokens if self._client.transport is None else 0, 0
+        if relay.head.status >= 400:
             return 0, 0
         prompt, output = relay.ending.prompt_tokens, relay.ending.output_tokens
         if prompt is None:

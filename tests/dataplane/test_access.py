@@ -201,6 +201,23 @@ async def test_a_request_that_no_engine_served_gives_its_tokens_back(
         assert (await post(proxy, token, chat(max_tokens=900))).status == 502
 
 
+async def test_whoever_leaves_before_the_answer_pays_for_the_prompt(
+    start_proxy: StartProxy, backend: Backend, keys_file: Path, add_key: AddKey
+) -> None:
+    token = add_key(tokens_per_minute=1000)
+    backend.script(hangs(), chat_json("x", usage_of=usage(0, 0, 0)))
+    proxy = await start_proxy(backend, keys_file=str(keys_file))
+    client = await Client.connect(proxy.port)
+    await client.send(request(chat("x" * 2000, max_tokens=1), headers=bearer(token)))
+    await backend.until(lambda backend: len(backend.requests) == 1)
+    client.reset()
+    await proxy.until(lambda app: app.gateway.concurrency.in_flight == 0)
+    answered = await post(proxy, token, chat(max_tokens=1))
+    assert int(answered.headers["x-ratelimit-remaining-tokens"]) < 600
+    assert proxy.count("tenant_tokens", "acme", "prompt") >= 400
+    client.close()
+
+
 async def test_requests_at_once_are_bounded_and_counted_down(
     start_proxy: StartProxy, backend: Backend, keys_file: Path, add_key: AddKey
 ) -> None:
