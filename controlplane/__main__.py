@@ -9,7 +9,7 @@ import socket
 
 import redis.asyncio
 
-from controlplane import profiles, ranks
+from controlplane import profiles, ranks, state
 from controlplane.admission import WaitingRoom
 from controlplane.alarms import AlarmLog
 from controlplane.breaker import BreakerBounds
@@ -149,6 +149,9 @@ async def serve(settings: Settings, life: Life) -> None:
     await server.start(settings.listen)
     lines = Lines(routing.claim_line)
     await lines.start(settings.listen)
+    life.tells["decisions"] = lambda: state.of(
+        clock.now(), director=director, snapshot=snapshot, ledger=ledger, waiting=waiting, bus=ingest, routing=routing
+    )
     life.spawn(ingest.run(), name="ingest")
     life.spawn(outcomes.run(), name="outcomes")
     life.spawn(upkeep.run(), name="upkeep")

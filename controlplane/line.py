@@ -56,6 +56,12 @@ class Line(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.write(frame(body))
 
+    @property
+    def state(self) -> str:
+        """For whoever looks for what waits."""
+        ended = ", ended" if self._transport.is_closing() else ""
+        return f"line, {self._transport.get_write_buffer_size()} bytes unsent{ended}"
+
     def close(self) -> None:
         self._transport.close()
 

@@ -111,6 +111,10 @@ class RoutingServicer(routing_pb2_grpc.RoutingServicer):
         """Their names."""
         return self._streams.keys()
 
+    def state(self) -> dict[str, str]:
+        """By data plane: how it is talked to."""
+        return {owner: "stream" if one.line is None else one.line.state for owner, one in self._streams.items()}
+
     # --------------------------------------------------------------------------------------------------- the stream
 
     async def RouteStream(  # type: ignore[override]  # noqa: N802 - reads and writes by itself: the stubs know generators only

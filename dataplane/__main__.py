@@ -10,6 +10,7 @@ import signal
 import sys
 from dataclasses import replace
 
+from dataplane import state
 from dataplane.app import App
 from dataplane.keys import KeysError
 from dataplane.processes import LIMITS_VARIABLE, NUMBER_VARIABLE, PORT_VARIABLE, probe, reserve, supervise
@@ -61,6 +62,7 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
     except (ValueError, OSError) as error:
         fail("dataplane", _why(error, settings))
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
+    life.tells["requests"] = lambda: state.of(app)
     if number is None and not settings.share_port:
         probe(settings.host, settings.port)
     port = await app.start(reuse_port=True, process_number=int(number or 0))

@@ -197,6 +197,26 @@ class ControlClient:
         """Of the control plane that decides; "" where none does."""
         return self.planes.current.target if self.connected and self.planes.current is not None else ""
 
+    def state(self) -> dict[str, object]:
+        """What there is to tell where requests wait for decisions. Times are seconds."""
+        now, current = self._clock.now(), self.planes.current
+        oldest = next(iter(self._waiting.values()), None)
+        return {
+            "connected": self.connected,
+            "target": "" if current is None else current.target,
+            "view_age": None if current is None or current.view is None else round(now - current.heard_at, 2),
+            "answers_age": round(now - self.taken_at, 2) if self.taken_at else None,
+            "asked": len(self._waiting),
+            "asked_for": 0.0 if oldest is None else round(now - oldest[1], 2),
+            "queued": len(self._queued),
+            "unsent": len(self._questions),
+            "unanswered": self._unanswered,
+            "missed_in_a_row": self._missed_in_a_row,
+            "outcomes": len(self._outcomes),
+            "line": "none" if self._line is None else "open" if self._line.has_room else "full or ended",
+            "timer": self._timer is not None,
+        }
+
     async def run(self) -> None:
         """Connects, and connects again, until cancelled."""
         while True:

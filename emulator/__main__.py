@@ -68,6 +68,10 @@ class Emulator:
         """Where it listens, once started."""
         return f"http://{self._settings.host}:{self._runner.addresses[0][1]}"
 
+    def state(self) -> dict[str, object]:
+        """What there is to tell where requests wait here (runtime.telling)."""
+        return {"inside": self.app.num_inside, "ranks": [driver.state() for driver in self.app.ranks.drivers]}
+
     async def start(self, spawn: Callable[[Coroutine[Any, Any, None], str], object]) -> None:
         """Bind and serve. spawn: starts a task that lives until `stop`. OSError: a port is taken."""
         for publisher in self._publishers:
@@ -150,6 +154,7 @@ def main(settings: Settings) -> None:
 
     async def live(life: service.Life) -> None:
         emulator = Emulator(settings, texts, SystemClock())
+        life.tells["engine"] = emulator.state
         try:
             await emulator.start(lambda coroutine, name: life.spawn(coroutine, name=name))
             life.ready(f"{emulator.url} serves {emulator.app.model} as {settings.preset}")

@@ -51,6 +51,7 @@ class Driver:
         self._idle.set()
         self._in_step = False
         self._is_stale = False
+        self._due = 0.0  # when the step under way ends, or the last one did
         self.death: ApiError | None = None
         self.is_hung = False
         self.is_paused = False
@@ -58,6 +59,22 @@ class Driver:
     @property
     def num_waiting(self) -> int:
         return self.engine.num_queued
+
+    def state(self) -> dict[str, object]:
+        """What there is to tell where requests wait here."""
+        scheduler = self.engine.scheduler
+        return {
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "queued": self.engine.num_queued,
+            "sinks": len(self._sinks),
+            "in_step": self._in_step,
+            "due_in": round(self._due - self._clock.now(), 3),
+            "hung": self.is_hung,
+            "paused": self.is_paused,
+            "free_blocks": self.engine.pool.num_free,
+            "dead": self.death is not None,
+        }
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Until no request is inside. False: some still are after `timeout_s`."""
@@ -111,6 +128,7 @@ class Driver:
                 due = self._clock.now()
             result = self.engine.step(due)
             due += result.duration_s
+            self._due = due
             self._in_step = True
             await asyncio.sleep(max(0.0, due - self._clock.now()))
             while self.is_hung:

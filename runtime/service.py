@@ -8,7 +8,7 @@
 
     run(main, "dataplane")
 
-The first signal asks for the orderly end, the second ends at once (exit code 130).
+The first signal asks for the orderly end, the second ends at once (exit code 130). SIGUSR1 asks what it waits for (telling).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import uvloop
 
 from runtime import settings as settings_module
+from runtime import telling
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class Life:
     def __init__(self) -> None:
         self.ending = asyncio.Event()
         """Set once the process was asked to end."""
+        self.tells: dict[str, Callable[[], object]] = {}
+        """What parts of the process say when it is asked by SIGUSR1 (see telling)."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self.failure: BaseException | None = None
 
@@ -95,6 +98,7 @@ def run(main: Callable[[Life], Awaitable[None]], process: str) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_signal, life)
+        telling.listen(loop, life.tells)
         try:
             await main(life)
         finally:

@@ -43,6 +43,9 @@ from tests.e2e.stack import RunningStack, running_stack
 PROMPTS = 48
 HANG_S = 60.0
 """A request that has not ended by then hangs. Three attempts of FIRST_BYTE_S each, and waiting for room, stay below it."""
+SUSPECT_S = 20.0
+"""When a request has waited so long, the stack is asked what it waits for: once."""
+STILL_LOOK_S = 0.1
 FIRST_BYTE_S = 5.0
 LEAVE_SHARE = 0.08
 QUIET_S_MAX = 30.0
@@ -127,6 +130,29 @@ def text_of(payload: dict[str, Any]) -> str:
     return found
 
 
+class StandStill:
+    """How long this process itself got no turn: clocks go on while a machine stands still."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._at = 0.0
+
+    def watch(self, now: float) -> None:
+        """From now on."""
+        if not self._at:
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        if self._at:
+            self.longest_s = max(self.longest_s, now - self._at - STILL_LOOK_S)
+        self._at = now
+        loop = asyncio.get_running_loop()
+        loop.call_later(STILL_LOOK_S, lambda: self._look(time.monotonic()))
+
+    def __str__(self) -> str:
+        return f"this process stood still for {self.longest_s:.1f} s at most"
+
+
 class Clients:
     """Sends jobs and judges what comes back."""
 
@@ -136,26 +162,44 @@ class Clients:
         self._url = stack.url
         self._leave_share = leave_share
         self._session = session
+        self._stack = stack
         self._rng = rng
+        self._asking: asyncio.Task[str] | None = None
+        self._still = StandStill()
         self.ends: dict[str, End1] = {}
+        self.told = ""
+        """What the stack had to tell while the first request waited suspiciously long."""
 
     async def one(self, number: int, job: Job) -> None:
         request_id = f"chaos-{number}"
         leave_s = self._rng.uniform(0.003, 0.2) if self._rng.random() < self._leave_share else HANG_S
         began = time.monotonic()
+        self._still.watch(began)
+        suspected = asyncio.get_running_loop().call_later(SUSPECT_S, self._suspect)
+        reached: list[str] = []
         try:
             async with asyncio.timeout(leave_s):
-                end = await self._ask(request_id, job, began)
+                end = await self._ask(request_id, job, began, reached)
         except TimeoutError:
-            end = End1("client left" if leave_s < HANG_S else "HUNG", began, 0.0)
+            end = End1("client left" if leave_s < HANG_S else "HUNG", began, 0.0, detail=f"{reached}, {self._still}")
         except aiohttp.ClientError as error:
             end = End1("CONNECTION BROKE", began, 0.0, detail=repr(error))
+        finally:
+            suspected.cancel()
         end.ended = time.monotonic()
         self.ends[request_id] = end
+        if self._asking is not None:
+            self.told = await asyncio.shield(self._asking)
 
-    async def _ask(self, request_id: str, job: Job, began: float) -> End1:
+    def _suspect(self) -> None:
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(asyncio.to_thread(self._stack.told))
+
+    async def _ask(self, request_id: str, job: Job, began: float, reached: list[str]) -> End1:
+        """reached: how far it got."""
         headers = {"x-request-id": request_id}
         async with self._session.post(self._url + job.path, json=job.body, headers=headers) as reply:
+            reached.append(f"status {reply.status}")
             raw = await reply.read()
         kind, detail = judge(reply.status, raw, job)
         attempts = int(reply.headers.get("x-headway-attempts", "0"))
@@ -497,6 +541,8 @@ def run(arguments: list[str] | None = None) -> int:
             kept = Path(tempfile.gettempdir(), "chaos-up.log")
             kept.write_bytes(log.read_bytes())
             print(f"log kept in {kept}")
+            if (told := Path(home, "told.txt")).exists():
+                print(told.read_text())
     print("\n".join(report.lines()), flush=True)
     return 1 if report.problems else 0
 

@@ -18,14 +18,20 @@ from typing import Any
 import grpc
 
 from proto import fleet_pb2, fleet_pb2_grpc
+from tests.e2e.told import told
 from tests.ports import free_ports
 from tests.waiting import wait_until
 
 START_S_MAX = 90.0
+TOLD = "What the stack had to tell: "
 UP = "Ctrl-C ends everything"
 """The last line of a stack that is up."""
 PATIENT = {"HEADWAY_DATAPLANE_DECISION_TIMEOUT_MS": "5000"}
 """For stacks of tests that say where requests go: on a machine that stands still for a moment the fallback would decide."""
+
+
+running: list[RunningStack] = []
+"""Those that are up: a failed test shows what each has to tell."""
 
 
 @dataclass
@@ -84,6 +90,23 @@ class RunningStack:
 
     def log(self) -> str:
         return (self.home / "up.log").read_text(errors="replace")
+
+    def told(self) -> str:
+        """What its processes wait for right now, their logs, sockets and figures; kept in its home, too."""
+        port = int(self.url.rpartition(":")[2])
+        pages = [f"http://127.0.0.1:{at}/metrics" for at in (port, port + 2, *range(port + 3, port + 3 + self.workers))]
+        text = told(self.home / "up.log", self.all_pids(), pages)
+        with (self.home / "told.txt").open("a") as file:
+            file.write(text + "\n")
+        return text
+
+    def all_pids(self) -> dict[str, list[int]]:
+        """`child_pids` with the processes that those started themselves, under `name/`."""
+        found = self.child_pids()
+        for name, pids in list(found.items()):
+            if below := [child for pid in pids for child in descendants(pid)]:
+                found[name + "/"] = below
+        return found
 
 
 def _name_of(command: list[str]) -> str:
@@ -151,20 +174,36 @@ def running_stack(
         assert any(UP in line for line in stack.output), "ended at start:\n" + "".join(stack.output)
         processes = int(arguments[arguments.index("--processes") + 1]) if "--processes" in arguments else 1
         wait_until(lambda: stack.sees(processes), seconds_max=START_S_MAX, what="prompts are read, the caches known")
+        running.append(stack)
         yield stack
         children = descendants(process.pid)
+    except (GeneratorExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a test's own failure and its timeout are no Exception
+        add_told(error, stack)
+        raise
     finally:
+        if stack in running:
+            running.remove(stack)
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(timeout=45)
             except subprocess.TimeoutExpired:
+                error = AssertionError("did not end within 45 s of Ctrl-C:\n" + "".join(stack.output[-30:]))
+                add_told(error, stack)
                 process.kill()
                 process.wait()
-                raise AssertionError("did not end within 45 s of Ctrl-C:\n" + "".join(stack.output[-30:])) from None
+                raise error from None
         reader.join(timeout=5)
     left = [pid for pid in children if command_line(pid)]
     assert not left, f"left behind: {[command_line(pid) for pid in left]}"
+
+
+def add_told(error: BaseException, stack: RunningStack) -> None:
+    """Shown with the error, once."""
+    if not any(note.startswith(TOLD) for note in getattr(error, "__notes__", ())):
+        error.add_note(f"{TOLD}{stack.url} (also in {stack.home}/told.txt)\n{stack.told()}")
 
 
 def _read(process: subprocess.Popen[str], lines: list[str], up: threading.Event) -> None:

@@ -29,13 +29,13 @@ def test_a_thousand_streams_at_once_are_complete_and_not_mixed_up(tmp_path: Path
         "HEADWAY_DATAPLANE_DECISION_TIMEOUT_MS": "20000",
     }
     with running_stack(tmp_path, "--speed", "4", workers=3, environment=settings) as stack:
-        ends, problems = asyncio.run(_all_at_once(stack))
-        assert ends == {"complete": STREAMS}, (ends, problems[:3])
+        ends, problems, told = asyncio.run(_all_at_once(stack))
+        assert ends == {"complete": STREAMS}, f"{ends} {problems[:3]}\n{told}"
         wait_until(lambda: no_reservations(stack), seconds_max=15, what="no reservation left")
 
 
-async def _all_at_once(stack: RunningStack) -> tuple[Counter[str], list[str]]:
-    """Ends by kind, and what was wrong."""
+async def _all_at_once(stack: RunningStack) -> tuple[Counter[str], list[str], str]:
+    """Ends by kind, what was wrong, and what the stack told where a request waited long."""
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         async with session.get(stack.url + "/v1/models") as reply:
@@ -45,7 +45,7 @@ async def _all_at_once(stack: RunningStack) -> tuple[Counter[str], list[str]]:
         clients = Clients(stack, session, random.Random(1), leave_share=0.0)
         await asyncio.gather(*(clients.one(number, known[number % len(known)]) for number in range(STREAMS)))
     details = [end.detail for end in clients.ends.values() if end.kind != "complete"]
-    return Counter(end.kind for end in clients.ends.values()), details
+    return Counter(end.kind for end in clients.ends.values()), details, clients.told
 
 
 async def _expected(stack: RunningStack, session: aiohttp.ClientSession, job: Job) -> Job:
