@@ -13,11 +13,12 @@ from dataclasses import replace
 from dataplane import state
 from dataplane.app import App
 from dataplane.keys import KeysError
-from dataplane.processes import LIMITS_VARIABLE, NUMBER_VARIABLE, PORT_VARIABLE, probe, reserve, supervise
+from dataplane.processes import LIMITS_VARIABLE, NUMBER_VARIABLE, PARENT_VARIABLE, PORT_VARIABLE, probe, reserve, supervise
 from dataplane.settings import Settings
 from dataplane.shared_limits import SharedTable, make_file
 from runtime import log
 from runtime.clock import SystemClock
+from runtime.parents import end_with
 from runtime.service import Life, run
 from runtime.settings import fail, read
 
@@ -34,6 +35,9 @@ def main() -> None:
     number = os.environ.pop(NUMBER_VARIABLE, None)  # set by a parent; not a setting
     port = os.environ.pop(f"{PORT_VARIABLE}_SHARED", None)
     limits = os.environ.pop(LIMITS_VARIABLE, None)
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is not None:
+        end_with(int(parent), signal.SIGTERM)
     settings = read(Settings, "dataplane")
     log.configure(
         "dataplane" if number is None else f"dataplane/{number}", level=settings.log_level, format=settings.log_format

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ RESTART_S_MIN = 0.5
 RESTART_S_MAX = 10.0
 STABLE_S = 30.0
 NUMBER_VARIABLE = "HEADWAY_DATAPLANE_PROCESS_NUMBER"
+PARENT_VARIABLE = "HEADWAY_DATAPLANE_PARENT"
 PORT_VARIABLE = "HEADWAY_DATAPLANE_PORT"
 LIMITS_VARIABLE = "HEADWAY_DATAPLANE_LIMITS_FILE"
 
@@ -55,6 +57,7 @@ async def supervise(
     files: Sequence[int] = (),
 ) -> None:
     """Until `life` ends; each child gets its number, and inherits `files`. The children end within the bound or are killed.
+    Where this process is killed they end by themselves, in order.
 
     SIGHUP goes on to them.
     """
@@ -83,9 +86,8 @@ async def _keep(
     loop, pause_s = asyncio.get_running_loop(), RESTART_S_MIN
     while not life.ending.is_set():
         began = loop.time()
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "dataplane", *argv, env={**environ, NUMBER_VARIABLE: str(number)}, pass_fds=files
-        )
+        env = {**environ, NUMBER_VARIABLE: str(number), PARENT_VARIABLE: str(os.getpid())}
+        child = await asyncio.create_subprocess_exec(sys.executable, "-m", "dataplane", *argv, env=env, pass_fds=files)
         children[number] = child
         gone = asyncio.ensure_future(child.wait())
         ending = asyncio.ensure_future(life.ending.wait())

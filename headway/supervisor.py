@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TextIO
 
 from headway.plan import Process
+from runtime.parents import end_with
 from runtime.tasks import happened
 
 RESTART_PAUSE_S_MIN = 0.2
@@ -25,26 +24,10 @@ RESTART_PAUSE_S_MAX = 5.0
 STEADY_S = 10.0
 LOG_LINE_BYTES_MAX = 64 * 1024
 
-_PR_SET_PDEATHSIG = 1
-
-
-def _libc_prctl() -> Callable[..., int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    with contextlib.suppress(OSError, AttributeError):
-        return ctypes.CDLL(None, use_errno=True).prctl
-    return None
-
-
-_prctl = _libc_prctl()
-
 
 def die_with(parent: int) -> None:
     """In the child, before exec: SIGKILL when the parent's thread ends, or has ended since the fork."""
-    if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+    end_with(parent, signal.SIGKILL)
 
 
 class Child:

@@ -112,6 +112,50 @@ async def test_a_process_that_dies_is_started_again(launch: Launch, backend: Bac
     await until_ready(free_port)
 
 
+async def test_the_processes_of_one_that_is_killed_end_in_order_and_free_its_port(
+    launch: Launch, backend: Backend, free_port: int
+) -> None:
+    """Nobody would end them, nor start those anew that die, and whoever starts the next finds the port taken."""
+    go_on = asyncio.Event()
+
+    async def step(seen: Seen, wire: Wire) -> None:
+        first, *others = stream_events(["a", "b"])
+        await wire.send(STREAM_HEAD + chunk(first) + chunk(others[0]))
+        await go_on.wait()
+        await wire.send(b"".join(map(chunk, others[1:])) + b"0\r\n\r\n")
+
+    backend.script(step)
+    arguments = ("--port", str(free_port), "--processes", "2", "--endpoint", f"m={backend.url}")
+    process = await launch(*arguments)
+    await until_ready(free_port)
+    children = _children(process.pid)
+    client = await Client.connect(free_port)
+    await client.send(request(chat(stream=True)))
+    assert b'"a"' in await client.reader.readuntil(b'"a"')
+    process.kill()
+    await process.wait()
+    await until(lambda: is_refused(free_port), "its processes take nobody any more")
+    successor = await launch(*arguments)
+    await until_ready(free_port)  # while the stream goes on
+    assert successor.returncode is None
+    go_on.set()
+    assert b"[DONE]" in await client.reader.readuntil(b"0\r\n\r\n")
+    client.close()
+    await until(lambda: not any(map(lives, children)), "they have ended")
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as probing:
+        return probing.connect_ex(("127.0.0.1", port)) != 0
+
+
+def lives(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 def _children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(text) for text in file.read().split()]
