@@ -71,7 +71,7 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
         probe(settings.host, settings.port)
     port = await app.start(reuse_port=True, process_number=int(number or 0))
     _tune_gc()
-    life.ready(f"{_scheme(settings)}://{settings.host}:{port}")
+    life.ready(_url(settings, port))
     await life.ending.wait()
     await app.stop()
     if app.prompts.loading:  # the interpreter's end aborts the process where it meets a thread amid Rust
@@ -102,7 +102,7 @@ async def _say_ready(life: Life, settings: Settings, port: int) -> None:
             await asyncio.sleep(READY_POLL_S)
             continue
         writer.close()
-        life.ready(f"{_scheme(settings)}://{settings.host}:{port} by {settings.processes} processes")
+        life.ready(f"{_url(settings, port)} by {settings.processes} processes")
         return
 
 
@@ -114,8 +114,9 @@ def _why(error: Exception, settings: Settings) -> str:
     return str(error)
 
 
-def _scheme(settings: Settings) -> str:
-    return "https" if settings.tls_cert else "http"
+def _url(settings: Settings, port: int) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
 
 
 def _with_port(settings: Settings, port: int) -> Settings:

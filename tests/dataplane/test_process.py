@@ -93,6 +93,16 @@ async def test_an_occupied_port_is_one_line_and_code_2(launch: Launch, processes
     assert "taken" in error.decode()
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_it_says_where_it_is_found_as_a_url(launch: Launch, free_port: int, processes: str) -> None:
+    process = await launch("--host", "::1", "--port", str(free_port), "--processes", processes)
+    assert process.stderr is not None
+    async with asyncio.timeout(WAIT_S):
+        while b"ready:" not in (line := await process.stderr.readline()):
+            assert line, "it ended at start"
+    assert f"http://[::1]:{free_port}" in line.decode()
+
+
 async def test_a_mistyped_flag_is_one_line_and_code_2(launch: Launch) -> None:
     process = await launch("--prot", "8000")
     async with asyncio.timeout(WAIT_S):
