@@ -95,6 +95,8 @@ async def test_an_occupied_port_is_one_line_and_code_2(launch: Launch, processes
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 async def test_it_says_where_it_is_found_as_a_url(launch: Launch, free_port: int, processes: str) -> None:
+    if not has_ipv6():
+        pytest.skip("no IPv6 here")
     process = await launch("--host", "::1", "--port", str(free_port), "--processes", processes)
     assert process.stderr is not None
     async with asyncio.timeout(WAIT_S):
@@ -152,6 +154,15 @@ async def test_the_processes_of_one_that_is_killed_end_in_order_and_free_its_por
     assert b"[DONE]" in await client.reader.readuntil(b"0\r\n\r\n")
     client.close()
     await until(lambda: not any(map(lives, children)), "they have ended")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probing:
+            probing.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def is_refused(port: int) -> bool:
