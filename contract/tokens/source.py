@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ PLAIN_CLASSES = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
 
 CHANGING = ("add_bos_token", "add_eos_token", "add_prefix_space", "auto_map")
 """Settings in tokenizer_config.json by which even a plain class changes it."""
+
+_importing = threading.Lock()
+"""Threads that import transformers at once fail: what it loads lazily is not there yet for the second of them."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ def _by_transformers(name: str) -> Source:
     """The source of a directory or a hub name, as the engine loads it. It keeps to HF_HUB_OFFLINE and the hub's cache."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # such as that there is no PyTorch: nobody needs it here
     try:
-        from transformers import AutoTokenizer
-
+        with _importing:
+            from transformers import AutoTokenizer
         loaded = AutoTokenizer.from_pretrained(name)
         serialized = loaded.backend_tokenizer.to_str()
         tokenizer = _bare(Tokenizer.from_str(serialized))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from array import array
 from collections.abc import Iterator
 from functools import cache
@@ -327,6 +329,30 @@ def test_the_shipped_tokenizer_is_what_auto_tokenizer_loads() -> None:
     text = loaded.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
     assert CACHED.render(body) == text
     assert memoryview(CACHED.chat(body)).cast("I").tolist() == loaded.encode(text, add_special_tokens=False)
+
+
+AT_ONCE = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from contract.tokens.source import read
+together = threading.Barrier(4)
+def one(folder):
+    together.wait()
+    return read(folder).special_tokens["bos_token"]
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(one, [sys.argv[1]] * 4))
+"""
+
+
+def test_threads_may_load_at_once(tmp_path: Path) -> None:
+    """As a data plane does whose fleet has several models. In a process of its own: the first ones import transformers."""
+    (tmp_path / "tokenizer.json").write_text(SERIALIZED)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["<|begin_of_text|>"] * 4, done.stderr[-2000:]
 
 
 def test_a_tokenizer_that_auto_tokenizer_changes_is_loaded_by_it(tmp_path: Path) -> None:
