@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc.aio
 import pytest
 import redis
 from hypothesis import settings
@@ -20,6 +22,21 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 settings.register_profile("shared machine", settings.get_profile("ci" if "CI" in os.environ else "default"), deadline=None)
 settings.load_profile("shared machine")
+
+
+def pytest_sessionstart() -> None:
+    """gRPC's asyncio side is never shut down amid a run: whoever frees its last object waits for its poller, and an operation
+    that is still pending, of a channel that an earlier test left, makes that wait endless. Channels and their tasks are cycles,
+    so it is the garbage collector that frees them, in whatever test it happens to run: there the whole process, an event loop
+    with a thousand requests in it, stood still until its timeout. One more use that is never given back prevents it.
+    """
+
+    async def use() -> None:
+        grpc.aio.init_grpc_aio()
+
+    loop = asyncio.new_event_loop()  # it wants one
+    loop.run_until_complete(use())
+    loop.close()
 
 
 @pytest.fixture
