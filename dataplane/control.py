@@ -280,7 +280,12 @@ class ControlClient:
             reader = asyncio.create_task(self._read(call, opened, tasks))
             leaving = asyncio.create_task(self._leave())
             tasks += (writer, reader, leaving)
-            await asyncio.wait((reader, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reader, writer, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if writer.done() and not reader.done():  # what is asked from now on would never leave
+                call.cancel()
+                await asyncio.wait((reader,))
+                with suppress(grpc.aio.AioRpcError, ConnectionError, TimeoutError, asyncio.InvalidStateError):
+                    writer.result()  # a fault of our own is for `run`
             if reader.done():
                 reader.result()
                 return self._silence or "ended by the control plane"
@@ -523,6 +528,7 @@ class ControlClient:
             if answer.queued:
                 if waiting is not None:
                     self._queued[question_id] = (waiting[0], now, waiting[2])
+                    self._look_within(self._queue_timeout_s)
                 continue
             if waiting is None and self._queued:
                 waiting = self._queued.pop(question_id, None)
@@ -543,6 +549,14 @@ class ControlClient:
         self._probe_at = now + PROBE_EVERY_S
         return False
 
+    def _look_within(self, seconds: float) -> None:
+        """For what may be due before what the timer was set for."""
+        if self._timer is not None and self._timer.when() - self._loop.time() > seconds:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._on_timer)
+
     def _on_timer(self) -> None:
         self._timer = None
         now = self._clock.now()
@@ -555,6 +569,9 @@ class ControlClient:
             oldest = next(iter(self._waiting.values()), None)
             asked_at = now if oldest is None else oldest[1]
             next_at = asked_at + (self._patience_s if now < asked_at + self._patience_s else self._timeout_s)
+            queued = next(iter(self._queued.values()), None)
+            if queued is not None:
+                next_at = min(next_at, queued[1] + self._queue_timeout_s)
             self._timer = self._loop.call_later(max(TIMER_S_MIN, next_at - now), self._on_timer)
 
     def _miss(self, asked: dict[int, _Waiting], until: float) -> None:

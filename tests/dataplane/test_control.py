@@ -103,6 +103,37 @@ async def test_a_question_that_waits_for_room_waits_longer(start_proxy: StartPro
     assert proxy.count("late") == 0
 
 
+async def test_a_question_that_waits_for_room_does_not_wait_as_long_as_one_without_a_notice(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    """Where the deadline of decisions is the longer one."""
+    control.serve("m", backend.url)
+    control.decide = lambda question: pb.Decision(queued=True)
+    proxy = await start_proxy(control=control, decision_timeout_ms=60_000, queue_timeout_ms=300)
+    asked = asyncio.create_task(ask(proxy.port, request(chat())))
+    await control.until(lambda control: len(control.questions) == 1)
+    assert (await asked).headers["x-headway-fallback"] == "1"  # ask itself gives up earlier than after a minute
+    assert proxy.count("late") == 1
+
+
+async def test_a_fault_of_whoever_writes_ends_its_stream_and_the_next_one_is_asked(
+    start_proxy: StartProxy, backend: Backend, control: Control
+) -> None:
+    """Else answers would still be read, and nothing would ever be asked again."""
+    control.serve("m", backend.url)
+    control.view.token_ages = True
+    proxy = await start_proxy(control=control)
+    backend.script(raw(STREAM_HEAD + b"".join(map(chunk, stream_events(["a", "b"]))) + LAST_CHUNK))
+    assert (await ask(proxy.port, request(chat(stream=True)))).status == 200
+    await control.until(lambda control: len(control.outcomes) == 1)
+    proxy.app.gateway.fleet.numbers = None  # type: ignore[assignment]  # until the next view
+    assert (await ask(proxy.port, request(chat()))).headers["x-headway-fallback"] == "1"
+    await control.until(lambda control: len(control.hellos) == 2)
+    control.show(control.view)
+    await proxy.until(lambda app: app.control.connected and app.gateway.fleet.numbers)
+    assert "x-headway-fallback" not in (await ask(proxy.port, request(chat()))).headers
+
+
 async def test_a_restart_loses_no_request_and_the_new_one_hears_what_is_held(
     start_proxy: StartProxy, backend: Backend, control: Control
 ) -> None:
