@@ -72,7 +72,9 @@ def dispatch(argv: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}{_meant(name)}; there are {', '.join(COMMANDS)}")
-    if name not in STARTS_OTHERS:
+    if name in STARTS_OTHERS:  # gRPC's fork handlers now and then abort a child of a process that asks about health at the time
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    else:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says of a bad certificate in five lines is one sentence here
     module_name, text = COMMANDS[name]
     module = importlib.import_module(module_name)

@@ -78,7 +78,7 @@ class Child:
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, **self.process.environment},
             start_new_session=True,
-            preexec_fn=partial(die_with, os.getpid()),  # safe: this process runs one thread
+            preexec_fn=partial(die_with, os.getpid()),  # safe: it asks libc alone; gRPC's fork handlers are off
             limit=LOG_LINE_BYTES_MAX,
         )
         self.starts += 1

@@ -15,10 +15,13 @@ import redis
 from hypothesis import settings
 
 from headway.embedded_redis import RedisServer
+from tests.loops import let_grpc_outlive_loops
 from tests.ports import free_ports
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+"""As in `headway up`: children that a test forks while an earlier one's gRPC is busy ended by SIGABRT now and then."""
 
 settings.register_profile("shared machine", settings.get_profile("ci" if "CI" in os.environ else "default"), deadline=None)
 settings.load_profile("shared machine")
@@ -37,6 +40,7 @@ def pytest_sessionstart() -> None:
     loop = asyncio.new_event_loop()  # it wants one
     loop.run_until_complete(use())
     loop.close()
+    let_grpc_outlive_loops()
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ async def test_a_silent_one_is_left_before_the_deadline_of_what_it_was_asked(
     start_proxy: StartProxy, pair: tuple[Control, Control], backend: Backend
 ) -> None:
     first, second = pair
-    proxy = await start_proxy(connected=False, decision_timeout_ms=2_000, controls=tuple(each.address for each in pair))
+    proxy = await start_proxy(connected=False, controls=tuple(each.address for each in pair))
     await proxy.until(lambda app: app.control.connected and all(plane.warm for plane in app.control.planes))
     first.decide = lambda question: None
     answers = [await ask(proxy.port, request(chat())) for _ in range(10)]
