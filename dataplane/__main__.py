@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from dataplane import state
 from dataplane.app import App
+from dataplane.checking import check_files
 from dataplane.keys import KeysError
 from dataplane.processes import LIMITS_VARIABLE, NUMBER_VARIABLE, PARENT_VARIABLE, PORT_VARIABLE, probe, reserve, supervise
 from dataplane.settings import Settings
@@ -60,6 +61,8 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
     if shared_port is not None:
         settings = _with_port(settings, int(shared_port))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if number is None:
+        _check(settings)
     try:
         table = None if limits is None else SharedTable(int(limits), number=int(number or 0), processes=settings.processes)
         app = App(settings, SystemClock(), table)
@@ -80,6 +83,10 @@ async def _serve(life: Life, settings: Settings, number: str | None, shared_port
 
 
 async def _parent(life: Life, settings: Settings) -> None:
+    _check(settings)
+    if settings.admin_port and not settings.share_port:
+        for number in range(settings.processes):
+            probe(settings.admin_host or settings.host, settings.admin_port + number)
     with reserve(settings.host, settings.port, share=settings.share_port) as reserved:
         port = reserved.getsockname()[1]
         if not settings.share_port:  # else whoever answers may be the predecessor: each process says so for itself
@@ -104,6 +111,13 @@ async def _say_ready(life: Life, settings: Settings, port: int) -> None:
         writer.close()
         life.ready(f"{_url(settings, port)} by {settings.processes} processes")
         return
+
+
+def _check(settings: Settings) -> None:
+    try:
+        check_files(settings)
+    except (ValueError, OSError) as error:
+        fail("dataplane", _why(error, settings))
 
 
 def _why(error: Exception, settings: Settings) -> str:

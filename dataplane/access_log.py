@@ -103,6 +103,9 @@ class AccessLog:
         self._ending.set()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_S)
+        if not self._thread.is_alive() and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def now(self) -> str:
         """In UTC, to the millisecond, as RFC 3339 writes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from runtime.log import FORMATS, LEVELS
 from runtime.settings import check_port, check_positive, setting
@@ -99,8 +100,19 @@ class Settings:
         check_pair(self.control_cert, self.control_key, "--control-cert, --control-key")
         if self.control_cert and not self.control_ca:
             raise ValueError("--control-cert: needs --control-ca too")
-        pairs(self.endpoint, "--endpoint")
+        for _, url in pairs(self.endpoint, "--endpoint"):
+            _check_url(url, "--endpoint")
         pairs(self.tokenizer, "--tokenizer")
+
+
+def _check_url(url: str, flag: str) -> None:
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        fits = False
+    if not fits:
+        raise ValueError(f"{flag}: {url!r} is no http:// or https:// URL")
 
 
 def pairs(values: tuple[str, ...], flag: str) -> list[tuple[str, str]]:

@@ -113,6 +113,45 @@ async def test_a_mistyped_flag_is_one_line_and_code_2(launch: Launch) -> None:
     assert error.decode() == "dataplane: unrecognized arguments: --prot 8000\n"
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--keys-file", "/absent"),
+        ("--upstream-keys-file", "/absent"),
+        ("--tls-cert", "/absent", "--tls-key", "/absent"),
+        ("--control-ca", "/absent"),
+        ("--upstream-ca", "/absent"),
+        ("--access-log", "/absent/log"),
+        ("--endpoint", "m=ftp://engine"),
+        ("--endpoint", "m=http://engine:port"),
+    ],
+    ids=" ".join,
+)
+async def test_what_cannot_be_used_is_one_line_and_code_2(
+    launch: Launch, free_port: int, wrong: tuple[str, ...], processes: str
+) -> None:
+    process = await launch("--port", str(free_port), "--processes", processes, *wrong)
+    async with asyncio.timeout(WAIT_S):
+        _, error = await process.communicate()
+    assert process.returncode == 2
+    assert len(error.decode().splitlines()) == 1
+    assert wrong[1].removeprefix("m=") in error.decode()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_an_admin_port_that_is_taken_is_one_line_and_code_2(launch: Launch, free_port: int, processes: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        admin = taken.getsockname()[1] - int(processes) + 1  # of the last process
+        process = await launch("--port", str(free_port), "--admin-port", str(admin), "--processes", processes)
+        async with asyncio.timeout(WAIT_S):
+            _, error = await process.communicate()
+    assert process.returncode == 2
+    assert "taken" in error.decode().splitlines()[-1]
+
+
 async def test_a_process_that_dies_is_started_again(launch: Launch, backend: Backend, free_port: int) -> None:
     process = await launch("--port", str(free_port), "--processes", "2", "--endpoint", f"m={backend.url}")
     await until_ready(free_port)
