@@ -1,7 +1,6 @@
 """What gRPC has left to say to the event loop of a test that is over.
 
 All event loops of a process share one poller of gRPC. Whichever loop runs takes what has come for all of them, and hands the
-All event loops of a process share one poller of gRPC. Whichever loop runs takes what has come for all of them, and hands the
 others theirs by `call_soon_threadsafe`. That raises where the other loop was closed in the meantime, as a test's is, and what
 had come behind it is not handed out before something else comes: on a busy machine a stream of the next test stood still for
 20 s. Our processes have one loop; this is about tests alone.
