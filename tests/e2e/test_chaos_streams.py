@@ -27,6 +27,7 @@ def test_a_thousand_streams_at_once_are_complete_and_not_mixed_up(tmp_path: Path
         "HEADWAY_DATAPLANE_FIRST_BYTE_TIMEOUT_S": "60",
         "HEADWAY_DATAPLANE_IDLE_TIMEOUT_S": "60",
         "HEADWAY_DATAPLANE_DECISION_TIMEOUT_MS": "20000",
+        "HEADWAY_DATAPLANE_CONNECT_TIMEOUT_S": "20",  # a process that stood still finds this one over, too
     }
     with running_stack(tmp_path, "--speed", "4", workers=3, environment=settings) as stack:
         ends, problems, told = asyncio.run(_all_at_once(stack))
