@@ -23,10 +23,10 @@ up: $(READY)  ## a whole stack on this machine: Redis, control plane, data plane
 down: $(READY)  ## end the stack that `make up` started
 	@$(BIN)/headway down
 
-# Two processes take one file of tests after the other, for two cores. -v takes back the -q of pyproject.toml: it says first how
-# many tests there are. A process that a test ends is not replaced: the test is named, and the run is over.
-test: $(READY)  ## the tests, in two processes (ARGS="-k drain", ARGS=tests/sim; in one: ARGS="-n 0 --pdb")
-	@$(BIN)/python -m pytest -v -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
+# Two processes take one file of tests after the other (-n auto: see tests/conftest.py). -v takes back the -q of pyproject.toml:
+# how many tests there are is said first. A process that a test ends is not replaced: the test is named, and the run is over.
+test: $(READY)  ## the tests, in two processes (ARGS="-k drain", ARGS=tests/sim, ARGS="-x --pdb")
+	@$(BIN)/python -m pytest -v -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 check: $(READY)  ## format, lint, types, import contracts, generated stubs
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; exit 1; }

@@ -26,6 +26,15 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 settings.register_profile("shared machine", settings.get_profile("ci" if "CI" in os.environ else "default"), deadline=None)
 settings.load_profile("shared machine")
 
+PROCESSES = 2
+"""Of `make test`: few enough for a machine with two cores, which is what tests with bounds are tried on."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` is. A file or two are not worth a second process; and a name that is none is said by this one alone."""
+    return PROCESSES if any(Path(name).is_dir() for name in config.args) else 0
+
 
 def pytest_sessionstart() -> None:
     """gRPC's asyncio side is never shut down amid a run: whoever frees its last object waits for its poller, and an operation
