@@ -33,7 +33,7 @@ from dataplane.token_times import TokenTimes
 from dataplane.watching import Credentials, Watching
 from proto import routing_pb2 as pb
 from runtime.clock import Clock
-from runtime.tasks import happened, stop_if_cancelled
+from runtime.tasks import happened, stop_if_cancelled, within
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +273,7 @@ class ControlClient:
             held = [*self._held(), *self._ended()]
             hello = pb.Hello(process=self._process, held=held, queue_notices=True, packed_version=PACKED_VERSION)
             hello.line_version = LINE_VERSION if self._line_path else 0
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
+            async with within(OPEN_TIMEOUT_S):
                 await call.write(pb.RouteBatch(hello=hello))
             self._begin(plane, call)
             writer = asyncio.create_task(self._write(call, opened))

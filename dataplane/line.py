@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from contract.frames import Frames, frame, line_path
+from runtime.tasks import within
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -76,7 +77,7 @@ def _ignore(*_: object) -> None:
 
 async def connect(path: str, key: bytes, receive: Callable[[bytes], None], lost: Callable[[], object]) -> Line:
     """OSError, TimeoutError: nobody there."""
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+    async with within(CONNECT_TIMEOUT_S):
         _, line = await asyncio.get_running_loop().create_unix_connection(lambda: Line(receive, lost), path)
     await line.send(key)
     return line

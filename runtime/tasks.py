@@ -4,18 +4,25 @@
 loop that waits that way, itself or inside a library (redis-py sends so), then goes on for ever, and whoever cancelled it
 waits for ever. So: wait with `happened`, and let loops over a library's calls look at `cancelled`.
 
+Timers of a loop are looked at before its sockets. A process that stood still, as its whole machine may, finds every deadline
+over before it sees what came in time: where that would be taken for somebody's failure, wait `within`.
+
 A thread cannot be cancelled: `asyncio.to_thread` leaves it running, outside whatever lock its caller held. `in_thread` waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LATE_S = 0.25
+"""A timer that fires later than that fires in a process that stood still."""
 
 
 def cancelled() -> bool:
@@ -38,6 +45,31 @@ async def happened(event: asyncio.Event, seconds_max: float | None) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but time in which this process stood still does not count: what waits gets it again, as long again
+    as `seconds` at most."""
+    loop = asyncio.get_running_loop()
+    due, spare_s = loop.time() + seconds, seconds
+
+    def expire() -> None:
+        nonlocal due, spare_s, timer
+        late_s = loop.time() - due
+        if late_s > LATE_S and spare_s > 0:
+            again_s = min(late_s, spare_s)
+            due, spare_s = loop.time() + again_s, spare_s - again_s
+            timer = loop.call_later(again_s, expire)
+        else:
+            bound.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as bound:
+        timer = loop.call_later(seconds, expire)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+import time
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
-from runtime.tasks import happened, in_thread, stop_if_cancelled
+from runtime.tasks import LATE_S, happened, in_thread, stop_if_cancelled, within
 from tests.waiting import turns
 
 
@@ -98,3 +102,61 @@ async def test_a_call_in_a_thread_returns_and_raises_as_it_would_here() -> None:
     assert await in_thread(max, 3, 4) == 4
     with pytest.raises(ZeroDivisionError):
         await in_thread(divmod, 1, 0)
+
+
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+BOUND_S = 0.2
+STILL_S = BOUND_S + 2 * LATE_S
+
+
+@LOOPS
+def test_what_came_while_the_process_stood_still_was_in_time(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def wait() -> bytes:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+
+            def stand_still() -> None:
+                theirs.send(b"in time")
+                time.sleep(STILL_S)
+
+            loop.call_later(BOUND_S / 4, stand_still)
+            async with within(BOUND_S):
+                return await loop.sock_recv(ours, 100)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(wait()) == b"in time"
+
+
+@LOOPS
+@pytest.mark.parametrize("still_s", [0.0, STILL_S])
+def test_what_does_not_come_is_not_waited_for_without_end(
+    still_s: float, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def wait() -> float:
+        loop = asyncio.get_running_loop()
+        loop.call_later(BOUND_S / 4, time.sleep, still_s)
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with within(BOUND_S):
+                await asyncio.Event().wait()
+        return time.monotonic() - began
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        took_s = runner.run(wait())
+    assert took_s >= BOUND_S - 0.01
+    if still_s:
+        assert took_s >= still_s + BOUND_S / 2
+
+
+async def test_a_cancellation_within_a_bound_is_one() -> None:
+    async def wait() -> None:
+        async with within(60):
+            await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(wait())
+    await turns()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
