@@ -492,6 +492,11 @@ class Director:
 
     # ---------------------------------------------------------------------------------------------------- time passes
 
+    def stood_still(self, seconds: float) -> None:
+        """This process did, and perhaps the whole machine: what no engine could show in that time is held against none."""
+        for endpoint in self._snapshot.endpoints():
+            endpoint.progressed_at = max(endpoint.progressed_at, endpoint.load.moved_at) + seconds
+
     def tick(self, now: float, *, connected: bool) -> None:
         """A few times a second: what time alone changes. connected: Redis answers."""
         for endpoint in self._snapshot.tick(now, connected=connected):

@@ -20,6 +20,8 @@ LOOK_AT_REST_S = 0.1
 """The same while nothing is in flight and no guess grows old: whatever comes then is looked at this much later at most."""
 LAG_S_MAX = 0.005
 """A turn that comes later than this is counted: the bound that decisions are held to."""
+STILL_S = 0.5
+"""Later than that, this process stood still: nothing that it did not hear meanwhile says anything about others."""
 TICK_S = 0.25
 """How often silent workers, lost reservations and hung engines are looked for."""
 REDIS_SILENT_S = 0.5
@@ -99,7 +101,10 @@ class Upkeep:
             self.look(now)
             asked_at, pause_s = self._clock.now(), LOOK_AT_REST_S if self.at_rest else LOOK_S
             await asyncio.sleep(pause_s)
-            self.lag.add(self._clock.now() - asked_at - pause_s)
+            late_s = self._clock.now() - asked_at - pause_s
+            self.lag.add(late_s)
+            if late_s > STILL_S:
+                self._director.stood_still(late_s)
 
     @property
     def at_rest(self) -> bool:

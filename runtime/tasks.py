@@ -53,6 +53,7 @@ async def within(seconds: float) -> AsyncIterator[None]:
     as `seconds` at most."""
     loop = asyncio.get_running_loop()
     due, spare_s = loop.time() + seconds, seconds
+    timer: asyncio.TimerHandle
 
     def expire() -> None:
         nonlocal due, spare_s, timer

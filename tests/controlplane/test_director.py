@@ -402,6 +402,19 @@ def test_a_hung_engine_that_reports_health_is_shut_out() -> None:
     assert plant.place(question_id=2).candidate.endpoint.worker != worker
 
 
+def test_time_in_which_the_control_plane_stood_still_is_held_against_no_engine() -> None:
+    plant = Plant(1)
+    plant.place()
+    plant.pass_time(1)
+    plant.now += 3 * HUNG_AFTER_S
+    plant.director.stood_still(3 * HUNG_AFTER_S)
+    plant.snapshot.worker_reported(report(), plant.now)  # its machine stood still, too: no token more than before
+    plant.director.tick(plant.now, connected=True)
+    assert plant.endpoint().breaker.view(plant.now) == BreakerState.CLOSED
+    plant.pass_time(HUNG_AFTER_S + 1)
+    assert plant.endpoint().breaker.view(plant.now) == BreakerState.OPEN, "one that hangs all the same is found"
+
+
 def test_without_fresh_reports_nobody_is_called_hung() -> None:
     plant = Plant(1)
     plant.place()
