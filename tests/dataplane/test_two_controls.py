@@ -16,6 +16,7 @@ from tests.fakes.control import Control
 from tests.waiting import meanwhile
 
 STEADY_S = 0.1
+VIEWS_EVERY_S = 0.5
 
 
 @pytest.fixture(params=["stream", "line"])
@@ -49,11 +50,23 @@ def target(proxy: Proxy) -> str:
 async def returned(proxy: Proxy, control: Control) -> None:
     """It has been steady, and the next view says so."""
     await meanwhile(STEADY_S)
+    show_again(control)
+    await proxy.until(lambda app: app.control.target == control.address)
+
+
+def show_again(control: Control) -> None:
+    """Another view of the same fleet."""
     view = pb.FleetView()
     view.CopyFrom(control.view)
     view.version += 1
     control.show(view)
-    await proxy.until(lambda app: app.control.target == control.address)
+
+
+async def lives(control: Control) -> None:
+    """Views come for as long as it does, as of a control plane; who shows none for seconds is not gone on with."""
+    while True:
+        await meanwhile(VIEWS_EVERY_S)
+        show_again(control)
 
 
 async def test_the_first_decides_and_the_second_only_stands_by(proxy: Proxy, pair: tuple[Control, Control]) -> None:
@@ -144,7 +157,9 @@ async def test_a_silent_one_is_left_before_the_deadline_of_what_it_was_asked(
     proxy = await start_proxy(connected=False, controls=tuple(each.address for each in pair))
     await proxy.until(lambda app: app.control.connected and all(plane.warm for plane in app.control.planes))
     first.decide = lambda question: None
+    living = asyncio.create_task(lives(second))
     answers = [await ask(proxy.port, request(chat())) for _ in range(10)]
+    living.cancel()
     assert {answer.status for answer in answers} == {200}
     assert not any("x-headway-fallback" in answer.headers for answer in answers)
     assert (len(first.questions), len(second.questions)) == (1, 10)
