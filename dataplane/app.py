@@ -36,6 +36,7 @@ from dataplane.upstream import UpstreamPool
 from runtime import tls
 from runtime.clock import Clock
 from runtime.files import Changes
+from runtime.sockets import Sockets
 from runtime.tasks import happened
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class App:
         engines = Engines()
         fleet = Fleet(engines)
         token_times = TokenTimes(clock.now, engines)
+        sockets = Sockets(passes=settings.compiled)
         self.prompts = Prompts(tokens.load, dict(pairs(settings.tokenizer, "--tokenizer")))
         self.control = ControlClient(
             settings.control,
@@ -90,6 +92,7 @@ class App:
                 connect_timeout_s=settings.connect_timeout_s,
                 engines=engines,
                 tokens=token_times,
+                sockets=sockets,
                 ca=settings.upstream_ca,
             ),
             prompts=self.prompts,
@@ -99,6 +102,7 @@ class App:
             metrics=metrics,
             ids=Ids(),
             exchanges=set(),
+            sockets=sockets,
             extra_headers=_cors(settings.cors_origin),
             last_lines=b"".join([b"\r\n" + line for line in _cors(settings.cors_origin)]) + b"\r\n\r\n",
             access=_access(settings, clock.now(), limits),
@@ -190,6 +194,7 @@ class App:
         if self.gateway.access_log is not None:
             self.gateway.access_log.close()
         self.gateway.pool.close()
+        self.gateway.sockets.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _check_files(self) -> None:
@@ -226,6 +231,7 @@ class App:
                 "headway_proxy_prompt_process_ready", "1: long prompts are prepared by their own process", lambda: process.ready
             )
             metrics.gauge("headway_proxy_prompt_process_pending", "prompts there", lambda: process.pending)
+        metrics.gauge("headway_proxy_compiled", "1: streams are passed on by compiled code", lambda: gateway.sockets.passes)
         metrics.gauge("headway_proxy_connections", "client connections", lambda: len(self.server.connections))
         metrics.gauge("headway_proxy_upstream_idle", "idle connections to engines", lambda: gateway.pool.idle)
         metrics.gauge(

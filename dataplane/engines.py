@@ -8,15 +8,18 @@ from dataplane.headers import place
 
 if TYPE_CHECKING:
     from dataplane.upstream import UpstreamConnection
+    from runtime._passing import Stream
 
 
 class Steps:
     """What steps by itself: an engine, or one data-parallel rank of it. tokens_at, timekeeper: when tokens came last, 0:
-    nothing new, and which stream says so (`token_times`)."""
+    nothing new, and which stream says so (`token_times`); streams: those that pass without being shown to anybody, which keep
+    their time themselves."""
 
-    __slots__ = ("timekeeper", "tokens_at")
+    __slots__ = ("streams", "timekeeper", "tokens_at")
 
     def __init__(self) -> None:
+        self.streams: dict[Stream, None] = {}
         self.tokens_at = 0.0
         self.timekeeper: UpstreamConnection | None = None
 

@@ -277,7 +277,7 @@ class Exchange(Served):
         if relay.phase is _ENDED:
             self._complete(relay)
         elif relay.is_open and attempt.connection is not None:
-            relay.write = self._client.write
+            relay.write, relay.to = self._client.write, self._client.transport
             attempt.connection.passing = relay
 
     def _stands(self, relay: Relay, attempt: Attempt, end: End) -> bool:

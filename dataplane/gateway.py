@@ -23,6 +23,7 @@ from dataplane.trace import Ids
 from dataplane.upstream import UpstreamPool
 from proto import routing_pb2 as pb
 from runtime.clock import Clock
+from runtime.sockets import Sockets
 
 if TYPE_CHECKING:
     from dataplane.hedge import Hedges
@@ -73,6 +74,7 @@ class Gateway:
     extra_headers: tuple[bytes, ...] = ()
     last_lines: bytes = b"\r\n\r\n"  # the same, each behind its CRLF, and the end of a head
     decision_line: DecisionLine = field(default_factory=DecisionLine)
+    sockets: Sockets = field(default_factory=Sockets)
     draining: bool = False
     hedges: Hedges | None = None
     access: Access | None = None  # None: whoever reaches the port may call

@@ -15,15 +15,19 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from runtime.sockets import Door, Sockets
+
 BACKLOG = 4096
 
 
 class Listener:
-    """protocol: makes the protocol of a connection."""
+    """protocol: makes the protocol of a connection; sockets: where plain connections are kept."""
 
-    def __init__(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, protocol: Callable[[], asyncio.Protocol], sockets: Sockets) -> None:
         self._protocol = protocol
+        self._kept = sockets
         self._servers: list[asyncio.Server] = []
+        self._doors: list[Door] = []
         self._sockets: list[socket.socket] = []
         self._tls: ssl.SSLContext | None = None
         self._late: set[asyncio.Task[tuple[asyncio.BaseTransport, asyncio.Protocol]]] = set()
@@ -43,18 +47,24 @@ class Listener:
         taken: sockets that listen there already, in place of new ones.
         """
         self._tls = tls
-        more: dict[str, Any] = {
-            "backlog": BACKLOG,
-            "ssl": tls,
-            "ssl_handshake_timeout": handshake_timeout_s if tls is not None else None,
-        }
         create = asyncio.get_running_loop().create_server
+        more: dict[str, Any] = {"backlog": BACKLOG, "start_serving": False}
+        if tls is not None:
+            more |= {"ssl": tls, "ssl_handshake_timeout": handshake_timeout_s}
         if taken:
             self._servers = [await create(self._protocol, sock=each, **more) for each in taken]
         else:
             self._servers = [await create(self._protocol, host, port, reuse_port=reuse_port or None, **more)]
-        listening = [each for server in self._servers for each in server.sockets]
-        self._sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in listening]
+        bound = [each for server in self._servers for each in server.sockets]
+        self._sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in bound]
+        if tls is None:
+            self._close_servers()  # theirs are copies: what they bound stays so
+            for each in self._sockets:
+                each.listen(BACKLOG)
+            self._doors = [self._kept.listen(each, self._protocol) for each in self._sockets]
+        else:
+            for server in self._servers:
+                await server.start_serving()
         return int(self._sockets[0].getsockname()[1])
 
     def filenos(self) -> list[int]:
@@ -63,13 +73,15 @@ class Listener:
 
     def close(self) -> None:
         """Nobody new; those the kernel has already connected are served."""
-        for server in self._servers:
-            server.close()
+        self._close_servers()
+        for door in self._doors:
+            door.close()
         last = []
         for listening in self._sockets:
             last += _backlog(listening)
             listening.close()
         self._sockets.clear()
+        self._doors.clear()
         for accepted in last:
             self._welcome(accepted)
 
@@ -78,7 +90,15 @@ class Listener:
         """Connections of the last moment that have no protocol yet."""
         return bool(self._late)
 
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
     def _welcome(self, accepted: socket.socket) -> None:
+        if self._tls is None:
+            self._kept.add(accepted, self._protocol())
+            return
         loop = asyncio.get_running_loop()
         task = loop.create_task(loop.connect_accepted_socket(self._protocol, accepted, ssl=self._tls))
         self._late.add(task)

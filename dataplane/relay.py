@@ -17,11 +17,13 @@ whoever has such a read counts its chunks in `passed`, keeps it in `last`, and p
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from contract.outcome import End
 from dataplane.http1 import (
@@ -46,6 +48,9 @@ from dataplane.sse import (
     read_usual_end,
     read_whole,
 )
+
+if TYPE_CHECKING:
+    from runtime._passing import Stream
 
 HEAD_BYTES_MAX = 64 * 1024
 TAIL_BYTES_KEPT = 4 * 1024
@@ -124,12 +129,14 @@ class Relay:
         "phase",
         "ready",
         "remaining",
+        "stream",
+        "to",
         "trailing",
         "write",
     )
 
     write: Callable[[bytes], None]
-    """To the client; set by whoever passes reads on."""
+    """To the client; set by whoever passes reads on, as `to` is."""
 
     def __init__(self, *, hold_bytes_max: int, dechunk: bool = False, must_end_with_done: bool = False) -> None:
         self._hold_bytes_max = hold_bytes_max
@@ -157,6 +164,8 @@ class Relay:
         self._torn = b""  # the beginning of the event that spans the tail's beginning
         self.passed = 0  # chunks since the last `feed`
         self.last: deque[bytes] = _NONE_PASSED  # of them
+        self.to: asyncio.Transport | None = None
+        self.stream: Stream | None = None  # where those behind them are counted
         self._chunks_seen = 0
 
     @property
@@ -197,7 +206,9 @@ class Relay:
     @property
     def chunk_count(self) -> int:
         """Data chunks of the body so far; 0 where it is not chunked."""
-        return 0 if self.chunks is None else self.chunks.chunks + self.passed
+        if self.chunks is None:
+            return 0
+        return self.chunks.chunks + self.passed + (0 if self.stream is None else self.stream.passed)
 
     def moved(self) -> bool:
         """Whether a chunk has come since this was last asked."""
@@ -214,7 +225,7 @@ class Relay:
     def feed(self, data: bytes) -> bytes:
         """What goes to the client now; b"" while held. FramingError: not HTTP/1.1."""
         if self.phase is _PASSING:
-            if self.passed:
+            if self.passed or self.stream is not None:
                 self._catch_up()
             return self._pass(data)
         if self.phase is _ENDED:
@@ -264,16 +275,16 @@ class Relay:
         self.ready = says is not _NOTHING or self._held_bytes > self._hold_bytes_max
         return True
 
-    def open(self, write: Callable[[bytes], None], last: deque[bytes]) -> list[bytes]:
-        """`release` of what was all taken by `take_events`; and `is_open` from now on. write: to the client; last: of the
-        connection, to be used again: making one costs as much as an event."""
+    def open(self, write: Callable[[bytes], None], last: deque[bytes], to: asyncio.Transport | None = None) -> list[bytes]:
+        """`release` of what was all taken by `take_events`; and `is_open` from now on. write: to the client, whose transport is
+        `to`; last: of the connection, to be used again: making one costs as much as an event."""
         assert self.chunks is not None
         held, self._held = self._held, []
         self.phase = _PASSING
         self.chunks.collect = False
         last.clear()
         self.last = last
-        self.write = write
+        self.write, self.to = write, to
         return held
 
     def take_end(self, data: bytes) -> bool:
@@ -542,6 +553,11 @@ class Relay:
     def _catch_up(self) -> None:
         """With what passed without `feed`. Each chunk was an event of its own: where as many passed, what came before them has
         nothing to do with how the stream ends."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            count, last = stream.take()
+            self.passed += count
+            self.last.extend(last)
         passed, self.passed = self.passed, 0
         if not passed or self.chunks is None:
             return

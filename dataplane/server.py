@@ -60,7 +60,7 @@ class Server:
         self._concurrency = gateway.concurrency
         # Usual requests go the short way (`usual`), where nothing has to be looked at that it does not know of.
         self.short_ways = not admin and gateway.access is None and gateway.credentials is None and gateway.hedges is None
-        self._listener = Listener(lambda: ClientConnection(self))
+        self._listener = Listener(lambda: ClientConnection(self), gateway.sockets)
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def listen(

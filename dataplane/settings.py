@@ -37,6 +37,7 @@ class Settings:
     upstream_key: str = setting("", "key for engines that are not in that file", secret=True)
     upstream_ca: str = setting("", "authority of engines with https:// URLs; empty: the system's")
 
+    compiled: bool = setting(True, "pass streams on by compiled code, where the installation found a C compiler")
     prompt_process: bool = setting(True, "prepare prompts of long bodies in a process of their own, beside each data plane")
 
     decision_timeout_ms: int = setting(250, "how long a question may wait for the control plane before the fallback decides")

@@ -37,15 +37,20 @@ class TokenTimes:
         now = self.now()
         ages: list[tuple[int, float]] = []
         for url, engine in self._engines.items():
-            if engine.tokens_at:
+            if engine.tokens_at or engine.streams:
                 _tell(engine, numbers.get(url), now, ages)
             for rank, steps in engine.ranks.items():
-                if steps.tokens_at:
+                if steps.tokens_at or steps.streams:
                     _tell(steps, numbered(numbers[url], rank) if url in numbers else None, now, ages)
         return ages
 
 
 def _tell(steps: Steps, number: int | None, now: float, ages: list[tuple[int, float]]) -> None:
+    for stream in steps.streams:
+        at = stream.take_at()
+        if at:
+            steps.tokens_at = max(steps.tokens_at, at)
+            break  # all get theirs with the same step
     age_s = now - steps.tokens_at
     steps.tokens_at, steps.timekeeper = 0.0, None
     if number is not None and age_s < AGE_S_MAX:

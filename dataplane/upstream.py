@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import urlsplit
 
 from dataplane.engines import Engines, Steps
@@ -19,7 +18,11 @@ from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, ResponseHead, 
 from dataplane.relay import LAST_EVENTS_KEPT
 from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
+from runtime.sockets import Sockets, StreamTransport
 from runtime.tls import client_context
+
+if TYPE_CHECKING:
+    from runtime._passing import Stream
 
 IDLE_PER_ENDPOINT_MAX = 1024
 WRITE_BUFFER_BYTES_MAX = 64 * 1024
@@ -71,11 +74,14 @@ class Owner(Protocol):
 
 
 class Passing(Protocol):
-    """A stream whose usual reads go to the client as they are: how many did, the last of them, and where to."""
+    """A stream whose usual reads go to the client as they are: how many did, the last of them, and where to; `stream`: where
+    more of both are counted."""
 
     passed: int
     last: deque[bytes]
     write: Callable[[bytes], None]
+    to: asyncio.Transport | None
+    stream: Stream | None
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -92,6 +98,7 @@ class UpstreamConnection(asyncio.Protocol):
         "idle_since",
         "last",
         "owner",
+        "passes",
         "passing",
         "reused",
         "steps",
@@ -111,6 +118,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.tokens = pool.tokens
         self.owner: Owner | None = None
         self.passing: Passing | None = None
+        self.passes: StreamTransport | None = None  # the transport, where streams pass without `data_received`
         self.last: deque[bytes] = deque(maxlen=LAST_EVENTS_KEPT)  # of one stream after the other
         self.transport: asyncio.Transport | None = None
         self.reused = False
@@ -119,6 +127,8 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop registers no subclass
         self.write: Callable[[bytes], None] = self.transport.write
+        if isinstance(transport, StreamTransport) and transport.can_pass:
+            self.passes = transport
         no_delay(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -133,7 +143,8 @@ class UpstreamConnection(asyncio.Protocol):
             else:
                 passes = _several(passing, data)
             if passes:
-                passing.write(data)
+                write = passing.write
+                write(data)
                 tokens = self.tokens
                 if tokens.wanted:
                     steps = self.steps
@@ -141,6 +152,8 @@ class UpstreamConnection(asyncio.Protocol):
                     if keeper is self or keeper is None:
                         steps.timekeeper = self
                         steps.tokens_at = tokens.now()
+                if self.passes is not None:
+                    self._pass_on(self.passes, passing)
                 return
         owner = self.owner
         if owner is not None:
@@ -148,8 +161,23 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self.abort()
 
+    def _pass_on(self, transport: StreamTransport, passing: Passing) -> None:
+        """What follows goes there without being shown here, until something else comes."""
+        stream = transport.pass_to(passing.to)
+        if stream is not None and passing.stream is not stream:
+            stream.take()  # of whoever was here before
+            passing.stream = stream
+            self.steps.streams[stream] = None
+
+    def pass_no_more(self) -> None:
+        """The stream has ended, or goes on otherwise."""
+        self.passing = None
+        self.keep_no_time()
+        if self.passes is not None:
+            self.passes.pass_no_more()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = self.passing = None
+        self.transport = self.passing = self.passes = None
         self.keep_no_time()
         self._pool.forget(self)
         owner, self.owner = self.owner, None
@@ -183,8 +211,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def keep_no_time(self) -> None:
         """Nothing comes here for now, and another stream may know better when its engine's tokens came."""
-        if self.steps.timekeeper is self:
-            self.steps.timekeeper = None
+        steps, transport = self.steps, self.passes
+        if steps.timekeeper is self:
+            steps.timekeeper = None
+        if transport is not None and transport.stream is not None:
+            steps.streams.pop(transport.stream, None)
 
 
 def _several(passing: Passing, data: bytes) -> bool:
@@ -221,15 +252,17 @@ class UpstreamPool:
         connect_timeout_s: float,
         engines: Engines | None = None,
         tokens: TokenTimes | None = None,
+        sockets: Sockets | None = None,
         ca: str = "",
     ) -> None:
-        """engines: where idle connections are kept; tokens: who is told of the reads of streams; ca: authority of engines with
-        https URLs; "": the system's. TlsError."""
+        """engines: where idle connections are kept; tokens: who is told of the reads of streams; sockets: of this process; ca:
+        authority of engines with https URLs; "": the system's. TlsError."""
         self.engines = Engines() if engines is None else engines
         self.tokens = tokens or TokenTimes(clock.now, self.engines)
         self.idle_s = idle_s
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
+        self._sockets = sockets or Sockets()
         self._tls = client_context(ca) if ca else None
         self._connecting: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, tuple[str, int, bytes]] = {}
@@ -259,8 +292,8 @@ class UpstreamPool:
 
     def give(self, connection: UpstreamConnection, now: float) -> None:
         """Back, its response read to the end."""
-        connection.owner = connection.passing = None
-        connection.keep_no_time()
+        connection.owner = None
+        connection.pass_no_more()
         engine = connection.engine = connection.steps = self.engines[connection.url]  # it may have been forgotten meanwhile
         idle, transport = engine.idle, connection.transport
         if transport is None or len(idle) >= IDLE_PER_ENDPOINT_MAX or transport.is_closing():
@@ -305,20 +338,22 @@ class UpstreamPool:
         try:
             host, port, _ = self._address(url)
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: UpstreamConnection(self, url), host, port, ssl=self._context(url)
-                )
+                connection = await self._dial(url, host, port)
         except (OSError, ValueError) as error:  # TimeoutError is an OSError
             done(error)
             return
         done(connection)
 
-    def _context(self, url: str) -> ssl.SSLContext | None:
+    async def _dial(self, url: str, host: str, port: int) -> UpstreamConnection:
+        def made() -> UpstreamConnection:
+            return UpstreamConnection(self, url)
+
         if not url.startswith("https:"):
-            return None
+            return await self._sockets.connect(host, port, made)
         if self._tls is None:
             self._tls = client_context("")
-        return self._tls
+        _, connection = await asyncio.get_running_loop().create_connection(made, host, port, ssl=self._tls)
+        return connection
 
     def _address(self, url: str) -> tuple[str, int, bytes]:
         found = self._addresses.get(url)

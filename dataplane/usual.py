@@ -231,7 +231,7 @@ class UsualExchange(Exchange):
         if prompt.chains:
             self._prompt = Prompt(prompt.kind, prompt.input_tokens)
         connection.passing = relay  # first: the write below may pause it
-        held = relay.open(client.write, connection.last)
+        held = relay.open(client.write, connection.last, client.transport)
         body = held[0] if len(held) == 1 else b"".join(held)
         client.write(self._answer(connection, target, head.passed_on + b"\r\ntransfer-encoding: chunked", body))
         if ends and not self._end_stream(relay, LAST_CHUNK):
@@ -264,8 +264,8 @@ class UsualExchange(Exchange):
             -1 if prompt_tokens is None else prompt_tokens, -1 if cached_tokens is None else cached_tokens,
             True, (now - first_at) / (output_tokens - 1) if output_tokens > 1 else -1.0, self._request_name,
         )  # fmt: skip
-        self._relay = connection.passing = None
-        connection.keep_no_time()
+        self._relay = None
+        connection.pass_no_more()
         self._done(connection, row, now)
         return True
 

@@ -15,7 +15,8 @@ from tests.fakes.control import Control
 from tests.fakes.upload import OK, UploadServer
 from tests.waiting import until
 
-STEP = 128 * 1024
+STEP = 40 * 1024
+"""A read brings it whole, and what follows it."""
 
 
 class Deaf:
