@@ -1,8 +1,9 @@
 """The short way of `predictive`, where the model that serves answers row by row (prediction.few.Single).
 
-The median is asked of every endpoint, the p90 of the best alone, which is all that a decision needs; the rest is worked out
-when somebody wants an explanation. Where the next question asks for as much as the one before, which is usual among requests
-made by one program, only the endpoint that was chosen in between has another row.
+The median is asked of every endpoint; the p90 of the best alone, and only where the model's leaves could make it so wide
+that it would not decide. The rest is worked out when somebody wants a record or an explanation. Where the next question
+asks for as much as the one before, which is usual among requests made by one program, only the endpoint that was chosen
+in between has another row.
 
 Where no endpoint has shown its speed yet, as in a fleet whose callers never stream, the p90 is so far above any median that no
 prediction decides (see prediction.calibration). Then nothing is asked of the model before somebody wants to know.
@@ -40,12 +41,24 @@ _NONE = nan
 
 
 class ModelBrief:
-    """Of `predictive`. What a decision was judged by: log seconds of the chosen one, median and p90, and a number for why that
-    did not decide; nothing where the model answered with no time."""
+    """Of `predictive`. What a decision was judged by: log seconds of the chosen one, median and p90 (no number: not asked for),
+    and a number for why that did not decide; nothing where the model answered with no time."""
 
     __slots__ = (
         *("_begins_s", "_blind_s", "_choose", "_corrections", "_held", "_log_factors", "_log_ratio_max", "_max_tokens"),
-        *("_medians", "_p90s", "_predictor", "_rows", "_single", "_spread_max", "_tally", "_there", "_tokens", "model_id"),
+        *(
+            "_medians",
+            "_narrow",
+            "_p90s",
+            "_predictor",
+            "_rows",
+            "_single",
+            "_spread_max",
+            "_tally",
+            "_there",
+            "_tokens",
+            "model_id",
+        ),
     )
 
     def __init__(
@@ -74,6 +87,11 @@ class ModelBrief:
             spot = Spot(single.rows, at, standing, now, row.load.token_at)
             self._there.append((row, spot, self._log_factors[at]))
         self._begins_s, self._blind_s = self._seen_from(single)
+        widest = single.widest
+        if single.beyond > widest and any(spot.unknown for _, spot, _ in self._there):
+            widest = single.beyond
+        self._narrow = widest < self._log_ratio_max - _SURE
+        """Whatever is asked, no p90 is too far above its median to decide."""
         self._tokens = self._max_tokens = -1
         count = len(rows)
         self._medians = [_NONE] * count  # of the question before, as the model has them
@@ -120,7 +138,7 @@ class ModelBrief:
                     second = value
             elif value != value:
                 return self._left(matched, tokens, model, turn)
-        p90 = self._p90(best)
+        p90 = nan if self._narrow else self._p90(best)
         why = 0.0
         if p90 - cut(medians[best]) > self._log_ratio_max:
             why = _WIDE
@@ -135,7 +153,7 @@ class ModelBrief:
                 row = among(self._rows, logs, least + _TIED, self._choose, matched, tokens, model, turn)
             self._tally.ranked += 1
         at = row.at
-        if at != best:
+        if at != best and not self._narrow:
             p90 = self._p90(at)
         self._placed(row, tokens)
         return row, (logs[at], p90 + self._there[at][2], why)
@@ -181,7 +199,7 @@ class ModelBrief:
         if not judged:
             return 0.0, 0.0
         p50, p90, _ = judged
-        if p50 != p50:  # the memory is nobody's between two messages
+        if p90 != p90:  # the memory is nobody's between two messages
             row, single, log_factor = candidate(), self._single, self._log_factors[at]
             there = still(row.standing)
             median = single.median(0, write(single, 0, row, there))

@@ -36,12 +36,13 @@ _PARAMETERS = b"num_threads=1"
 
 
 @cache
-def _library() -> Any:
-    """BundleError: LightGBM is not installed."""
+def _library(kind: type[ctypes.CDLL] = ctypes.CDLL) -> Any:
+    """kind: PyDLL keeps the interpreter through a call. That is for calls of a microsecond: whoever gives it away may get it
+    back late. BundleError: LightGBM is not installed."""
     spec = find_spec("lightgbm")
     for root in () if spec is None else spec.submodule_search_locations or ():
         for path in sorted(Path(root).glob("lib/lib_lightgbm.*")) + sorted(Path(root).glob("bin/lib_lightgbm.*")):
-            library = ctypes.CDLL(str(path))
+            library = kind(str(path))
             library.LGBM_GetLastError.restype = ctypes.c_char_p
             return library
     raise BundleError("LightGBM's library is not installed")
@@ -52,7 +53,7 @@ class Booster:
 
     def __init__(self, text: str, *, columns: int) -> None:
         """columns: of the rows it is to score. BundleError: not a model text, or one of another number of columns."""
-        self.library = _library()
+        self.library, self.held = _library(), _library(ctypes.PyDLL)
         handle = ctypes.c_void_p()
         iterations = ctypes.c_int()
         if not text.startswith("tree"):
@@ -108,10 +109,12 @@ class Booster:
 class BoosterQuantiles:
     """A model of the median of log (seconds / estimate) over derive.COLUMNS, and one of how far above it the p90 is."""
 
-    def __init__(self, p50: Booster, spread: Booster, both: Booster | None = None, most: float = math.inf) -> None:
-        """both: the two as one of two outputs, for few rows at a time; None: there is no such thing. most: of log (seconds /
-        estimate) that the median can say."""
-        self.most = most
+    def __init__(
+        self, p50: Booster, spread: Booster, both: Booster | None = None, bounds: tuple[float, float] = (math.inf, math.inf)
+    ) -> None:
+        """both: the two as one of two outputs, for few rows at a time; None: there is no such thing. bounds: what each of the
+        two can say at most."""
+        self.bounds = bounds
         self.p50 = p50
         self.spread = spread
         self.both = both
@@ -140,7 +143,7 @@ def load(bundle: Bundle) -> BoosterQuantiles:
     p50, spread = (Booster(text, columns=len(derive.COLUMNS)) for text in texts)
     if p50.outputs != 1 or spread.outputs != 1:
         raise BundleError(f"model {bundle.manifest.model_id}: a booster of more than one output")
-    return BoosterQuantiles(p50, spread, _both(*texts, p50, spread), few.most(texts[0]))
+    return BoosterQuantiles(p50, spread, _both(*texts, p50, spread), (few.most(texts[0]), few.most(texts[1])))
 
 
 def _both(p50_text: str, spread_text: str, p50: Booster, spread: Booster) -> Booster | None:

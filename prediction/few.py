@@ -139,13 +139,17 @@ class Single:
 
     __slots__ = (
         *("_answer", "_answer_at", "_boosters", "_length", "_median", "_offsets", "_places"),
-        *("_predict", "_spread", "beyond", "highest", "rows"),
+        *("_predict", "_spread", "beyond", "highest", "rows", "widest"),
     )
 
-    def __init__(self, median: Booster, spread: Booster, calibration: Calibration, most: int, highest: float) -> None:
-        """highest: that the booster of the median can say. BundleError: the library does not do that."""
-        self.highest = highest
+    def __init__(
+        self, median: Booster, spread: Booster, calibration: Calibration, most: int, bounds: tuple[float, float]
+    ) -> None:
+        """bounds: what the boosters can say at most. BundleError: the library does not do that."""
+        self.highest = bounds[0]
         """What a median can be above where the model starts, at most, log."""
+        self.widest = max(0.0, bounds[1]) + max(calibration.offsets)
+        """How far a p90 can be above its median at most where the endpoint's speed is known, log: by the leaves themselves."""
         self.beyond = calibration.unknown
         """How far the p90 is above the median where an endpoint's speed is not known, at least and as far as is served, log."""
         width = 8 * median.columns
@@ -153,7 +157,7 @@ class Single:
         """As those of Few."""
         self._boosters = median, spread  # whose handles live as long as this
         self._offsets = calibration.offsets
-        self._predict = median.library.LGBM_BoosterPredictForMatSingleRowFast
+        self._predict = median.held.LGBM_BoosterPredictForMatSingleRowFast
         memory = (ctypes.c_char * len(self.rows)).from_buffer(self.rows)
         self._places = [ctypes.byref(memory, width * place) for place in range(most)]
         self._answer = ctypes.c_double()

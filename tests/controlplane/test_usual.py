@@ -23,7 +23,7 @@ from controlplane.ledger import Claim
 from controlplane.predictor import ALONE_MAX, Forecaster, Predictor, residuals
 from controlplane.profiles import NAMES, build
 from controlplane.question import Decided, Ended, Request
-from controlplane.rankers import Layered, LeastPredicted
+from controlplane.rankers import RATIO_MAX, Layered, LeastPredicted
 from controlplane.usual import TOGETHER_MAX, UsualDirector
 from prediction import predictor
 from proto import routing_pb2 as pb
@@ -51,11 +51,13 @@ def model(kind: str) -> Predictor:
 class Pair:
     """Two plants of which one takes the short way where it can; whatever is done is done to both."""
 
-    def __init__(self, policy: str, seed: int, *, exact: bool, active_max: int = 4, most: int = 6) -> None:
-        """most: questions of a message."""
+    def __init__(
+        self, policy: str, seed: int, *, exact: bool, active_max: int = 4, most: int = 6, ratio_max: float = RATIO_MAX
+    ) -> None:
+        """most: questions of a message; ratio_max: of a p90 over its median."""
         self.rng = Random(seed)
         self.most = most
-        self.rankers = [(LeastPredicted(Forecaster()), Layered(low_s=0.017, high_s=0.5)) for _ in range(2)]
+        self.rankers = [(LeastPredicted(Forecaster(), ratio_max=ratio_max), Layered(low_s=0.017, high_s=0.5)) for _ in range(2)]
         self.plants = [
             Plant(
                 0,
@@ -360,6 +362,42 @@ def test_before_a_fleet_has_shown_its_speed_the_model_need_not_be_asked(waits: i
     assert unseen == (count if waits == 1 else 0)
     pair.under_way = [one.decision_id for one in placed]
     pair.message()
+    pair.compare()
+
+
+@pytest.mark.parametrize(
+    ("ratio_max", "shown", "asked_for"),
+    [(1.001, True, True), (1e4, True, False), (1e4, False, False), (25.0, False, True), (1.0, False, True)],
+)
+def test_p90s_are_asked_for_where_one_could_be_too_wide(ratio_max: float, shown: bool, asked_for: bool) -> None:
+    """shown: endpoints have shown their speed; if not, this model's p90 is 30 times its median at least. Whether or not one
+    was asked for, records, reasons and explanations have it."""
+    pair = Pair("predictive", seed=7, exact=False, active_max=1000, ratio_max=ratio_max)
+    pair.serve("lightgbm")
+    for plant in pair.plants:
+        for one in plant.snapshot.endpoints():
+            one.rates.prefill_tokens_per_s = (3000.0 + 500.0 * one.slot) * shown
+        load = plant.endpoint("w1").load
+        load.foreign = Foreign((Part(9, 1, 5_000_000, 1e9, 900, plant.now, plant.now, 3000, 3000),))
+        load.changes += 1
+    for message in range(4):
+        asked = [
+            Asked(100 * message + number, Request(model=MODEL, input_tokens=50 + 37 * (number % 9), request_id="r"))
+            for number in range(1, 20)
+        ]
+        said = []
+        for plant in pair.plants:
+            plant.now += 0.1
+            said.append(unpack_answers(pack(plant.director.answer_all(asked, plant.now, owner="dp"))))
+        assert said[0] == said[1]
+        pair.under_way += [answer.decision_id for answer in said[0]]
+        pair.message()
+    placed = [entry for entry in pair.plants[1].ring._entries if isinstance(entry, Foretold)]
+    seen = [entry.judged[1] == entry.judged[1] for entry in placed if entry.judged[0] == entry.judged[0]]
+    assert set(seen) <= {asked_for}
+    assert all(0.0 < entry.predicted_ttft_s <= entry.predicted_p90_s for entry in placed)
+    told = {entry.fell_back for entry in placed}
+    assert (ranking.WIDE in told) == asked_for
     pair.compare()
 
 

@@ -21,6 +21,7 @@ from tests.trainer.traffic import rows, samples
 from trainer.train import train
 
 MOST = 16
+ROW = st.lists(st.floats(-1e9, 1e9), min_size=len(derive.COLUMNS), max_size=len(derive.COLUMNS))
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,11 @@ def model(bundle: Bundle) -> Calibrated:
     loaded = predictor.load(bundle)
     assert isinstance(loaded, Calibrated)
     return loaded
+
+
+@pytest.fixture(scope="module")
+def raw(bundle: Bundle) -> booster.BoosterQuantiles:
+    return booster.load(bundle)
 
 
 def few_of(model: Calibrated) -> Few:
@@ -148,12 +154,25 @@ def test_a_library_that_reads_the_two_as_something_else_is_not_believed(
     assert np.array_equal(loaded.predict(asked), expected)
 
 
-@given(st.lists(st.floats(-1e9, 1e9), min_size=len(derive.COLUMNS), max_size=len(derive.COLUMNS)))
+@given(ROW)
 def test_no_row_is_said_to_take_longer_than_the_trees_can_say(bundle: Bundle, model: Calibrated, values: list[float]) -> None:
     made = model.single(MOST)
     assert made is not None
     made.rows[: 8 * len(values)] = np.array(values).tobytes()
     assert made.median(0, 0.0) <= made.highest == few.most(bundle.files[booster.P50_FILE].decode()) < 5.0
+
+
+@given(values=ROW, start=st.floats(-30.0, 30.0), offset=st.floats(-3.0, 3.0), beyond=st.floats(0.0, 4.0))
+def test_no_p90_is_further_above_its_median_than_the_trees_can_say(
+    raw: booster.BoosterQuantiles, values: list[float], start: float, offset: float, beyond: float
+) -> None:
+    made = Calibrated(raw, Calibration((0.0, offset, offset / 2), beyond)).single(MOST)
+    assert made is not None
+    made.rows[: 8 * len(values)] = np.array(values).tobytes()
+    median = made.median(0, start)
+    above, far_above = (made.p90(0, median, unknown=unknown) - few.cut(median) for unknown in (False, True))
+    assert above <= made.widest + 1e-9
+    assert far_above <= max(made.widest, made.beyond) + 1e-9
 
 
 def test_of_trees_with_lines_in_their_leaves_nothing_is_known() -> None:
