@@ -97,9 +97,13 @@ def parse(cls: type[T], process: str, argv: Sequence[str], environ: Mapping[str,
 
     parser = _Parser(prog=f"python -m {process}", description=(cls.__doc__ or "").strip() or None, allow_abbrev=False)
     for name, field in fields.items():
-        if field.metadata.get("secret"):
-            continue
         variable = field.metadata.get("env") or prefix + name.upper()
+        if field.metadata.get("secret"):
+            if any(argument.partition("=")[0] == _flag(name) for argument in argv):  # and its value is in no message
+                raise SettingsError(
+                    f"{_flag(name)} is no flag, since all users of a machine see its command lines: set {variable}"
+                )
+            continue
         text = f"{field.metadata.get('help', '')} (default: {field.default!r}; {variable})".replace("%", "%%")
         if hints[name] is bool:
             parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -69,8 +69,13 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_nobody_s_setting() ->
 
 def test_a_secret_comes_from_the_environment_only() -> None:
     assert parsed(HEADWAY_EXAMPLE_PASSWORD="s").password == "s"
-    with pytest.raises(SettingsError, match="unrecognized"):
-        parsed("--password", "s")
+
+
+@pytest.mark.parametrize("argv", [("--password", "hush"), ("--password=hush",)])
+def test_a_secret_on_the_command_line_is_refused_and_not_said_again(argv: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="--password is no flag.*: set HEADWAY_EXAMPLE_PASSWORD") as refused:
+        parsed(*argv)
+    assert "hush" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
