@@ -73,7 +73,7 @@ def test_a_secret_comes_from_the_environment_only() -> None:
 
 @pytest.mark.parametrize("argv", [("--password", "hush"), ("--password=hush",)])
 def test_a_secret_on_the_command_line_is_refused_and_not_said_again(argv: tuple[str, ...]) -> None:
-    with pytest.raises(SettingsError, match="--password is no flag.*: set HEADWAY_EXAMPLE_PASSWORD") as refused:
+    with pytest.raises(SettingsError, match=r"--password is no flag.*: set HEADWAY_EXAMPLE_PASSWORD") as refused:
         parsed(*argv)
     assert "hush" not in str(refused.value)
 
