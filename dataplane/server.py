@@ -25,11 +25,14 @@ from dataplane.limits import Permit
 from dataplane.listening import Listener
 from dataplane.openai import ADMIN_KINDS, OPEN_KINDS, Kind, classify
 from dataplane.usual import UsualExchange
+from runtime.tasks import LATE_S
 
 log = logging.getLogger(__name__)
 
 SWEEP_S_MAX = 0.5
 SWEEP_S_MIN = 0.02
+STILL_S_MAX = 5.0
+"""Time in which the process stood still, as far as deadlines give it back."""
 DRAIN_POLL_S = 0.02
 
 _json = msgspec.json.Encoder()
@@ -62,6 +65,8 @@ class Server:
         self.short_ways = not admin and gateway.access is None and gateway.credentials is None and gateway.hedges is None
         self._listener = Listener(lambda: ClientConnection(self), gateway.sockets)
         self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_due = float("inf")
+        self._stood_still = False
 
     async def listen(
         self,
@@ -294,8 +299,17 @@ class Server:
 
     def _sweep(self) -> None:
         """Every deadline of connections and requests, a few times a second: no timer a request."""
-        self._sweeper = asyncio.get_running_loop().call_later(self._sweep_s(), self._sweep)  # whatever happens now
         now = self.clock.now()
+        late_s, pause_s = now - self._sweep_due, self._sweep_s()
+        # Timers come before sockets: what came while this process stood still is read first, and whoever stood still with it,
+        # as its machine may, gets that time again. A loop that is always late is another matter.
+        stood_still = late_s > LATE_S and not self._stood_still
+        if stood_still:
+            pause_s = min(late_s, STILL_S_MAX)
+        self._stood_still, self._sweep_due = stood_still, now + pause_s
+        self._sweeper = asyncio.get_running_loop().call_later(pause_s, self._sweep)  # whatever happens now
+        if stood_still:
+            return
         for connection in list(self.connections):
             try:
                 connection.check(now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -13,7 +14,9 @@ from tests.fakes.backend import (
     LAST_CHUNK,
     STREAM_HEAD,
     Backend,
+    Seen,
     Step,
+    Wire,
     chat_json,
     chat_payload,
     chat_stream,
@@ -26,6 +29,7 @@ from tests.fakes.backend import (
     raw,
     resets,
     status,
+    stream_events,
 )
 from tests.fakes.control import Control
 
@@ -245,6 +249,31 @@ async def test_silence_amid_a_stream_ends_it_with_an_error_event(start_proxy: St
     assert "silent" in response.events[-1]["error"]["message"]
     await backend.until(lambda backend: backend.open == 0)
     assert proxy.count("attempts", "timed_out") == 1
+
+
+@pytest.mark.parametrize("begun", [0, 2], ids=["before the first token", "amid the stream"])
+async def test_time_in_which_the_process_stood_still_is_no_engines_silence(
+    begun: int, start_proxy: StartProxy, backend: Backend
+) -> None:
+    """Its machine may have stood still with it: what the engine would have said meanwhile comes after it."""
+    limit_s, go_on = 0.5, asyncio.Event()
+    events = stream_events(["a", "b", "c"])
+
+    async def step(seen: Seen, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD + b"".join(map(chunk, events[:begun])))
+        await go_on.wait()
+        await wire.send(b"".join(map(chunk, events[begun:])) + LAST_CHUNK)
+
+    backend.script(step)
+    proxy = await start_proxy(backend, first_byte_timeout_s=limit_s, idle_timeout_s=limit_s)
+    asked = asyncio.create_task(ask(proxy.port, request(chat(stream=True))))
+    await backend.until(lambda backend: len(backend.requests) == 1)
+    await proxy.until(lambda app: [one.is_silent for one in app.gateway.exchanges] == [not begun])
+    time.sleep(3 * limit_s)  # noqa: ASYNC251 - it stands still
+    go_on.set()
+    response = await asked
+    assert (response.status, response.headers["x-headway-attempts"], response.text) == (200, "1", "abc")
+    assert proxy.count("attempts", "timed_out") == 0
 
 
 async def test_a_long_body_that_breaks_off_is_cut_not_completed(start_proxy: StartProxy, backend: Backend) -> None:
