@@ -9,7 +9,14 @@ SCHEMES = ("redis", "rediss", "unix")
 
 def check_redis_url(flag: str, url: str) -> None:
     """ValueError, without the URL's password: not one that can be connected to."""
-    if urlsplit(url).scheme not in SCHEMES:
+    try:
+        parts = urlsplit(url)
+        reads = parts.port is None or parts.port > 0
+    except ValueError:  # whose message may quote a password with a sign that ends it
+        reads = False
+    if not reads:
+        raise ValueError(f"{flag}: its host and port cannot be read (signs in a password are written as %XX)")
+    if parts.scheme not in SCHEMES:
         raise ValueError(f"{flag}: {shown(url)!r} begins with none of redis://, rediss://, unix://")
 
 
