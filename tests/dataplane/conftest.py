@@ -17,6 +17,7 @@ from dataplane.keys import Key, hash_of, line_of, new_token
 from dataplane.settings import Settings
 from dataplane.upstream import UpstreamConnection
 from runtime.clock import SystemClock
+from runtime.sockets import Sockets
 from tests.dataplane import client
 from tests.fakes.backend import Backend
 from tests.fakes.control import Control
@@ -96,10 +97,22 @@ NEW_CONNECTIONS = frozenset(
 """But those that count what comes to an engine that closes: an idle connection that turns out closed is replaced first."""
 
 
+STREAMS = frozenset(f"tests.dataplane.test_{name}" for name in ("endings", "leaving", "streams", "token_times"))
+"""Whose tests run a second time without compiled code, where there is any: streams pass through Python then."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "start_proxy" in metafunc.fixturenames and metafunc.module.__name__ in STREAMS and Sockets().passes:
+        metafunc.parametrize("compiled", [True, False], ids=["", "plain"], indirect=True)
     if "start_proxy" in metafunc.fixturenames and metafunc.module.__name__ in BOTH_WAYS:
         ways = [False] if metafunc.function.__name__ in NEW_CONNECTIONS else [False, True]
         metafunc.parametrize("warm", ways, ids=["", "warm"][: len(ways)], indirect=True)
+
+
+@pytest.fixture
+def compiled(request: pytest.FixtureRequest) -> bool:
+    """Whether data planes pass streams on by compiled code, if they can."""
+    return bool(getattr(request, "param", True))
 
 
 @pytest.fixture
@@ -125,7 +138,7 @@ async def _warm(app: App, urls: Iterable[str]) -> None:
 
 
 @pytest.fixture
-async def start_proxy(short_dir: Path, warm: bool) -> AsyncIterator[StartProxy]:
+async def start_proxy(short_dir: Path, warm: bool, compiled: bool) -> AsyncIterator[StartProxy]:
     """Starts data planes: `start_proxy(backend, ..., setting=value)`. Without `control` there is none.
 
     After each test nothing may be left in flight: no request, no active count.
@@ -141,6 +154,7 @@ async def start_proxy(short_dir: Path, warm: bool) -> AsyncIterator[StartProxy]:
                 "endpoint": tuple(f"m={backend.url}" for backend in backends),
                 "drain_timeout_s": 0.2,
                 "decision_timeout_ms": DECISION_TIMEOUT_MS,
+                "compiled": compiled,
                 **more,
             }
         )
