@@ -309,6 +309,12 @@ class Relay:
         self.phase = _ENDED
         return True
 
+    def take_passed(self, stream: Stream) -> None:
+        """What passed by there comes before what is noted here next."""
+        count, last = stream.take()
+        self.passed += count
+        self.last.extend(last)
+
     def closed(self, error: Exception | None = None) -> None:
         """The engine closed its side, or the connection broke: afterwards the phase is ENDED, or the response is broken."""
         self._catch_up()
@@ -553,11 +559,9 @@ class Relay:
     def _catch_up(self) -> None:
         """With what passed without `feed`. Each chunk was an event of its own: where as many passed, what came before them has
         nothing to do with how the stream ends."""
-        stream, self.stream = self.stream, None
-        if stream is not None:
-            count, last = stream.take()
-            self.passed += count
-            self.last.extend(last)
+        if self.stream is not None:
+            self.take_passed(self.stream)
+            self.stream = None
         passed, self.passed = self.passed, 0
         if not passed or self.chunks is None:
             return

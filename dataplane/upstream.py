@@ -83,6 +83,8 @@ class Passing(Protocol):
     to: asyncio.Transport | None
     stream: Stream | None
 
+    def take_passed(self, stream: Stream) -> None: ...
+
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine. While it has no owner it is idle, and any byte or break ends it.
@@ -92,13 +94,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_pool",
+        "direct",
         "engine",
         "heads",
         "host",
         "idle_since",
         "last",
         "owner",
-        "passes",
         "passing",
         "reused",
         "steps",
@@ -118,7 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.tokens = pool.tokens
         self.owner: Owner | None = None
         self.passing: Passing | None = None
-        self.passes: StreamTransport | None = None  # the transport, where streams pass without `data_received`
+        self.direct: StreamTransport | None = None  # the transport, where streams pass without `data_received`
         self.last: deque[bytes] = deque(maxlen=LAST_EVENTS_KEPT)  # of one stream after the other
         self.transport: asyncio.Transport | None = None
         self.reused = False
@@ -128,21 +130,23 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop registers no subclass
         self.write: Callable[[bytes], None] = self.transport.write
         if isinstance(transport, StreamTransport) and transport.can_pass:
-            self.passes = transport
+            self.direct = transport
         no_delay(transport)
 
     def data_received(self, data: bytes) -> None:
         passing = self.passing
         if passing is not None and data[LAST_FOUR] == EVENT_END:
+            if passing.stream is not None:
+                passing.take_passed(passing.stream)
             size = len(data)
             least, beyond = OPENINGS[size] if size < USUAL_BYTES_MAX else NOT_ONE
             if least <= data < beyond:
                 passing.passed += 1
                 passing.last.append(data)
-                passes = True
+                usual = True
             else:
-                passes = _several(passing, data)
-            if passes:
+                usual = _several(passing, data)
+            if usual:
                 write = passing.write
                 write(data)
                 tokens = self.tokens
@@ -152,8 +156,8 @@ class UpstreamConnection(asyncio.Protocol):
                     if keeper is self or keeper is None:
                         steps.timekeeper = self
                         steps.tokens_at = tokens.now()
-                if self.passes is not None:
-                    self._pass_on(self.passes, passing)
+                if self.direct is not None:
+                    self._pass_on(self.direct, passing)
                 return
         owner = self.owner
         if owner is not None:
@@ -164,21 +168,23 @@ class UpstreamConnection(asyncio.Protocol):
     def _pass_on(self, transport: StreamTransport, passing: Passing) -> None:
         """What follows goes there without being shown here, until something else comes."""
         stream = transport.pass_to(passing.to)
-        if stream is not None and passing.stream is not stream:
+        if stream is None:
+            return
+        if passing.stream is not stream:
             stream.take()  # of whoever was here before
             passing.stream = stream
-            self.steps.streams[stream] = None
+        self.steps.streams[stream] = None
 
     def pass_no_more(self) -> None:
         """The stream has ended, or goes on otherwise."""
         self.passing = None
         self.keep_no_time()
-        if self.passes is not None:
-            self.passes.pass_no_more()
+        if self.direct is not None:
+            self.direct.pass_no_more()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = self.passing = self.passes = None
         self.keep_no_time()
+        self.transport = self.passing = self.direct = None
         self._pool.forget(self)
         owner, self.owner = self.owner, None
         if owner is not None:
@@ -211,7 +217,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def keep_no_time(self) -> None:
         """Nothing comes here for now, and another stream may know better when its engine's tokens came."""
-        steps, transport = self.steps, self.passes
+        steps, transport = self.steps, self.direct
         if steps.timekeeper is self:
             steps.timekeeper = None
         if transport is not None and transport.stream is not None:

@@ -62,6 +62,9 @@ class Passed:
         self.passed = 0
         self.last: deque[bytes] = deque(maxlen=1)
         self.write: Callable[[bytes], None] = self.last.append
+        self.to = self.stream = None
+
+    def take_passed(self, stream: object) -> None: ...
 
 
 def test_one_stream_of_an_engine_keeps_the_time_until_it_is_told_or_falls_silent() -> None:
