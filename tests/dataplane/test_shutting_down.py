@@ -56,8 +56,8 @@ async def test_what_has_not_begun_is_refused(start_proxy: StartProxy, backend: B
     for response in await answers:
         assert (response.status, response.json["error"]["code"]) == (503, "shutting_down")
         assert (response.headers["connection"], response.headers["retry-after"]) == ("close", "1")
-    assert len(control.cancels) == 1
-    assert [outcome.end for outcome in control.outcomes] == [pb.CLIENT_GONE]
+    await control.until(lambda control: len(control.cancels) == len(control.outcomes) == 1)
+    assert control.outcomes[0].end == pb.CLIENT_GONE
 
 
 async def test_a_client_that_speaks_http_1_0_finds_its_error_event_too(
