@@ -116,7 +116,7 @@ class ModelBrief:
         if tokens != self._tokens or max_tokens != self._max_tokens:
             self._tokens, self._max_tokens = tokens, max_tokens
             medians[:] = self._p90s[:] = [_NONE] * len(medians)
-        ask = self._single.median
+        asks, answer = self._single.asks, self._single.answer
         logs: list[float] = []
         least = second = inf
         best = 0
@@ -124,7 +124,10 @@ class ModelBrief:
             at, there = row.at, row.matched_tokens
             value = medians[at]
             if value != value or held[at] != there:
-                value = medians[at] = ask(at, spot.asked(tokens, there, max_tokens))
+                start = spot.asked(tokens, there, max_tokens)
+                if code := asks[at]():
+                    self._single.check(code)
+                value = medians[at] = start + answer.value
                 held[at] = there
                 self._p90s[at] = _NONE
             if not _LOW < value < _HIGH:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Sequence
+from functools import partial
 from math import exp, inf
 from typing import TYPE_CHECKING
 
@@ -138,8 +139,8 @@ class Single:
     """One row a call, of at most `most` in memory of its own; one thread."""
 
     __slots__ = (
-        *("_answer", "_answer_at", "_boosters", "_length", "_median", "_offsets", "_places"),
-        *("_predict", "_spread", "beyond", "highest", "rows", "widest"),
+        *("_above", "_boosters", "_length", "_offsets", "_ways", "answer", "asks"),
+        *("beyond", "highest", "rows", "widest"),
     )
 
     def __init__(
@@ -157,27 +158,35 @@ class Single:
         """As those of Few."""
         self._boosters = median, spread  # whose handles live as long as this
         self._offsets = calibration.offsets
-        self._predict = median.held.LGBM_BoosterPredictForMatSingleRowFast
-        memory = (ctypes.c_char * len(self.rows)).from_buffer(self.rows)
-        self._places = [ctypes.byref(memory, width * place) for place in range(most)]
-        self._answer = ctypes.c_double()
-        self._answer_at = ctypes.byref(self._answer)
+        self.answer = ctypes.c_double()
+        """Of whatever was asked last."""
         self._length = ctypes.byref(ctypes.c_int64())
-        self._median, self._spread = _Way(median), _Way(spread)
+        predict = median.held.LGBM_BoosterPredictForMatSingleRowFast
+        memory = (ctypes.c_char * len(self.rows)).from_buffer(self.rows)
+        self._ways = _Way(median), _Way(spread)
+        self.asks, self._above = (
+            [
+                partial(predict, way.config, ctypes.byref(memory, width * place), self._length, ctypes.byref(self.answer))
+                for place in range(most)
+            ]
+            for way in self._ways
+        )
+        """asks: for the median of each row, what to call: afterwards `answer` is how far it is above where the model starts,
+        unless a code that is not 0 came back, which is for `check`."""
 
     def median(self, place: int, start: float) -> float:
         """Log seconds, not cut to what is served (see `cut`). start: log of the estimate."""
-        code = self._predict(self._median.config, self._places[place], self._length, self._answer_at)
-        if code:
-            self._boosters[0].check(code)
-        return self._answer.value + start
+        self.check(self.asks[place]())
+        return self.answer.value + start
 
     def p90(self, place: int, middle: float, *, unknown: bool) -> float:
         """Log seconds. middle: as `median` said; unknown: whether the endpoint's speed is not known."""
-        code = self._predict(self._spread.config, self._places[place], self._length, self._answer_at)
-        if code:
-            self._boosters[1].check(code)
-        return _upper(middle, self._answer.value, self._offsets, self.beyond if unknown else 0.0)
+        self.check(self._above[place]())
+        return _upper(middle, self.answer.value, self._offsets, self.beyond if unknown else 0.0)
+
+    def check(self, code: int) -> None:
+        """BundleError: the library said that something was wrong."""
+        self._boosters[0].check(code)
 
 
 class _Way:
