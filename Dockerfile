@@ -8,7 +8,7 @@ WORKDIR /app
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.lock
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml setup.py README.md ./
 COPY proto ./proto
 COPY contract ./contract
 COPY prediction ./prediction

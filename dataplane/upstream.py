@@ -7,6 +7,7 @@ shows as a reset before any response byte, which `exchange` repairs with a fresh
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -19,10 +20,13 @@ from dataplane.relay import LAST_EVENTS_KEPT
 from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
 from runtime.sockets import Sockets, StreamTransport
+from runtime.tasks import within
 from runtime.tls import client_context
 
 if TYPE_CHECKING:
     from runtime._passing import Stream
+
+log = logging.getLogger(__name__)
 
 IDLE_PER_ENDPOINT_MAX = 1024
 WRITE_BUFFER_BYTES_MAX = 64 * 1024
@@ -343,9 +347,13 @@ class UpstreamPool:
     async def _connect(self, url: str, done: Callable[[UpstreamConnection | Exception], None]) -> None:
         try:
             host, port, _ = self._address(url)
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with within(self._connect_timeout_s):
                 connection = await self._dial(url, host, port)
         except (OSError, ValueError) as error:  # TimeoutError is an OSError
+            done(error)
+            return
+        except Exception as error:  # whoever waits for this connection has no other deadline
+            log.exception("connecting failed", extra={"f": {"url": url}})
             done(error)
             return
         done(connection)

@@ -2,17 +2,20 @@
  *
  *     stream = Stream()
  *     stream.start(source, target)     from now on, until something else comes
- *     for fd, events, data in pass_ready(epoll_fd, 512): ...
+ *     shown, others = pass_ready(epoll_fd, 512)
  *
  * `pass_ready` asks the epoll set what is ready, without waiting. Where the source of a started stream is, one read is done; if
  * it brought what the usual read of a stream is (one chunk of HTTP/1.1, which holds an event and is less than USUAL_BYTES_MAX
- * long with its framing), it is written to the target, counted and kept among the last KEPT. Whatever else is ready comes back
- * as (fd, events, data):
+ * long with its framing), it is written to the target, counted and kept among the last KEPT. Else the stream stops, and `shown`
+ * has (source, events, data):
  *
- *     events > 0, None      as epoll says it; nothing was done
- *     events > 0, bytes     was read and is nothing usual; the stream has stopped
- *     events < 0, None      the read failed, with errno -events; the stream has stopped
- *     events = 0, bytes     what the target did not take of an event that is counted; the stream has stopped
+ *     events > 0, bytes     was read and is nothing usual
+ *     events > 0, None      the source has ended, as the next read says again
+ *     events < 0, None      the read failed, with errno -events
+ *     events = 0, bytes     what the target did not take of an event that is counted
+ *
+ * others: (fd, events) of whatever else is ready, to which nothing was done. What is shown was read from the sockets that had
+ * these numbers then: it is to be looked at before anything is accepted or opened.
  *
  * So what is not usual is Python's to look at, and nothing is passed on behind it until the stream is started again. All of it
  * holds the GIL: no call waits. Both sockets are non-blocking; whoever closes one stops the stream first. */
@@ -159,33 +162,36 @@ static int is_usual(const char *data, ssize_t size) {
     return digits && data[0] != '0' && data[digits] == '\r' && data[digits + 1] == '\n' && said == size - digits - 4;
 }
 
-static int tell(PyObject *others, int fd, long events, PyObject *data) {
-    PyObject *item = Py_BuildValue("ilO", fd, events, data ? data : Py_None);
-    int failed = !item || PyList_Append(others, item);
+static int add(PyObject *list, PyObject *item) {
+    int failed = !item || PyList_Append(list, item);
     Py_XDECREF(item);
     return failed;
 }
 
+static int show(PyObject *shown, int source, long events, PyObject *data) {
+    return add(shown, Py_BuildValue("ilO", source, events, data ? data : Py_None));
+}
+
 /* One read of a started stream. 0, or -1 with an exception set. */
-static int pass_one(Stream *stream, unsigned events, double *now, PyObject *others) {
+static int pass_one(Stream *stream, unsigned events, double *now, PyObject *shown) {
     int source = stream->source, target = stream->target;
     ssize_t got = recv(source, buffer, sizeof buffer, 0);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return 0;
     if (got < 0) {
         long failure = errno;
         stop(stream);
-        return tell(others, source, -failure, NULL);
+        return show(shown, source, -failure, NULL);
     }
     if (!got) { /* the end, which the next read says again */
         stop(stream);
-        return tell(others, source, events, NULL);
+        return show(shown, source, events, NULL);
     }
     PyObject *data = PyBytes_FromStringAndSize(buffer, got);
     if (!data) return -1;
     int failed = 0;
     if (!is_usual(buffer, got)) {
         stop(stream);
-        failed = tell(others, source, events, data);
+        failed = show(shown, source, events, data);
         Py_DECREF(data);
         return failed;
     }
@@ -203,7 +209,7 @@ static int pass_one(Stream *stream, unsigned events, double *now, PyObject *othe
         if (sent < 0) sent = 0;
         PyObject *rest = PyBytes_FromStringAndSize(buffer + sent, got - sent);
         stop(stream);
-        failed = !rest || tell(others, source, 0, rest);
+        failed = !rest || show(shown, source, 0, rest);
         Py_XDECREF(rest);
     }
     return failed;
@@ -216,23 +222,24 @@ static PyObject *pass_ready(PyObject *module, PyObject *arguments) {
     if (most < 1 || most > EVENTS_MAX) return PyErr_Format(PyExc_ValueError, "1 to %d events, not %d", EVENTS_MAX, most);
     int found = epoll_wait(set, ready, most, 0);
     if (found < 0 && errno != EINTR) return PyErr_SetFromErrno(PyExc_OSError);
-    PyObject *others = PyList_New(0);
-    if (!others) return NULL;
+    PyObject *shown = PyList_New(0), *others = PyList_New(0);
+    int failed = !shown || !others;
     double now = 0;
-    for (int i = 0; i < found; i++) {
+    for (int i = 0; i < found && !failed; i++) {
         int fd = ready[i].data.fd;
         unsigned events = ready[i].events;
         Stream *stream = fd < room ? started[fd] : NULL;
-        if (stream && events == EPOLLIN ? pass_one(stream, events, &now, others) : tell(others, fd, events, NULL)) {
-            Py_DECREF(others);
-            return NULL;
-        }
+        if (stream && events == EPOLLIN) failed = pass_one(stream, events, &now, shown);
+        else failed = add(others, Py_BuildValue("iI", fd, events));
     }
-    return others;
+    PyObject *both = failed ? NULL : PyTuple_Pack(2, shown, others);
+    Py_XDECREF(shown);
+    Py_XDECREF(others);
+    return both;
 }
 
 static PyMethodDef functions[] = {
-    {"pass_ready", pass_ready, METH_VARARGS, "pass_ready(epoll_fd, most): what is ready and was not passed on. OSError, ValueError."},
+    {"pass_ready", pass_ready, METH_VARARGS, "pass_ready(epoll_fd, most): what is ready and was not passed on: shown, others. OSError, ValueError."},
     {NULL},
 };
 

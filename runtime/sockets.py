@@ -1,9 +1,8 @@
-"""Plain stream sockets, read and written by Python itself: half of what a loop's own transports cost.
+"""Plain stream sockets, read and written here rather than by the event loop.
 
-uvloop tells of every read through four layers, and writes with the end of the loop's turn; of a relayed event that was 3,600
-instructions of 8,300. Here the sockets of a process stand in an epoll set of their own, and the loop sees that set as one file
-that has something to be read: whatever is ready then is read in one pass, and what is written leaves at once. A
-`StreamTransport` is otherwise what asyncio says a transport is; TLS stays with the loop's own.
+They stand in an epoll set of their own, which the loop sees as one file that has something to be read: whatever is ready then
+is read in one pass, and what is written leaves at once, while it is warm. A `StreamTransport` is otherwise what asyncio says a
+transport is; TLS stays with the loop's own.
 
 Events of streams that go from one transport to another as they are need no Python at all where `_passing.c` was compiled, which
 an installation does if it finds a compiler: `StreamTransport.pass_to`.
@@ -56,6 +55,8 @@ class Sockets:
         self.passes = passes and compiled is not None
         self._readers: dict[int, StreamTransport] = {}
         self._others: dict[int, Callable[[int], None]] = {}
+        self.sources: dict[int, StreamTransport] = {}
+        """Of streams that are passed on, or were."""
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -65,7 +66,7 @@ class Sockets:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._epoll = select.epoll()
-            self._loop.add_reader(self._epoll.fileno(), self._pass if self.passes else self._ready)
+            self._loop.add_reader(self._epoll.fileno(), self._ready)
         return self._loop
 
     def add(self, connected: socket.socket, protocol: asyncio.Protocol, peer: object = None) -> StreamTransport:
@@ -120,7 +121,8 @@ class Sockets:
         if epoll is None:
             return
         if not events:
-            self.forget(fd)
+            self._readers.pop(fd, None)
+            del self._others[fd]
             epoll.unregister(fd)
             return
         self._others[fd] = told
@@ -137,49 +139,39 @@ class Sockets:
         """It is about to be closed, and leaves the set by that."""
         self._readers.pop(fd, None)
         self._others.pop(fd, None)
-
-    def _pass(self) -> None:
-        """`_ready`, less the streams that are passed on."""
-        epoll, readers = self._epoll, self._readers
-        if epoll is None:
-            return
-        for fd, events, data in compiled.pass_ready(epoll.fileno(), EVENTS_MAX):
-            reader = readers.get(fd)
-            if reader is None or (data is None and events != _IN):
-                told = self._others.get(fd)
-                if events < 0 and reader is not None:
-                    reader.broke(OSError(-events, os.strerror(-events)))
-                elif told is not None:
-                    told(events)
-            elif data is None:
-                reader.read()
-            elif events:
-                reader.took(data)
-            else:
-                reader.rest(data)
+        self.sources.pop(fd, None)
 
     def _ready(self) -> None:
-        epoll, readers = self._epoll, self._readers
-        if epoll is None:
+        if self._epoll is None:
             return
-        for fd, events in epoll.poll(0, EVENTS_MAX):
+        if not self.passes:
+            self._read(self._epoll.poll(0, EVENTS_MAX))
+            return
+        shown, others = compiled.pass_ready(self._epoll.fileno(), EVENTS_MAX)
+        for fd, events, data in shown:
+            source = self.sources.get(fd)  # none: closed by what came before it in this pass
+            if source is None:
+                continue
+            if data is None and events < 0:
+                source.broke(OSError(-events, os.strerror(-events)))
+            elif data is None:
+                source.read()
+            elif events:
+                source.took(data)
+            else:
+                source.rest(data)
+        self._read(others)
+
+    def _read(self, ready: list[tuple[int, int]]) -> None:
+        readers = self._readers
+        for fd, events in ready:
             reader = readers.get(fd)
-            if reader is None or events != _IN:
-                told = self._others.get(fd)  # none: closed by what came before it in this pass
+            if reader is not None and events == _IN:
+                reader.read()
+            else:
+                told = self._others.get(fd)
                 if told is not None:
                     told(events)
-                continue
-            try:
-                data = read_fd(fd, READ_BYTES)
-            except BlockingIOError:
-                continue  # another socket of that number was meant, closed in this pass
-            except OSError as error:
-                reader.broke(error)
-                continue
-            if not data:
-                reader.at_end()
-                continue
-            reader.took(data)
 
 
 class StreamTransport(asyncio.Transport):
@@ -349,6 +341,7 @@ class StreamTransport(asyncio.Transport):
             self._leave()
             self._to = other
             other._streams.append(stream)
+        self._sockets.sources[self._fd] = self
         stream.start(self._fd, other._fd)
         return stream
 
@@ -376,7 +369,7 @@ class StreamTransport(asyncio.Transport):
         """What one read brings, or what it says instead."""
         try:
             data = read_fd(self._fd, READ_BYTES)
-        except BlockingIOError:
+        except BlockingIOError:  # another socket of that number was meant, closed in this pass
             return
         except OSError as error:
             self.broke(error)
@@ -388,6 +381,8 @@ class StreamTransport(asyncio.Transport):
 
     def took(self, data: bytes) -> None:
         """It was read here."""
+        if self._closing:
+            return
         take = self._take
         try:
             take(data)
