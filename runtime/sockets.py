@@ -16,8 +16,6 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterable
-from os import read as read_fd
-from os import write as write_fd
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -29,6 +27,26 @@ except ImportError:
     compiled = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
+
+
+def _receive(fd: int) -> bytes | None:
+    """One read; b"": the end, None: nothing there. OSError."""
+    try:
+        return os.read(fd, READ_BYTES)
+    except BlockingIOError:
+        return None
+
+
+def _send(fd: int, data: bytes | bytearray | memoryview) -> int:
+    """How many bytes were taken. OSError."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+
+
+receive = _receive if compiled is None else compiled.receive
+send = _send if compiled is None else compiled.send
 
 READ_BYTES = 64 * 1024
 EVENTS_MAX = 512
@@ -149,8 +167,8 @@ class Sockets:
             return
         shown, others = compiled.pass_ready(self._epoll.fileno(), EVENTS_MAX)
         for fd, events, data in shown:
-            source = self.sources.get(fd)  # none: closed by what came before it in this pass
-            if source is None:
+            source = self.sources.get(fd)
+            if source is None or source.is_closing():  # by what came before it in this pass
                 continue
             if data is None and events < 0:
                 source.broke(OSError(-events, os.strerror(-events)))
@@ -281,9 +299,7 @@ class StreamTransport(asyncio.Transport):
             self._write_later(data)
             return
         try:
-            sent = write_fd(self._fd, data)
-        except BlockingIOError:
-            sent = 0
+            sent = send(self._fd, data)
         except OSError as error:
             self.broke(error)
             return
@@ -368,15 +384,13 @@ class StreamTransport(asyncio.Transport):
     def read(self) -> None:
         """What one read brings, or what it says instead."""
         try:
-            data = read_fd(self._fd, READ_BYTES)
-        except BlockingIOError:  # another socket of that number was meant, closed in this pass
-            return
+            data = receive(self._fd)
         except OSError as error:
             self.broke(error)
             return
         if data:
             self.took(data)
-        else:
+        elif data is not None:  # else another socket of that number was meant, closed in this pass
             self.at_end()
 
     def took(self, data: bytes) -> None:
@@ -452,9 +466,7 @@ class StreamTransport(asyncio.Transport):
         buffer = self._buffer
         try:
             with memoryview(buffer) as whole:
-                sent = write_fd(self._fd, whole[:WRITE_BYTES_MAX])
-        except BlockingIOError:
-            return
+                sent = send(self._fd, whole[:WRITE_BYTES_MAX])
         except OSError as error:
             self.broke(error)
             return

@@ -14,7 +14,7 @@ import pytest
 
 from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX
 from dataplane.relay import LAST_EVENTS_KEPT
-from runtime.sockets import Sockets, StreamTransport, compiled
+from runtime.sockets import READ_BYTES, Sockets, StreamTransport, _receive, _send, compiled
 from tests.waiting import meanwhile, turns, until
 
 pytestmark = pytest.mark.skipif(compiled is None, reason="the installation found no C compiler")
@@ -357,7 +357,40 @@ async def test_nobody_passes_where_it_is_not_wanted_or_cannot_be(stack: ExitStac
     sockets.close()
 
 
+@pytest.mark.parametrize("which", ["compiled", "plain"])
+def test_one_read_and_one_write(stack: ExitStack, which: str) -> None:
+    receive, send = (compiled.receive, compiled.send) if which == "compiled" else (_receive, _send)
+    here, there = _connected(stack)
+    assert receive(here.fileno()) is None
+    assert [send(there.fileno(), data) for data in (b"a", bytearray(b"bc"), memoryview(b"xdef")[1:])] == [1, 2, 3]
+    assert receive(here.fileno()) == b"abcdef"
+    taken = 0
+    while sent := send(there.fileno(), bytes(1 << 20)):
+        taken += sent
+    while data := receive(here.fileno()):
+        assert len(data) <= READ_BYTES
+        taken -= len(data)
+        if not taken:
+            break
+    there.close()
+    assert receive(here.fileno()) == b""
+    with pytest.raises(BrokenPipeError):
+        for _ in range(3):
+            send(here.fileno(), b"x")
+    here.close()
+
+
 def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="no file descriptor"):
+        compiled.receive(-1)
+    with pytest.raises(ValueError, match="no file descriptor"):
+        compiled.send(-1, b"")
+    with pytest.raises(TypeError):
+        compiled.send(1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        compiled.send(1, "text")  # type: ignore[arg-type]
+    with pytest.raises(OSError, match=os.strerror(9)):
+        compiled.receive(1_000_000)
     stream, other = compiled.Stream(), compiled.Stream()
     with pytest.raises(ValueError, match="not open"):
         stream.start(-1, 3)
