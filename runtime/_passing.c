@@ -33,6 +33,7 @@
 #define READ_BYTES 65536
 #define USUAL_BYTES_MAX 4096
 #define KEPT 8
+#define VERSION 2 /* of what is said above; `sockets` takes no other */
 
 typedef struct {
     PyObject_HEAD
@@ -283,6 +284,7 @@ PyMODINIT_FUNC PyInit__passing(void) {
     if (!module) return NULL;
     Py_INCREF(&StreamType);
     if (PyModule_AddObject(module, "Stream", (PyObject *)&StreamType) < 0 ||
+        PyModule_AddIntConstant(module, "VERSION", VERSION) < 0 ||
         PyModule_AddIntConstant(module, "KEPT", KEPT) < 0 ||
         PyModule_AddIntConstant(module, "USUAL_BYTES_MAX", USUAL_BYTES_MAX) < 0) {
         Py_DECREF(&StreamType);

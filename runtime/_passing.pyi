@@ -1,5 +1,6 @@
 """Compiled where the installation finds a C compiler (`_passing.c`); without it Python does the same."""
 
+VERSION: int
 KEPT: int
 USUAL_BYTES_MAX: int
 

@@ -21,10 +21,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 if TYPE_CHECKING:
     from runtime._passing import Stream
 
+_VERSION = 2
+"""Of the compiled part; one that was built from other sources is left alone."""
 try:
     from runtime import _passing as compiled
 except ImportError:
     compiled = None  # type: ignore[assignment]
+else:
+    if getattr(compiled, "VERSION", 0) != _VERSION:
+        compiled = None
 
 log = logging.getLogger(__name__)
 
