@@ -29,7 +29,7 @@ except ImportError:
     compiled = None  # type: ignore[assignment]
 else:
     if getattr(compiled, "VERSION", 0) != _VERSION:
-        compiled = None
+        compiled = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
