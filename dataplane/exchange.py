@@ -274,10 +274,10 @@ class Exchange(Served):
         if self._prompt.chains:
             self._prompt = Prompt(self._prompt.kind, self._prompt.input_tokens)
         self._client.write(self._response_head(relay) + relay.release())
+        relay.write, relay.to = self._client.write, self._client.transport  # though what is held ends amid a chunk
         if relay.phase is _ENDED:
             self._complete(relay)
         elif relay.is_open and attempt.connection is not None:
-            relay.write, relay.to = self._client.write, self._client.transport
             attempt.connection.passing = relay
 
     def _stands(self, relay: Relay, attempt: Attempt, end: End) -> bool:
