@@ -109,7 +109,7 @@ class ResponseHead(msgspec.Struct):
     has_request_id: bool = False
 
 
-_HEAD = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [^\r\n\0]*)?(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)*")
+_HEAD = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [^\r\n\0]*)?(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)*")
 """A whole response head: no folded lines, no bare CR or LF, no space before a colon."""
 
 
@@ -123,17 +123,16 @@ def parse_response_head(head: bytes) -> ResponseHead:
     status_line, *lines = head.split(b"\r\n")
     http10 = status_line[7] == _ZERO
     found = ResponseHead(int(status_line[9:12]), b"HTTP/1.1" + status_line[8:], lines, keep_alive=not http10)
-    dropped, named = [], b""
+    kept, named = [], b""
     for line in lines:
         name, _, value = line.partition(b":")
         read = _READ.get(name.lower())
-        if read is not None and read(found, value.strip()):
-            dropped.append(line)
-            if read is _connection:
-                named += b"," + value
-    if dropped:
-        hops = _named(named) - {b"content-length"}  # whose line says where the body ends
-        found.lines = [line for line in lines if line not in dropped and line.partition(b":")[0].lower() not in hops]
+        if read is None or not read(found, value.strip()):
+            kept.append(line)
+        elif read is _connection:
+            named += b"," + value
+    hops = _named(named) - {b"content-length"}  # whose line says where the body ends
+    found.lines = [line for line in kept if line.partition(b":")[0].lower() not in hops] if named else kept
     if found.chunked and found.length >= 0:
         raise FramingError("both Content-Length and Transfer-Encoding in the response")
     if found.status in (204, 304):
@@ -175,8 +174,9 @@ def _transfer_encoding(found: ResponseHead, value: bytes) -> bool:
 def _content_length(found: ResponseHead, value: bytes) -> bool:
     if not value.isdigit() or len(value) > 18 or found.length not in (-1, int(value)):
         raise FramingError(f"content length {value[:40]!r} in the response")
+    again = found.length >= 0  # the same once more, which clients refuse
     found.length = int(value)
-    return False
+    return again
 
 
 def _content_type(found: ResponseHead, value: bytes) -> bool:

@@ -192,3 +192,29 @@ async def test_counts_that_are_none_are_not_told(
         assert 0 <= outcome.output_tokens < 10
     assert len(control.hellos) == 1
     client.close()
+
+
+async def test_a_length_that_is_said_twice_is_passed_on_once(start_proxy: StartProxy, backend: Backend) -> None:
+    """Many clients refuse the second, and with it an answer that is fine."""
+    whole = json_bytes(chat_payload("hello"))
+    length = next(line for line in whole.split(b"\r\n") if line.startswith(b"content-length"))
+    backend.script(raw(whole.replace(length, length + b"\r\n" + length.title())))
+    proxy = await start_proxy(backend)
+    response = await ask(proxy.port, request(chat()))
+    assert response.json == chat_payload("hello")
+    assert response.names.count("content-length") == 1
+
+
+@pytest.mark.parametrize("status", [b"000", b"099"])
+async def test_a_status_that_is_none_is_no_answer_to_wait_behind(
+    start_proxy: StartProxy, start_backend: StartBackend, status: bytes
+) -> None:
+    """Statuses below 200 announce another answer, but those of two digits are no statuses."""
+    odd, good = await start_backend(), await start_backend()
+    for backend in (odd, good):
+        backend.script(raw(json_bytes(chat_payload("hello")).replace(b"200", status)))
+    good.script(raw(json_bytes(chat_payload("hello"))))
+    proxy = await start_proxy(odd, good)
+    for _ in range(2):
+        assert (await ask(proxy.port, request(chat()))).status == 200
+    assert len(odd.requests) == 1
