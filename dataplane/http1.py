@@ -15,6 +15,7 @@ import msgspec
 
 from dataplane.body import BodyStream
 from dataplane.errors import REASONS
+from dataplane.wishes import NAMES as WISHES
 
 _ZERO = b"0"[0]
 
@@ -38,7 +39,7 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
     )
 )
-_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_NOT_FORWARDED = HOP_BY_HOP | WISHES | {b"host", b"content-length", b"expect"}
 _OURS_TO_SAY = frozenset(
     b"access-control-" + what
     for what in (

@@ -68,3 +68,6 @@ _KNOWN: dict[bytes, tuple[str, str, Callable[[str], float | int | str | None]]] 
     b"x-headway-tenant": ("tenant", _SHORT, _name),
     b"x-headway-session": ("session", _SHORT, _name),
 }
+
+NAMES = frozenset(_KNOWN)
+"""Said to the router, and not to engines: a tenant is what a key says, and a priority among requests that wait here."""

@@ -10,8 +10,8 @@ from dataplane import wishes
 from dataplane.errors import ApiError
 from dataplane.wishes import NAME_CHARS_MAX, PRIORITY_MAX, PRIORITY_MIN, SLO_TTFT_MS_MAX
 from tests.dataplane.client import Client, ask, chat, request
-from tests.dataplane.conftest import StartProxy
-from tests.fakes.backend import Backend
+from tests.dataplane.conftest import StartBackend, StartProxy
+from tests.fakes.backend import Backend, status
 from tests.fakes.control import Control
 
 SLO, PRIORITY, TENANT, SESSION = (f"x-headway-{name}" for name in ("slo-ttft-ms", "priority", "tenant", "session"))
@@ -80,6 +80,24 @@ async def test_the_caller_is_told_and_no_worker_is_troubled(
     assert (await client.read()).status == 200
     client.close()
     assert len(control.questions) == len(backend.requests) == 1
+
+
+async def test_what_is_wished_of_the_router_is_not_told_to_engines(
+    start_proxy: StartProxy, start_backend: StartBackend, control: Control
+) -> None:
+    """Nor at a second attempt, whose question says it again."""
+    refusing, serving = await start_backend(), await start_backend()
+    refusing.script(status(503))
+    control.serve("m", refusing.url, serving.url)
+    proxy = await start_proxy(control=control)
+    wished = {SLO: "800", PRIORITY: "2", TENANT: "acme", SESSION: "s"}
+    for _ in range(2):
+        assert (await ask(proxy.port, request(chat(), headers={**wished, "X-Other": "1"}))).status == 200
+    assert {(question.tenant, question.priority, question.session) for question in control.questions} == {("acme", 2, "s")}
+    for seen in (*refusing.requests, *serving.requests):
+        assert seen.headers["x-other"] == "1"
+        assert not [name for name in seen.headers if name.startswith("x-headway-")]
+    assert refusing.requests
 
 
 async def test_other_apis_are_told_in_their_own_words(start_proxy: StartProxy, backend: Backend) -> None:
