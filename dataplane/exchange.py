@@ -57,7 +57,6 @@ class Exchange(Served):
         "_attempt",
         "_failure",
         "_question_id",
-        "_rival",
         "_spare",
         "_state",
     )
@@ -80,7 +79,7 @@ class Exchange(Served):
         self._state = _PREPARING
         self._question_id = 0
         self._attempt: Attempt | None = None  # the one under way
-        self._rival: Rival | None = None
+        self._rival = None
         self._failure: ApiError | None = None  # of the last attempt
         self._spare: Relay | None = None  # the last attempt's response, where it was complete
 
@@ -392,17 +391,17 @@ class Exchange(Served):
         return ranks.steered(answer, self._request.path)
 
     def is_tried(self, answer: Answer) -> bool:
-        if (answer.url, answer.rank) in [(target.url, target.rank) for target in self._targets]:
+        if (answer.url, answer.rank) in [(target.url, target.rank) for target in self._failed_at()]:
             return True
         return answer.url in self._failed_urls()
 
     def _failed_urls(self) -> list[str]:
         """Less those of which one rank alone hangs: another rank of them will do."""
         stuck_ranks = self._gateway.fleet.stuck_ranks
-        return [target.url for target in self._targets if (target.url, target.rank) not in stuck_ranks]
+        return [target.url for target in self._failed_at() if (target.url, target.rank) not in stuck_ranks]
 
     def _tried_urls(self) -> list[str]:
-        return [target.url for target in self._targets]
+        return [target.url for target in self._failed_at()]
 
     def overtaken(self, rival: Rival) -> None:
         """The rival has an answer; ours had none."""

@@ -127,7 +127,7 @@ class Hedges:
 class Rival:
     """The second attempt of one request."""
 
-    __slots__ = ("_attempt", "_hedges", "_question_id", "_racer", "_timer", "stage")
+    __slots__ = ("_attempt", "_hedges", "_question_id", "_racer", "_timer", "failed_at", "stage")
 
     def __init__(self, hedges: Hedges, racer: Racer, delay_s: float) -> None:
         self._hedges = hedges
@@ -135,6 +135,8 @@ class Rival:
         self._question_id = 0
         self.stage = Stage.ARMED
         self._attempt: Attempt | None = None
+        self.failed_at: Answer | None = None
+        """Where it failed: the request does not go there again."""
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._due)
 
     @property
@@ -272,6 +274,7 @@ class Rival:
         self._hedges.exchanges.discard(self)
         self._over(how)
         if attempt is not None:
+            self.failed_at = attempt.target if how == "failed" else None
             self._racer.settle(attempt, end)
 
     def _over(self, how: str) -> None:

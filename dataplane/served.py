@@ -11,6 +11,7 @@ from contract.routing import Answer, Asked, numbered
 from dataplane import headers, question, trace
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway
+from dataplane.hedge import Rival
 from dataplane.http1 import Request, forward_head, reply
 from dataplane.limits import Permit
 from dataplane.openai import DONE_PATHS, Ask, path_label
@@ -38,6 +39,7 @@ class Served:
         "_relay",
         "_request",
         "_request_name",
+        "_rival",
         "_started_at",
         "_targets",
     )
@@ -51,6 +53,7 @@ class Served:
     _ask: Ask
     _prompt: Prompt
     _targets: tuple[Answer, ...]  # of its attempts, in their order
+    _rival: Rival | None  # the second attempt that it has had, or may get
     _closes: bool  # the client was told that the connection ends with this response
     _relay: Relay | None  # of the attempt that is the answer
     _ids: bytes  # its name and trace, as header lines
@@ -85,8 +88,13 @@ class Served:
         numbers, stuck_ranks = self._gateway.fleet.numbers, self._gateway.fleet.stuck_ranks
         return [
             numbered(numbers.get(target.url, target.endpoint), target.rank if (target.url, target.rank) in stuck_ranks else -1)
-            for target in self._targets
+            for target in self._failed_at()
         ]
+
+    def _failed_at(self) -> tuple[Answer, ...]:
+        """Where it has been in vain, or is: a second attempt that failed was one, too."""
+        rival = self._rival
+        return self._targets if rival is None or rival.failed_at is None else (*self._targets, rival.failed_at)
 
     def new_relay(self) -> Relay:
         """For one response to this request."""

@@ -134,6 +134,43 @@ async def test_a_first_attempt_that_fails_leaves_the_request_to_the_second(
     client.close()
 
 
+@pytest.mark.parametrize("connected", [True, False], ids=["", "fallback"])
+async def test_a_retry_does_not_go_where_the_second_attempt_failed(
+    start_proxy: StartProxy, start_backend: StartBackend, control: Control, connected: bool
+) -> None:
+    fail = asyncio.Event()
+
+    async def fails(seen: Seen, wire: Wire) -> None:
+        await wire.send(STREAM_HEAD)
+        await fail.wait()
+        wire.reset()
+
+    first, second, third = [await start_backend() for _ in range(3)]
+    first.script(fails)
+    second.script(status(503))
+    third.script(chat_stream(["third"]))
+    control.serve("m", first.url, second.url, third.url)
+    control.decide = lambda question: lowest(control, question)
+    proxy = await start_proxy(control=control, **HEDGED)
+    client = await Client.connect(proxy.port)
+    await client.send(request(chat(stream=True)))
+    await control.until(lambda control: len(control.outcomes) == 1)
+    if not connected:
+        await control.stop()
+        await proxy.until(lambda app: not app.control.connected)
+    fail.set()
+    response = await client.read()
+    assert (response.text, response.headers["x-headway-attempts"]) == ("third", "2")
+    assert (len(first.requests), len(second.requests), len(third.requests)) == (1, 1, 1)
+    client.close()
+
+
+def lowest(control: Control, question: pb.Question) -> pb.Decision:
+    """The first endpoint of the view that is not excluded."""
+    left = next(endpoint for endpoint in control.view.endpoints if endpoint.endpoint not in question.exclude)
+    return pb.Decision(decision_id=100 + left.endpoint, endpoint=left.endpoint, url=left.url, worker=left.worker)
+
+
 async def test_a_client_that_leaves_ends_both_attempts(
     start_proxy: StartProxy, start_backend: StartBackend, short_dir: Path
 ) -> None:
