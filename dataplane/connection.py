@@ -19,7 +19,7 @@ import httptools
 from dataplane.body import BodyStream
 from dataplane.errors import WHO, ApiError, protocol_error, too_large
 from dataplane.heads import NO_HEAD
-from dataplane.http1 import Request, path_of, reply
+from dataplane.http1 import Request, origin_form, path_of, reply
 from dataplane.openai import MULTIPART_SCAN_BYTES_MAX, multipart_model
 from dataplane.upstream import WRITE_BUFFER_BYTES_MAX, no_delay
 
@@ -387,6 +387,8 @@ class ClientConnection(asyncio.Protocol):
         request, settings = self._request, self._server.settings
         self._in_head = False
         request.method = self._parser.get_method().decode()
+        if request.target[:1] != b"/":
+            request.target = origin_form(request.target)
         request.path = path_of(request.target)
         version = self._parser.get_http_version()
         request.http10 = version == "1.0"
@@ -404,7 +406,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._too_large())
         expectation = request.get(b"expect").lower()
         if expectation == b"100-continue":
-            if self.exchange is None and not self._queue:
+            # HTTP/1.0 knows no such answer: who speaks it would take it for the one to its request.
+            if self.exchange is None and not self._queue and not request.http10:
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif expectation:
             self._refuse(protocol_error(417, "Only `Expect: 100-continue` is understood.", "expectation_failed"))

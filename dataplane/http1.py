@@ -93,6 +93,15 @@ def path_of(target: bytes) -> str:
     return target.split(b"?", 1)[0].decode("utf-8", "replace")
 
 
+def origin_form(target: bytes) -> bytes:
+    """`http://host/path` as `/path`, which servers must understand (RFC 9112, 3.2.2); any other target as it is."""
+    scheme, found, rest = target.partition(b"://")
+    if not found or scheme.lower() not in (b"http", b"https"):
+        return target
+    _, slash, path = rest.partition(b"/")
+    return slash + path if slash else b"/"
+
+
 class ResponseHead(msgspec.Struct):
     """The head of an engine's response, not changed once parsed. length: -1: chunked, or ended by the connection."""
 

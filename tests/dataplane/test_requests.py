@@ -153,6 +153,26 @@ async def test_expect_100_continue_is_answered_before_the_body_comes(proxy: Prox
     assert "expect" not in backend.requests[0].headers
 
 
+async def test_who_speaks_http_1_0_gets_one_answer_whatever_it_expects(proxy: Proxy, backend: Backend) -> None:
+    """It knows no answer that another one follows."""
+    response = await ask(proxy.port, request(chat(), headers={"Expect": "100-continue"}, version="1.0"))
+    assert response.raw.startswith(b"HTTP/1.1 200 ")
+    assert (response.status, len(backend.requests)) == (200, 1)
+
+
+@pytest.mark.parametrize("target", ["http://proxy/v1/chat/completions?a=b", "HTTPS://proxy:8000/v1/chat/completions?a=b"])
+async def test_a_target_with_its_host_is_one_without(proxy: Proxy, backend: Backend, target: str) -> None:
+    client = await Client.connect(proxy.port)
+    for _ in range(2):  # the second time its head is known
+        await client.send(request(chat(), target))
+        assert (await client.read()).status == 200
+    assert {seen.target for seen in backend.requests} == {"/v1/chat/completions?a=b"}
+    for other, status in (("http://proxy", 404), ("ftp://proxy/v1/chat/completions", 404)):
+        await client.send(request(chat(), other))
+        assert (await client.read()).status == status
+    client.close()
+
+
 async def test_any_other_expectation_is_417(proxy: Proxy) -> None:
     status, _ = await error_of(proxy.port, HEAD + b"Expect: tea\r\nContent-Length: 0\r\n\r\n", closes=True)
     assert status == 417
