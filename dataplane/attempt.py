@@ -5,6 +5,8 @@ An attempt is settled once: its connection goes back or is closed, counts are se
 
 from __future__ import annotations
 
+from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
+
 import msgspec
 
 from contract.outcome import End
@@ -17,6 +19,13 @@ from proto import routing_pb2 as pb
 
 BLAMES_ENDPOINT = frozenset((End.CONNECT_FAILED, End.RESET, End.TIMED_OUT, End.ENGINE_ERROR, End.ENGINE_ABORTED))
 END_NAMES = {end: end.name.lower() for end in End}
+_OURS = frozenset((EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL))
+
+
+def says_nothing(error: Exception) -> bool:
+    """Whether it was this machine that had no room for a connection, whatever the endpoint is like: blamed for it, one endpoint
+    after the other would be shut out by its breaker, for all data planes."""
+    return isinstance(error, OSError) and error.errno in _OURS
 
 
 class Attempt(msgspec.Struct, eq=False):

@@ -18,7 +18,7 @@ from enum import IntEnum
 from contract.outcome import End
 from contract.routing import Answer, Refusal
 from dataplane import errors, headers, preparing, ranks
-from dataplane.attempt import END_NAMES, Attempt
+from dataplane.attempt import END_NAMES, Attempt, says_nothing
 from dataplane.errors import ApiError
 from dataplane.gateway import Client, Gateway
 from dataplane.hedge import Rival
@@ -185,6 +185,10 @@ class Exchange(Served):
                     self._gateway.pool.give(found, self._gateway.clock.now())
             elif isinstance(found, UpstreamConnection):
                 self._send(attempt, found)
+            elif says_nothing(found):
+                self._close_attempt(_CLIENT_GONE)
+                full = f"This router cannot make connections at the moment: {found}."
+                self._refuse(errors.overloaded(full, "router_full"))
             else:
                 why = str(found) or type(found).__name__
                 failure = errors.bad_gateway(f"Worker {target.worker} cannot be reached: {why}.")

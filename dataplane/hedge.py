@@ -20,7 +20,7 @@ from typing import Protocol
 from contract.outcome import End
 from contract.routing import Answer, Asked
 from dataplane.admission import RetryBudget
-from dataplane.attempt import Attempt
+from dataplane.attempt import Attempt, says_nothing
 from dataplane.control import ControlClient
 from dataplane.fallback import Fleet
 from dataplane.gateway import Holding
@@ -214,7 +214,7 @@ class Rival:
         elif isinstance(found, UpstreamConnection):
             self._send(found)
         else:
-            self._end(End.CONNECT_FAILED, "failed")
+            self._end(End.CLIENT_GONE if says_nothing(found) else End.CONNECT_FAILED, "failed")
 
     def _send(self, connection: UpstreamConnection) -> None:
         attempt = self._attempt
