@@ -114,9 +114,11 @@ class Sockets:
             made = protocol()
             self.add(connected, made, address)
             return made
+        if not errors:
+            raise OSError(f"{host} has no address")
         if len(errors) == 1:
             raise errors[0]
-        raise OSError("; ".join(str(error) for error in errors) or f"{host} has no address")
+        raise OSError(errors[0].errno, "; ".join(str(error) for error in errors))
 
     async def _dial(self, family: int, kind: int, number: int, address: Any) -> socket.socket:
         dialling = socket.socket(family, kind, number)
