@@ -5,9 +5,9 @@
  *     shown, others = pass_ready(epoll_fd, 512)
  *
  * `pass_ready` asks the epoll set what is ready, without waiting. Where the source of a started stream is, one read is done; if
- * it brought what the usual read of a stream is (one chunk of HTTP/1.1, which holds an event and is less than USUAL_BYTES_MAX
- * long with its framing), it is written to the target, counted and kept among the last KEPT. Else the stream stops, and `shown`
- * has (source, events, data):
+ * it brought what the usual read of a stream is (whole chunks of HTTP/1.1, each an event and less than USUAL_BYTES_MAX long with
+ * its framing, all of them less than that or more than KEPT), it is written to the target, its events are counted, and it, or
+ * its last KEPT, are among the last KEPT that are remembered. Else the stream stops, and `shown` has (source, events, data):
  *
  *     events > 0, bytes     was read and is nothing usual
  *     events > 0, None      the source has ended, as the next read says again
@@ -33,14 +33,15 @@
 #define READ_BYTES 65536
 #define USUAL_BYTES_MAX 4096
 #define KEPT 8
-#define VERSION 2 /* of what is said above; `sockets` takes no other */
+#define VERSION 3 /* of what is said above; `sockets` takes no other */
 
 typedef struct {
     PyObject_HEAD
     int source, target;    /* source < 0: not started */
     Py_ssize_t passed;     /* events since they were last taken */
+    Py_ssize_t reads;      /* that brought them, of which the last are kept */
     double at;             /* seconds of CLOCK_MONOTONIC of the last one, 0: none since it was last taken */
-    PyObject *last[KEPT];  /* of `passed`, the next one overwrites [passed % KEPT] */
+    PyObject *last[KEPT];  /* the next one overwrites [reads % KEPT] */
 } Stream;
 
 static Stream **started;   /* by source; borrowed: a stream that ends stops itself */
@@ -54,7 +55,7 @@ static void stop(Stream *self) {
 
 static void forget(Stream *self) {
     for (int i = 0; i < KEPT; i++) Py_CLEAR(self->last[i]);
-    self->passed = 0;
+    self->passed = self->reads = 0;
 }
 
 static PyObject *stream_new(PyTypeObject *type, PyObject *arguments, PyObject *names) {
@@ -96,7 +97,7 @@ static PyObject *stream_stop(Stream *self, PyObject *nothing) {
 }
 
 static PyObject *stream_take(Stream *self, PyObject *nothing) {
-    Py_ssize_t kept = self->passed < KEPT ? self->passed : KEPT, first = self->passed - kept;
+    Py_ssize_t kept = self->reads < KEPT ? self->reads : KEPT, first = self->reads - kept;
     PyObject *last = PyList_New(kept);
     if (!last) return NULL;
     for (Py_ssize_t i = 0; i < kept; i++) {
@@ -122,7 +123,7 @@ static PyObject *stream_is_started(Stream *self, void *nothing) {
 static PyMethodDef stream_methods[] = {
     {"start", (PyCFunction)stream_start, METH_VARARGS, "start(source, target): file descriptors. ValueError."},
     {"stop", (PyCFunction)stream_stop, METH_NOARGS, "Nothing is passed on any more; what was stays counted."},
-    {"take", (PyCFunction)stream_take, METH_NOARGS, "How many events were passed on since this was last asked, and the last of them."},
+    {"take", (PyCFunction)stream_take, METH_NOARGS, "How many events were passed on since this was last asked, and the last reads of them."},
     {"take_at", (PyCFunction)stream_take_at, METH_NOARGS, "When the last one was, seconds; 0.0: none since this was last asked."},
     {NULL},
 };
@@ -149,18 +150,36 @@ static PyTypeObject StreamType = {
     .tp_getset = stream_properties,
 };
 
-/* A size line in lower-case hex without leading zeros, as long a payload as it says, which ends with an empty line, CRLF. */
-static int is_usual(const char *data, ssize_t size) {
-    if (size < 6 || size >= USUAL_BYTES_MAX || memcmp(data + size - 4, "\n\n\r\n", 4)) return 0;
+/* How many bytes of `data` are a chunk that ends with an empty line: a size line in lower-case hex without leading zeros, as
+ * long a payload as it says, CRLF. 0: what comes first is none, or is not all there. */
+static ssize_t event_size(const char *data, ssize_t size) {
     ssize_t said = 0;
     int digits = 0;
-    for (; digits < 3; digits++) {
+    for (; digits < 3 && digits < size; digits++) {
         char c = data[digits];
         if (c >= '0' && c <= '9') said = 16 * said + (c - '0');
         else if (c >= 'a' && c <= 'f') said = 16 * said + (c - 'a' + 10);
         else break;
     }
-    return digits && data[0] != '0' && data[digits] == '\r' && data[digits + 1] == '\n' && said == size - digits - 4;
+    ssize_t whole = digits + 2 + said + 2;
+    if (!digits || data[0] == '0' || said < 2 || whole > size || whole >= USUAL_BYTES_MAX) return 0;
+    if (data[digits] != '\r' || data[digits + 1] != '\n' || memcmp(data + whole - 4, "\n\n\r\n", 4)) return 0;
+    return whole;
+}
+
+/* The events that all of `data` is; 0: it is something else, or more than is to be remembered. last: where the last KEPT begin. */
+static Py_ssize_t count_events(const char *data, ssize_t size, ssize_t *last) {
+    ssize_t starts[KEPT], at = 0;
+    Py_ssize_t count = 0;
+    while (at < size) {
+        ssize_t whole = event_size(data + at, size - at);
+        if (!whole) return 0;
+        starts[count++ % KEPT] = at;
+        at += whole;
+    }
+    if (size >= USUAL_BYTES_MAX && count <= KEPT) return 0;
+    *last = count > KEPT ? starts[count % KEPT] : 0;
+    return count;
 }
 
 static int add(PyObject *list, PyObject *item) {
@@ -187,10 +206,12 @@ static int pass_one(Stream *stream, unsigned events, double *now, PyObject *show
         stop(stream);
         return show(shown, source, events, NULL);
     }
-    PyObject *data = PyBytes_FromStringAndSize(buffer, got);
-    if (!data) return -1;
     int failed = 0;
-    if (!is_usual(buffer, got)) {
+    ssize_t last = 0;
+    Py_ssize_t count = count_events(buffer, got, &last);
+    PyObject *data = PyBytes_FromStringAndSize(buffer + last, got - last);
+    if (!data) return -1;
+    if (!count) {
         stop(stream);
         failed = show(shown, source, events, data);
         Py_DECREF(data);
@@ -202,8 +223,13 @@ static int pass_one(Stream *stream, unsigned events, double *now, PyObject *show
         *now = at.tv_sec + at.tv_nsec / 1e9;
     }
     stream->at = *now;
-    PyObject **place = &stream->last[stream->passed % KEPT];
-    stream->passed++;
+    if (last) { /* as much by itself as is to be remembered */
+        for (int i = 0; i < KEPT; i++) Py_CLEAR(stream->last[i]);
+        stream->reads = 0;
+    }
+    PyObject **place = &stream->last[stream->reads % KEPT];
+    stream->reads++;
+    stream->passed += count;
     Py_XSETREF(*place, data);
     ssize_t sent = send(target, buffer, got, MSG_NOSIGNAL);
     if (sent != got) { /* whatever is wrong with the target shows again when Python writes to it */

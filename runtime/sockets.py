@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 if TYPE_CHECKING:
     from runtime._passing import Stream
 
-_VERSION = 2
+_VERSION = 3
 """Of the compiled part; one that was built from other sources is left alone."""
 try:
     from runtime import _passing as compiled
@@ -350,8 +350,8 @@ class StreamTransport(asyncio.Transport):
         return self._sockets.passes
 
     def pass_to(self, other: asyncio.BaseTransport | None) -> Stream | None:
-        """From now on events, each in one chunk of HTTP/1.1 and one read, go there without being shown to the protocol, until
-        something else comes: that is shown, and whether more is to pass must be said again.
+        """From now on reads that are whole events, each in one chunk of HTTP/1.1, go there without being shown to the protocol,
+        until something else comes: that is shown, and whether more is to pass must be said again.
 
         None: not now, or never; nothing was done.
         """

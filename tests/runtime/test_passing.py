@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX
+from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, event_chunks
 from dataplane.relay import LAST_EVENTS_KEPT
 from runtime.sockets import READ_BYTES, Sockets, StreamTransport, _receive, _send, compiled
 from tests.waiting import meanwhile, turns, until
@@ -30,10 +30,17 @@ def event(text: str) -> bytes:
     return chunk(b"data: %b\n\n" % text.encode())
 
 
-def is_usual(data: bytes) -> bool:
-    """As the data plane tells it in Python."""
+def events_in(data: bytes) -> int:
+    """As the data plane tells it in Python; 0: not usual."""
     least, beyond = OPENINGS[len(data)] if len(data) < USUAL_BYTES_MAX else (b"", b"")
-    return data[-4:] == EVENT_END and least <= data < beyond
+    if data[-4:] == EVENT_END and least <= data < beyond:
+        return 1
+    count = len(event_chunks(data))
+    return count if len(data) < USUAL_BYTES_MAX or count > LAST_EVENTS_KEPT else 0
+
+
+def is_usual(data: bytes) -> bool:
+    return events_in(data) > 0
 
 
 class Source(asyncio.Protocol):
@@ -56,7 +63,7 @@ class Source(asyncio.Protocol):
         self.catch_up()
         self.shown.append(data)
         if is_usual(data):
-            self.count += 1
+            self.count += events_in(data)
             self.last.append(data)
         self.target.transport.write(data)
         if is_usual(data):
@@ -175,8 +182,27 @@ async def test_events_pass_without_being_shown_and_are_counted_and_kept(pair: Pa
     assert stream.take() == (0, [])
 
 
+async def test_reads_of_several_pass_too_and_as_much_is_kept_as_says_how_a_stream_ends(pair: Pair) -> None:
+    await pair.say(event("first"))
+    reads = [b"".join(event(f"{number}.{part}") for part in range(count)) for number, count in enumerate((2, 1, 7, 8, 3, 1))]
+    for read in reads:
+        await pair.say(read)
+        assert await pair.hear(len(read)) in (read, event("first") + read)
+    stream = pair.source.transport.stream
+    assert stream is not None
+    assert stream.take() == (22, reads)
+    many = [event("x" * size) for size in range(200, 400)]
+    for read in (reads[0], b"".join(many), reads[1]):
+        await pair.say(read)
+    assert stream.take() == (203, [b"".join(many[-LAST_EVENTS_KEPT:]), reads[1]])
+    assert len(pair.source.shown) == 1
+
+
 UNUSUAL = {
-    "two in one read": event("a") + event("b"),
+    "large ones, too few to be the last that are kept": 2 * event("x" * 3000),
+    "one and a half": event("a") + event("b")[:9],
+    "one and the end": event("a") + LAST_CHUNK,
+    "one and another kind": event("a") + chunk(b": ping\n"),
     "half of one": event("a")[:-3],
     "the end": LAST_CHUNK,
     "the last one with the end": event("[DONE]") + LAST_CHUNK,
