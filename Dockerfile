@@ -21,11 +21,11 @@ COPY emulator ./emulator
 COPY loadgen ./loadgen
 COPY simulation ./simulation
 COPY headway ./headway
-# The compiler is for `runtime/_passing.c`, and gone again in the same layer.
+# The compiler is for what `setup.py` names, and gone again in the same layer.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
     && pip install --no-cache-dir --root-user-action=ignore --no-deps -e . \
     && apt-get purge -y --auto-remove gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
-    && python -c "from runtime import _passing" && python -m compileall -q /app
+    && python -c "from runtime import _passing; from prediction import _trees" && python -m compileall -q /app
 RUN useradd --system --uid 10001 --home /app headway \
     && install -d -o headway /var/lib/headway /var/cache/headway /run/headway
 

@@ -11,7 +11,7 @@ ARGS ?=
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): requirements-dev.lock pyproject.toml setup.py runtime/_passing.c
+$(READY): requirements-dev.lock pyproject.toml setup.py runtime/_passing.c prediction/_trees.c
 	@deploy/make-venv "$(VENV)"
 	@touch $@
 

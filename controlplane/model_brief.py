@@ -116,7 +116,7 @@ class ModelBrief:
         if tokens != self._tokens or max_tokens != self._max_tokens:
             self._tokens, self._max_tokens = tokens, max_tokens
             medians[:] = self._p90s[:] = [_NONE] * len(medians)
-        asks, answer = self._single.asks, self._single.answer
+        asks = self._single.asks
         logs: list[float] = []
         least = second = inf
         best = 0
@@ -125,9 +125,7 @@ class ModelBrief:
             value = medians[at]
             if value != value or held[at] != there:
                 start = spot.asked(tokens, there, max_tokens)
-                if code := asks[at]():
-                    self._single.check(code)
-                value = medians[at] = start + answer.value
+                value = medians[at] = start + asks[at]()
                 held[at] = there
                 self._p90s[at] = _NONE
             if not _LOW < value < _HIGH:

@@ -12,14 +12,17 @@ import math
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from prediction import derive, few
+from prediction import derive, few, trees
 from prediction.bundle import Bundle
 from prediction.errors import BundleError
+
+if TYPE_CHECKING:
+    from prediction._trees import Trees
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,10 +113,16 @@ class BoosterQuantiles:
     """A model of the median of log (seconds / estimate) over derive.COLUMNS, and one of how far above it the p90 is."""
 
     def __init__(
-        self, p50: Booster, spread: Booster, both: Booster | None = None, bounds: tuple[float, float] = (math.inf, math.inf)
+        self,
+        p50: Booster,
+        spread: Booster,
+        both: Booster | None = None,
+        bounds: tuple[float, float] = (math.inf, math.inf),
+        walked: tuple[Trees | None, Trees | None] = (None, None),
     ) -> None:
         """both: the two as one of two outputs, for few rows at a time; None: there is no such thing. bounds: what each of the
-        two can say at most."""
+        two can say at most; walked: each of the two for compiled code."""
+        self.walked = walked
         self.bounds = bounds
         self.p50 = p50
         self.spread = spread
@@ -143,7 +152,9 @@ def load(bundle: Bundle) -> BoosterQuantiles:
     p50, spread = (Booster(text, columns=len(derive.COLUMNS)) for text in texts)
     if p50.outputs != 1 or spread.outputs != 1:
         raise BundleError(f"model {bundle.manifest.model_id}: a booster of more than one output")
-    return BoosterQuantiles(p50, spread, _both(*texts, p50, spread), (few.most(texts[0]), few.most(texts[1])))
+    bounds = few.most(texts[0]), few.most(texts[1])
+    walked = trees.read(texts[0], p50), trees.read(texts[1], spread)
+    return BoosterQuantiles(p50, spread, _both(*texts, p50, spread), bounds, walked)
 
 
 def _both(p50_text: str, spread_text: str, p50: Booster, spread: Booster) -> Booster | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import exp, inf
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from prediction.calibration import LOG_TTFT_BOUNDS, Calibration
 from prediction.errors import BundleError
 
 if TYPE_CHECKING:
+    from prediction._trees import Trees
     from prediction.booster import Booster
 
 _FLOAT64 = 1
@@ -44,8 +45,8 @@ _LEAST, _MOST = LOG_TTFT_BOUNDS
 
 def side_by_side(first: str, second: str) -> str:
     """Two LightGBM models of one output over the same columns, as one of two outputs. BundleError: not such texts."""
-    head, trees = _parts(first)
-    _, others = _parts(second)
+    head, trees = parts(first)
+    _, others = parts(second)
     count = max(len(trees), len(others))
     pairs = zip(_padded(trees, count), _padded(others, count), strict=True)
     every = [tree for pair in pairs for tree in pair]
@@ -63,7 +64,7 @@ def most(text: str) -> float:
     return sum(max(map(float, leaves.split())) for leaves in re.findall(r"^leaf_value=(.+)$", text, re.MULTILINE))
 
 
-def _parts(text: str) -> tuple[str, list[str]]:
+def parts(text: str) -> tuple[str, list[str]]:
     """Head and trees, without their numbers."""
     head, first, rest = text.partition(_FIRST_TREE)
     body, last, _ = rest.partition(_LAST_TREE)
@@ -138,63 +139,55 @@ class Few:
 class Single:
     """One row a call, of at most `most` in memory of its own; one thread."""
 
-    __slots__ = (
-        *("_above", "_boosters", "_length", "_offsets", "_ways", "answer", "asks"),
-        *("beyond", "highest", "rows", "widest"),
-    )
+    __slots__ = ("_above", "_offsets", "_ways", "asks", "beyond", "highest", "rows", "widest")
 
     def __init__(
-        self, median: Booster, spread: Booster, calibration: Calibration, most: int, bounds: tuple[float, float]
+        self,
+        median: Booster,
+        spread: Booster,
+        calibration: Calibration,
+        most: int,
+        bounds: tuple[float, float],
+        trees: tuple[Trees | None, Trees | None] = (None, None),
     ) -> None:
-        """bounds: what the boosters can say at most. BundleError: the library does not do that."""
+        """bounds: what the boosters can say at most; trees: the same models for compiled code. BundleError: there are none, and
+        the library does not do that."""
         self.highest = bounds[0]
         """What a median can be above where the model starts, at most, log."""
         self.widest = max(0.0, bounds[1]) + max(calibration.offsets)
         """How far a p90 can be above its median at most where the endpoint's speed is known, log: by the leaves themselves."""
         self.beyond = calibration.unknown
         """How far the p90 is above the median where an endpoint's speed is not known, at least and as far as is served, log."""
-        width = 8 * median.columns
-        self.rows = bytearray(width * most)
+        self.rows = bytearray(8 * median.columns * most)
         """As those of Few."""
-        self._boosters = median, spread  # whose handles live as long as this
         self._offsets = calibration.offsets
-        self.answer = ctypes.c_double()
-        """Of whatever was asked last."""
-        self._length = ctypes.byref(ctypes.c_int64())
-        predict = median.held.LGBM_BoosterPredictForMatSingleRowFast
-        memory = (ctypes.c_char * len(self.rows)).from_buffer(self.rows)
-        self._ways = _Way(median), _Way(spread)
-        self.asks, self._above = (
-            [
-                partial(predict, way.config, ctypes.byref(memory, width * place), self._length, ctypes.byref(self.answer))
-                for place in range(most)
-            ]
-            for way in self._ways
-        )
-        """asks: for the median of each row, what to call: afterwards `answer` is how far it is above where the model starts,
-        unless a code that is not 0 came back, which is for `check`."""
+        self._ways = [
+            _Way(booster, self.rows) if walked is None else walked
+            for booster, walked in zip((median, spread), trees, strict=True)
+        ]
+        self.asks, self._above = ([way.ask(self.rows, place) for place in range(most)] for way in self._ways)
+        """asks: for the median of each row, what to call: how far it is above where the model starts. BundleError."""
 
     def median(self, place: int, start: float) -> float:
         """Log seconds, not cut to what is served (see `cut`). start: log of the estimate."""
-        self.check(self.asks[place]())
-        return self.answer.value + start
+        return self.asks[place]() + start
 
     def p90(self, place: int, middle: float, *, unknown: bool) -> float:
         """Log seconds. middle: as `median` said; unknown: whether the endpoint's speed is not known."""
-        self.check(self._above[place]())
-        return _upper(middle, self.answer.value, self._offsets, self.beyond if unknown else 0.0)
-
-    def check(self, code: int) -> None:
-        """BundleError: the library said that something was wrong."""
-        self._boosters[0].check(code)
+        return _upper(middle, self._above[place](), self._offsets, self.beyond if unknown else 0.0)
 
 
 class _Way:
     """What the library remembers of a booster whose rows come one by one."""
 
-    __slots__ = ("_free", "config")
+    __slots__ = ("_answer", "_booster", "_free", "_length", "_memory", "config")
 
-    def __init__(self, booster: Booster) -> None:
+    def __init__(self, booster: Booster, rows: bytearray) -> None:
+        """BundleError: the library does not do that."""
+        self._booster = booster  # whose handle lives as long as this
+        self._answer = ctypes.c_double()
+        self._length = ctypes.byref(ctypes.c_int64())
+        self._memory = (ctypes.c_char * len(rows)).from_buffer(rows)
         self.config = ctypes.c_void_p()
         self._free = booster.library.LGBM_FastConfigFree
         booster.check(
@@ -203,6 +196,21 @@ class _Way:
                 *(ctypes.c_int32(booster.columns), _PARAMETERS, ctypes.byref(self.config)),
             )
         )
+
+    def ask(self, rows: bytearray, place: int) -> Callable[[], float]:
+        """rows: those that it was made for."""
+        booster, answer = self._booster, self._answer
+        predict = partial(
+            booster.held.LGBM_BoosterPredictForMatSingleRowFast,
+            *(self.config, ctypes.byref(self._memory, 8 * booster.columns * place), self._length, ctypes.byref(answer)),
+        )
+
+        def asked() -> float:
+            if code := predict():
+                booster.check(code)
+            return answer.value
+
+        return asked
 
     def __del__(self) -> None:
         self._free(self.config)

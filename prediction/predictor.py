@@ -64,7 +64,7 @@ class Calibrated:
         if not isinstance(raw, booster.BoosterQuantiles):
             return None
         try:
-            return Single(raw.p50, raw.spread, self._calibration, most, raw.bounds)
+            return Single(raw.p50, raw.spread, self._calibration, most, raw.bounds, raw.walked)
         except (AttributeError, BundleError):  # a library of before LightGBM 3
             return None
 

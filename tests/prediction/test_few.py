@@ -15,7 +15,7 @@ from prediction import booster, calibration, derive, few, predictor
 from prediction.bundle import Bundle
 from prediction.calibration import Calibration, Floats
 from prediction.errors import BundleError
-from prediction.few import Few
+from prediction.few import Few, Single
 from prediction.predictor import Calibrated
 from tests.trainer.traffic import rows, samples
 from trainer.train import train
@@ -54,6 +54,17 @@ def by_few(model: Calibrated, asked: Floats) -> tuple[list[float], list[float]]:
 def by_single(model: Calibrated, asked: Floats) -> tuple[list[float], list[float]]:
     made = model.single(MOST)
     assert made is not None
+    return singly(made, asked)
+
+
+def by_library(model: Calibrated, asked: Floats) -> tuple[list[float], list[float]]:
+    """As without compiled code."""
+    raw = model._raw
+    assert isinstance(raw, booster.BoosterQuantiles)
+    return singly(Single(raw.p50, raw.spread, model._calibration, MOST, raw.bounds), asked)
+
+
+def singly(made: Single, asked: Floats) -> tuple[list[float], list[float]]:
     columns = derive.inputs(asked)
     data = columns.tobytes()
     made.rows[: len(data)] = data
@@ -63,7 +74,7 @@ def by_single(model: Calibrated, asked: Floats) -> tuple[list[float], list[float
     return [math.exp(few.cut(median)) for median in medians], [math.exp(p90) for p90 in reversed(p90s)]
 
 
-WAYS = pytest.mark.parametrize("way", [by_few, by_single])
+WAYS = pytest.mark.parametrize("way", [by_few, by_single, by_library])
 Way = Callable[[Calibrated, Floats], tuple[list[float], list[float]]]
 
 
