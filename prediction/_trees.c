@@ -14,6 +14,7 @@
 
 #define VERSION 1 /* of what is said above; `trees` takes no other */
 #define ZERO ((double)1e-35f) /* LightGBM takes whatever is not further from it for zero */
+#define COLUMNS_MAX 1024
 #define DEFAULT_LEFT 2
 #define MISSING(kind) (((kind) >> 2) & 3)
 #define MISSING_ZERO 1
@@ -32,6 +33,7 @@ typedef struct {
     double *leaves;
     int32_t *roots; /* as `left` is */
     Py_ssize_t tree_count, columns;
+    int knows_zero; /* some node takes it for a value that is not there */
 } Trees;
 
 typedef struct {
@@ -92,6 +94,7 @@ static int fill(Trees *self, const double *sizes, double **lists) {
             here->feature = (uint16_t)feature;
             here->kind = (uint8_t)kind;
             here->threshold = lists[1][node];
+            self->knows_zero |= MISSING(here->kind) == MISSING_ZERO;
             if (child(lists[3][node], at, count, first, leaf, &here->left)) return -1;
             if (child(lists[4][node], at, count, first, leaf, &here->right)) return -1;
         }
@@ -107,7 +110,7 @@ static PyObject *trees_new(PyTypeObject *type, PyObject *arguments, PyObject *na
         return NULL;
     Py_ssize_t trees = PySequence_Size(sizes_given), nodes = 0;
     if (trees < 0) return NULL;
-    if (columns < 1 || columns > UINT16_MAX) return PyErr_Format(PyExc_ValueError, "%zd columns", columns);
+    if (columns < 1 || columns > COLUMNS_MAX) return PyErr_Format(PyExc_ValueError, "%zd columns", columns);
     double *sizes = numbers(sizes_given, trees), *lists[6] = {NULL};
     Trees *self = NULL;
     int failed = !sizes;
@@ -134,7 +137,22 @@ static PyObject *trees_new(PyTypeObject *type, PyObject *arguments, PyObject *na
     return (PyObject *)self;
 }
 
-static double sum(const Trees *self, const double *row) {
+/* All there, or each node takes what is not there for zero: then nothing but the threshold decides. */
+static double sum_plain(const Trees *self, const double *row) {
+    const Node *nodes = self->nodes;
+    double total = 0;
+    for (Py_ssize_t tree = 0; tree < self->tree_count; tree++) {
+        int32_t at = self->roots[tree];
+        while (at >= 0) {
+            const Node *here = &nodes[at];
+            at = row[here->feature] <= here->threshold ? here->left : here->right;
+        }
+        total += self->leaves[~at];
+    }
+    return total;
+}
+
+static double sum_missing(const Trees *self, const double *row) {
     const Node *nodes = self->nodes;
     double total = 0;
     for (Py_ssize_t tree = 0; tree < self->tree_count; tree++) {
@@ -143,7 +161,6 @@ static double sum(const Trees *self, const double *row) {
             const Node *here = &nodes[at];
             double value = row[here->feature];
             int missing = MISSING(here->kind);
-            if (fabs(value) <= ZERO) value = 0;
             if (isnan(value) && missing != MISSING_NAN) value = 0;
             if ((missing == MISSING_ZERO && value == 0) || (missing == MISSING_NAN && isnan(value)))
                 at = here->kind & DEFAULT_LEFT ? here->left : here->right;
@@ -153,6 +170,16 @@ static double sum(const Trees *self, const double *row) {
         total += self->leaves[~at];
     }
     return total;
+}
+
+static double sum(const Trees *self, const double *given) {
+    double row[COLUMNS_MAX];
+    int missing = self->knows_zero;
+    for (Py_ssize_t i = 0; i < self->columns; i++) {
+        row[i] = fabs(given[i]) <= ZERO ? 0 : given[i];
+        missing |= isnan(given[i]);
+    }
+    return missing ? sum_missing(self, row) : sum_plain(self, row);
 }
 
 static PyObject *ask_call(PyObject *self, PyObject *const *arguments, size_t flags, PyObject *names) {

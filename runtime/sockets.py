@@ -191,12 +191,20 @@ class Sockets:
         readers = self._readers
         for fd, events in ready:
             reader = readers.get(fd)
-            if reader is not None and events == _IN:
-                reader.read()
-            else:
+            if reader is None or events != _IN:
                 told = self._others.get(fd)
                 if told is not None:
                     told(events)
+                continue
+            try:
+                data = receive(fd)
+            except OSError as error:
+                reader.broke(error)
+                continue
+            if data:
+                reader.took(data)
+            elif data is not None:  # else another socket of that number was meant, closed in this pass
+                reader.at_end()
 
 
 class StreamTransport(asyncio.Transport):
@@ -397,7 +405,7 @@ class StreamTransport(asyncio.Transport):
             return
         if data:
             self.took(data)
-        elif data is not None:  # else another socket of that number was meant, closed in this pass
+        elif data is not None:
             self.at_end()
 
     def took(self, data: bytes) -> None:
