@@ -19,7 +19,8 @@ from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, ResponseHead, 
 from dataplane.relay import LAST_EVENTS_KEPT
 from dataplane.token_times import TokenTimes
 from runtime.clock import Clock
-from runtime.sockets import Sockets, StreamTransport
+from runtime.sockets import Sockets
+from runtime.stream_transport import StreamTransport
 from runtime.tasks import within
 from runtime.tls import client_context
 

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VERSION 1 /* of what is said above; `trees` takes no other */
+#define VERSION 1 /* of what is said above; `prediction.trees` takes no other */
 #define ZERO ((double)1e-35f) /* LightGBM takes whatever is not further from it for zero */
 #define COLUMNS_MAX 1024
 #define DEFAULT_LEFT 2

@@ -33,7 +33,7 @@
 #define READ_BYTES 65536
 #define USUAL_BYTES_MAX 4096
 #define KEPT 8
-#define VERSION 3 /* of what is said above; `sockets` takes no other */
+#define VERSION 3 /* of what is said above; `runtime.passing` takes no other */
 
 typedef struct {
     PyObject_HEAD

@@ -14,7 +14,9 @@ import pytest
 
 from dataplane.http1 import EVENT_END, OPENINGS, USUAL_BYTES_MAX, event_chunks
 from dataplane.relay import LAST_EVENTS_KEPT
-from runtime.sockets import READ_BYTES, Sockets, StreamTransport, _receive, _send, compiled
+from runtime.passing import READ_BYTES, _receive, _send, compiled
+from runtime.sockets import Sockets
+from runtime.stream_transport import StreamTransport
 from tests.waiting import meanwhile, turns, until
 
 pytestmark = pytest.mark.skipif(compiled is None, reason="the installation found no C compiler")

@@ -12,7 +12,9 @@ from random import Random
 
 import pytest
 
-from runtime.sockets import HIGH_WATER_BYTES, READ_BYTES, Door, Sockets
+from runtime.passing import READ_BYTES
+from runtime.sockets import Door, Sockets
+from runtime.stream_transport import HIGH_WATER_BYTES
 from tests.waiting import meanwhile, turns, until
 
 MUCH = 8 * 1024 * 1024
