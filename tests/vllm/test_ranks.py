@@ -53,7 +53,9 @@ async def test_each_rank_finds_what_was_predicted_of_it(stack: RunningStack) -> 
     results = await converse(stack.url, REQUESTS, seed=5, at_once=6, free=False)
     equal = sum(result.predicted == result.cached for result in results) / len(results)
     found = sum(result.cached for result in results) / sum(result.prompt_tokens for result in results)
-    print(f"\n{len(results)} turns, {equal:.1%} predicted to the token, {found:.1%} of prompt tokens found in a cache")
+    alone = sum(not result.decision_id for result in results)
+    print(f"\n{len(results)} turns, {equal:.1%} predicted to the token, {found:.1%} of prompt tokens found in a cache;")
+    print(f"  {alone} placed by the fallback; others: {[(r.predicted, r.cached) for r in results if r.predicted != r.cached]}")
     assert sum(result.cached for result in results) > 20 * len(results), "hardly anything was shared: this run proves nothing"
     assert equal >= EQUAL_MIN
     wait_until(lambda: all(rank.active == 0 for rank in ranks(stack)), seconds_max=5, what="nothing counted at any rank")
