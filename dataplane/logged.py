@@ -77,7 +77,7 @@ class LoggedExchange(Exchange):
             line.cached_tokens = _known(ending.cached_tokens)
             line.output_tokens = _known(ending.output_tokens)
             if line.output_tokens < 0 and relay.is_stream and relay.chunks is not None and self._first_at:
-                line.output_tokens = relay.token_count  # as `report` has it
+                line.output_tokens = relay.chunk_count - ending.done  # as `report` has it
         log_of(self._gateway).add(line)
 
     def _line(self, status: int, end: str, now: float) -> Line:

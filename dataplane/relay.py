@@ -129,7 +129,6 @@ class Relay:
         "phase",
         "ready",
         "remaining",
-        "silent",
         "stream",
         "to",
         "trailing",
@@ -148,7 +147,6 @@ class Relay:
         self.is_stream = False
         self.ready = False  # HELD long enough: ask `verdict`, then `release`
         self.first = _NOTHING
-        self.silent = 0  # events before the first with content: the role of a chat
         self.ending = _UNKNOWN
         self.trailing = False  # bytes after the message: the connection must not be used again
         self.cut_short = False  # a stream that ended as HTTP but not as an event stream
@@ -212,11 +210,6 @@ class Relay:
             return 0
         return self.chunks.chunks + self.passed + (0 if self.stream is None else self.stream.passed)
 
-    @property
-    def token_count(self) -> int:
-        """Of a stream that does not say how many: a chunk each, but for those before the first one and the one that ends it."""
-        return max(0, self.chunk_count - self.silent - self.ending.done)
-
     def moved(self) -> bool:
         """Whether a chunk has come since this was last asked."""
         before, self._chunks_seen = self._chunks_seen, self.chunk_count
@@ -263,7 +256,7 @@ class Relay:
         parts = event_chunks(data)
         if not parts or not chunks.at_boundary or not events.at_boundary:
             return False
-        says, event, silent = _NOTHING, b"", 0
+        says, event = _NOTHING, b""
         for part in parts:
             start = part.find(b"\ndata: ") + 7
             if start < 10 or start > 12 or part.find(b"\n", start) >= 0:
@@ -272,9 +265,7 @@ class Relay:
             says = meaning(event)
             if says is not _NOTHING:
                 break
-            silent += 1
         self.first = says
-        self.silent += silent
         if says is _ERROR:
             self.error_event = event
         chunks.chunks += len(parts)
@@ -455,7 +446,6 @@ class Relay:
                 self.first = says
                 self.error_event = event if says is _ERROR else b""
                 return
-            self.silent += 1
 
     def _read_body(self) -> None:
         assert self.head is not None

@@ -32,7 +32,7 @@ def outcome(attempt: Attempt, end: End, now: float, request_id: str, model: str,
     ending, streamed = relay.ending, relay.is_stream
     output_tokens, ttft_s, itl_s = ending.output_tokens, -1.0, -1.0
     if output_tokens is None:
-        output_tokens = relay.token_count if relay.chunks is not None and streamed and first_at else 0
+        output_tokens = relay.chunk_count - ending.done if relay.chunks is not None and streamed and first_at else 0
     if streamed and first_at:
         ttft_s = first_at - sent_at
         if output_tokens > 1:

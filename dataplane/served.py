@@ -233,5 +233,5 @@ class Served:
         if prompt is None:
             prompt = permit.prompt_tokens
         if output is None:
-            output = relay.token_count if relay.is_stream else 0
+            output = relay.chunk_count if relay.is_stream else 0
         return prompt, output

@@ -258,7 +258,7 @@ class UsualExchange(Exchange):
             return True
         output_tokens, prompt_tokens, cached_tokens = ending.output_tokens, ending.prompt_tokens, ending.cached_tokens
         if output_tokens is None:
-            output_tokens = relay.token_count
+            output_tokens = relay.chunk_count - 1  # less the one that says that it is done
         row = (
             attempt.target.decision_id, _COMPLETE, 200, first_at - attempt.sent_at, now - attempt.sent_at, output_tokens,
             -1 if prompt_tokens is None else prompt_tokens, -1 if cached_tokens is None else cached_tokens,

@@ -83,7 +83,7 @@ async def control(short_dir: Path) -> AsyncIterator[Control]:
 
 
 BOTH_WAYS = frozenset(
-    f"tests.dataplane.test_{name}" for name in ("accounts", "control", "endings", "failures", "proxy", "stuck", "token_counts")
+    f"tests.dataplane.test_{name}" for name in ("accounts", "control", "endings", "failures", "proxy", "stuck")
 )
 """Whose tests run a second time with heads that are known and a connection that idles: usual requests go the short way then."""
 NEW_CONNECTIONS = frozenset(
