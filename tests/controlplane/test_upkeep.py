@@ -32,6 +32,6 @@ async def test_a_loop_that_stood_still_gives_every_engine_that_time(short_dir: P
         await turns(3)  # the upkeep looks
         endpoints = served.plant.snapshot.endpoints()
         before = [endpoint.progressed_at for endpoint in endpoints]
-        time.sleep(2 * STILL_S)  # noqa: ASYNC251 - it stands still
+        time.sleep(2 * STILL_S)  # noqa: ASYNC251 - the process stands still, which is what is tested
         await until(lambda: all(one.progressed_at > was + STILL_S for one, was in zip(endpoints, before, strict=True)))
         assert all(endpoint.progressed_at <= served.plant.now for endpoint in endpoints)

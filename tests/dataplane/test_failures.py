@@ -269,7 +269,7 @@ async def test_time_in_which_the_process_stood_still_is_no_engines_silence(
     asked = asyncio.create_task(ask(proxy.port, request(chat(stream=True))))
     await backend.until(lambda backend: len(backend.requests) == 1)
     await proxy.until(lambda app: [one.is_silent for one in app.gateway.exchanges] == [not begun])
-    time.sleep(3 * limit_s)  # noqa: ASYNC251 - it stands still
+    time.sleep(3 * limit_s)  # noqa: ASYNC251 - the process stands still, which is what is tested
     go_on.set()
     response = await asked
     assert (response.status, response.headers["x-headway-attempts"], response.text) == (200, "1", "abc")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import socket
 import struct
 import termios
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from runtime.clock import ManualClock
 from runtime.sockets import Sockets
 from tests.dataplane.test_usual_streams import ENDS, EVENTS, STREAMS, USUAL_END, Owner, read
 from tests.fakes.backend import STREAM_HEAD, chunk, delta, event
+from tests.sockets import connected
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(not Sockets().passes, reason="the installation found no C compiler")
@@ -58,8 +58,8 @@ class Wired(Owner):
         super().__init__(short, hold_bytes_max, passes=True)
         pool = UpstreamPool(clock=ManualClock(), idle_s=1.0, connect_timeout_s=1.0, sockets=sockets)
         client = Client()
-        self.engine, source = _connected(stack)
-        self.client, target = _connected(stack)
+        self.engine, source = connected(stack)
+        self.client, target = connected(stack)
         self.source = source.fileno()
         sockets.add(target, client)
         self.target = client.transport
@@ -84,15 +84,6 @@ class Wired(Owner):
         while _pending(self.client.fileno()):
             found += self.client.recv(1 << 20)
         return found
-
-
-def _connected(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = stack.enter_context(socket.create_connection(server.getsockname()))
-        theirs, _ = server.accept()
-    for each in (ours, theirs):
-        each.setblocking(False)
-    return ours, theirs
 
 
 def _pending(fd: int) -> int:

@@ -21,7 +21,7 @@ LEAVE = """
     async def leave(target):
         channel = grpc.aio.insecure_channel(target)
         watching = asyncio.create_task(channel.wait_for_state_change(grpc.ChannelConnectivity.IDLE))
-        await asyncio.sleep(0.05)  # the operation begins
+        await asyncio.sleep(0.05)  # the operation begins, of which gRPC tells nobody
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         channel._channel.closing()  # as one whose close was interrupted: it is not destroyed, and its watch goes on
@@ -39,7 +39,7 @@ def test_a_channel_with_an_operation_pending_is_collected_at_once(tmp_path: Path
     async def leave() -> None:
         channel = grpc.aio.insecure_channel(f"unix:{tmp_path}/nobody.sock")
         watching = asyncio.create_task(channel.wait_for_state_change(grpc.ChannelConnectivity.IDLE))
-        await asyncio.sleep(0.05)  # the operation begins
+        await asyncio.sleep(0.05)  # the operation begins, of which gRPC tells nobody
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         channel._channel.closing()  # type: ignore[attr-defined]  # as one whose close was interrupted: its watch goes on

@@ -17,6 +17,7 @@ from dataplane.relay import LAST_EVENTS_KEPT
 from runtime.passing import READ_BYTES, _receive, _send, compiled
 from runtime.sockets import Sockets
 from runtime.stream_transport import StreamTransport
+from tests.sockets import connected
 from tests.waiting import meanwhile, turns, until
 
 pytestmark = pytest.mark.skipif(compiled is None, reason="the installation found no C compiler")
@@ -110,8 +111,8 @@ class Pair:
     """An engine's socket and a client's, with what is between them."""
 
     def __init__(self, sockets: Sockets, stack: ExitStack) -> None:
-        engine, source = _connected(stack)
-        client, target = _connected(stack)
+        engine, source = connected(stack)
+        client, target = connected(stack)
         self.engine, self.client = engine, client
         self.target = Target()
         sockets.add(target, self.target)
@@ -137,16 +138,6 @@ class Pair:
                 break
             found += data
         return found
-
-
-def _connected(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = stack.enter_context(socket.create_connection(server.getsockname()))
-        theirs, _ = server.accept()
-    for each in (ours, theirs):
-        each.setblocking(False)
-        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return ours, theirs
 
 
 @pytest.fixture
@@ -388,7 +379,7 @@ async def test_nobody_passes_where_it_is_not_wanted_or_cannot_be(stack: ExitStac
 @pytest.mark.parametrize("which", ["compiled", "plain"])
 def test_one_read_and_one_write(stack: ExitStack, which: str) -> None:
     receive, send = (compiled.receive, compiled.send) if which == "compiled" else (_receive, _send)
-    here, there = _connected(stack)
+    here, there = connected(stack)
     assert receive(here.fileno()) is None
     assert [send(there.fileno(), data) for data in (b"a", bytearray(b"bc"), memoryview(b"xdef")[1:])] == [1, 2, 3]
     assert receive(here.fileno()) == b"abcdef"

@@ -119,7 +119,7 @@ def test_what_came_while_the_process_stood_still_was_in_time(new_loop: Callable[
 
             def stand_still() -> None:
                 theirs.send(b"in time")
-                time.sleep(STILL_S)
+                time.sleep(STILL_S)  # the process stands still, which is what is tested
 
             loop.call_later(BOUND_S / 4, stand_still)
             async with within(BOUND_S):
